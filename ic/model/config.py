@@ -1,0 +1,164 @@
+"""Configuration of the MLA language model. Names are DeepSeek-V2/V3's and Hugging Face's, verbatim."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+ATTENTION_BACKENDS = ("torch", "triton")
+LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
+ROPE_TYPES = ("default", "yarn")
+
+
+class MLAConfig(PreTrainedConfig):
+    """Configuration of `MLAForCausalLM`.
+
+    A folder saved with this configuration also loads in `transformers`' `DeepseekV3ForCausalLM`
+    (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end of
+    the list are left at their defaults: every layer is dense, `first_k_dense_replace` says so.
+
+    Args:
+        vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: sizes.
+        q_lora_rank: rank of the query's down-projection; None for a full-rank query.
+        kv_lora_rank: rank of the latent that the cache holds (numbers a token and layer).
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim: dimensions a head.
+        max_position_embeddings: largest position plus one that the model accepts.
+        rope_parameters: `{"rope_type": "default", "rope_theta": 1e4}` or YaRN's keys
+            (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale, mscale_all_dim`).
+        rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
+        attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU).
+        absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
+        length_temperature: scale on the query by the number of visible keys n:
+            `none`; `llama4`: 1 + beta * log(1 + floor((n - 1) / original)); `ssmax`: a learned
+            per-head s * log(n) (Scalable-Softmax, arXiv 2501.19399).
+        nope_layers: indices of layers that do not rotate query and key.
+
+    Raises:
+        ValueError: a dimension that does not fit, or an unknown choice.
+    """
+
+    model_type = "infinite_context"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 320
+    hidden_size: int = 2048
+    intermediate_size: int = 5440
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 16
+    num_key_value_heads: int | None = None
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 192
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2**21
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = 256
+    bos_token_id: int | None = 257
+    eos_token_id: int | list[int] | None = 258
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    rope_interleave: bool = True
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    first_k_dense_replace: int | None = None
+
+    # InfiniteContext's extensions
+    attention_backend: str = "torch"
+    absorbed_max_queries: int = 16
+    length_temperature: str = "none"
+    length_temperature_beta: float = 0.1
+    length_temperature_original: int = 8192
+    nope_layers: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        # transformers' rope code reads the rotated dimension under this name
+        self.head_dim = self.qk_rope_head_dim
+        if self.nope_layers is None:
+            self.nope_layers = []
+        if self.first_k_dense_replace is None:
+            self.first_k_dense_replace = self.num_hidden_layers
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @property
+    def latent_dim(self) -> int:
+        """Numbers that the cache holds a token and layer."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """1/sqrt(d_qk), times YaRN's mscale squared as in DeepSeek-V3's `Attention.__init__`."""
+        scale = self.qk_head_dim**-0.5
+        rope = self.rope_parameters or {}
+        if rope.get("rope_type", "default") == "yarn" and rope.get("mscale_all_dim"):
+            scale *= yarn_mscale(rope["factor"], rope["mscale_all_dim"]) ** 2
+        return scale
+
+    def _check(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+            "v_head_dim", "max_position_embeddings",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.q_lora_rank is not None and self.q_lora_rank < 1:
+            raise ValueError(
+                f"q_lora_rank={self.q_lora_rank}: must be at least 1, or null for none"
+            )
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(
+                f"qk_rope_head_dim={self.qk_rope_head_dim}: rotation works on pairs; use an even number"
+            )
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads}: MLA expands one key and value a "
+                f"query head; leave it out or set {self.num_attention_heads}"
+            )
+        if (self.first_k_dense_replace or 0) < self.num_hidden_layers:
+            raise ValueError(
+                f"first_k_dense_replace={self.first_k_dense_replace} of {self.num_hidden_layers} "
+                "layers: mixture-of-experts layers are not supported, every layer must be dense"
+            )
+        if self.attention_dropout:
+            raise ValueError(f"attention_dropout={self.attention_dropout}: only 0 is supported")
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act={self.hidden_act!r}: only 'silu' is supported")
+        _one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        _one_of("length_temperature", self.length_temperature, LENGTH_TEMPERATURES)
+        bad = [i for i in self.nope_layers or [] if not 0 <= i < self.num_hidden_layers]
+        if bad:
+            raise ValueError(
+                f"nope_layers={bad}: layer indices run from 0 to {self.num_hidden_layers - 1}"
+            )
+        self._check_rope(self.rope_parameters or {})
+
+    @staticmethod
+    def _check_rope(rope: dict[str, Any]) -> None:
+        _one_of("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
+        if not rope.get("rope_theta", 0) > 1:
+            raise ValueError(
+                f"rope_parameters.rope_theta={rope.get('rope_theta')}: must be a number above 1"
+            )
+        if rope.get("rope_type") == "yarn":
+            missing = {"factor", "original_max_position_embeddings"} - rope.keys()
+            if missing:
+                raise ValueError(f"rope_parameters: YaRN needs {sorted(missing)}")
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """YaRN's attention factor, 0.1 * mscale * ln(factor) + 1 (arXiv 2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")

@@ -1,0 +1,52 @@
+"""Cross-entropy from hidden states without ever holding tokens x vocabulary logits.
+
+Legend: M tokens (flattened), D hidden, W vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+# 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing from it.
+CHUNK_TOKENS = 4096
+
+
+def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T` against labels, over labels that are not -100; float32 scalar.
+
+    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are projected one after the other
+    and projected again in the backward pass. Zero if no label counts.
+    """
+    count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
+    if hidden_MD.is_cuda and (fused := _liger()) is not None:
+        return fused(hidden_MD, weight_WD, labels_M) / count
+    total = hidden_MD.new_zeros((), dtype=torch.float32)
+    for start in range(0, hidden_MD.shape[0], CHUNK_TOKENS):
+        chunk = slice(start, start + CHUNK_TOKENS)
+        total = total + checkpoint(
+            _summed, hidden_MD[chunk], weight_WD, labels_M[chunk], use_reentrant=False
+        )
+    return total / count
+
+
+def shift_labels(labels_BT: Tensor) -> Tensor:
+    """Labels aligned with the inputs -> labels of the next token, the last position ignored (B, T)."""
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    logits = F.linear(hidden, weight.to(hidden.dtype)).float()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def _liger():  # type: ignore[no-untyped-def]
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return None
+    loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
+    return lambda hidden, weight, labels: loss(weight.to(hidden.dtype), hidden, labels)

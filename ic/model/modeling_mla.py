@@ -1,0 +1,289 @@
+"""The MLA language model as Hugging Face classes, so that `generate`, TRL, PEFT and lm-eval work with it.
+
+Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from ic.model.attention import AttentionContext, MLAAttention
+from ic.model.cache import LatentCache
+from ic.model.config import MLAConfig
+from ic.model.init import init_weights
+from ic.model.loss import linear_cross_entropy, shift_labels
+from ic.model.mlp import MLAMLP
+from ic.model.norm import MLARMSNorm
+from ic.model.rope import DecoupledRotaryEmbedding
+from ic.model.sdpa import Segments
+
+
+class MLADecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward with residual connections."""
+
+    def __init__(self, config: MLAConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.self_attn = MLAAttention(config, layer_idx)
+        self.mlp = MLAMLP(config)
+        self.input_layernorm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
+    ) -> Tensor:
+        hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context, cache)
+        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+
+
+class MLAPreTrainedModel(PreTrainedModel):
+    config_class = MLAConfig
+    config: MLAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["MLADecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    # The attention backend is `config.attention_backend`; this only keeps transformers from objecting to its default.
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_weights(module, self.config)
+
+
+class MLAModel(MLAPreTrainedModel):
+    """Embedding, decoder layers and final norm."""
+
+    def __init__(self, config: MLAConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            MLADecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = DecoupledRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        document_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, T, D) after the final norm.
+
+        Args:
+            input_ids: (B, T) int64, or `inputs_embeds` (B, T, D).
+            attention_mask: (B, S) of 0 and 1, padding marked 0.
+            position_ids: (B, T) int64; rotation only, any values below `max_position_embeddings`.
+            past_key_values: cache of earlier tokens; made here if `use_cache` and None.
+            document_ids: (B, T), contiguous runs; a token attends only within its run.
+
+        Raises:
+            ValueError: inputs that exclude each other, or a length beyond the model's positions.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_BTD = inputs_embeds
+        if torch.is_autocast_enabled(hidden_BTD.device.type):
+            # Otherwise the float32 embedding makes the whole residual stream float32.
+            hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
+        if past_key_values is None and use_cache:
+            past_key_values = LatentCache(self.config.num_hidden_layers)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        context = self._context(hidden_BTD, attention_mask, position_ids, document_ids, past)
+        all_hidden = [hidden_BTD] if output_hidden_states else None
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, context, past_key_values)
+            if all_hidden is not None:
+                all_hidden.append(hidden_BTD)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_BTD),
+            past_key_values=past_key_values,
+            hidden_states=None if all_hidden is None else tuple(all_hidden),
+        )
+
+    def _context(
+        self,
+        hidden_BTD: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        document_ids: Tensor | None,
+        past: int,
+    ) -> AttentionContext:
+        config, tokens, device = self.config, hidden_BTD.shape[1], hidden_BTD.device
+        if past + tokens > config.max_position_embeddings:
+            raise ValueError(
+                f"{past + tokens} tokens: the model has {config.max_position_embeddings} positions "
+                "(max_position_embeddings); shorten the input"
+            )
+        if document_ids is not None and (past or attention_mask is not None):
+            raise ValueError("document_ids goes with neither a cache nor an attention_mask")
+        if attention_mask is not None and (attention_mask.dim() != 2 or bool(attention_mask.all())):
+            if attention_mask.dim() != 2:
+                raise ValueError(
+                    f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)"
+                )
+            attention_mask = None
+        visible_BT = self._visible(attention_mask, document_ids, past, tokens, device)
+        if position_ids is None:
+            # Padded rows count their own tokens; documents share one line of positions.
+            position_ids = (
+                torch.arange(past, past + tokens, device=device)[None]
+                if attention_mask is None
+                else visible_BT - 1
+            )
+        cos_BTF, sin_BTF = self.rotary_emb(position_ids)
+        return AttentionContext(
+            cos_BTF,
+            sin_BTF,
+            visible_BT=visible_BT,
+            mask_BTS=_padding_mask(attention_mask, past, tokens),
+            segments=None if document_ids is None else _segments(document_ids),
+            document_ids_BT=document_ids,
+        )
+
+    @staticmethod
+    def _visible(
+        attention_mask: Tensor | None,
+        document_ids: Tensor | None,
+        past: int,
+        tokens: int,
+        device: torch.device,
+    ) -> Tensor:
+        if attention_mask is not None:
+            return attention_mask.long().cumsum(-1)[:, -tokens:].clamp(min=1)
+        index = torch.arange(past, past + tokens, device=device)[None]
+        if document_ids is None:
+            return index + 1
+        starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+        return index - torch.where(starts, index, 0).cummax(-1).values + 1
+
+
+class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
+    """Language model head on `MLAModel`."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: MLAConfig) -> None:
+        super().__init__(config)
+        self.model = MLAModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, W), and the mean loss if `labels` (B, T; unshifted, -100 ignored) are given.
+
+        `logits_to_keep` limits the logits to the last tokens; `skip_logits` returns the loss alone, computed in
+        chunks. Other arguments are `MLAModel.forward`'s.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_BTD = outputs.last_hidden_state
+        loss = None
+        if labels is not None:
+            loss = linear_cross_entropy(
+                hidden_BTD.flatten(0, 1), self.lm_head.weight, shift_labels(labels).flatten()
+            )
+        logits = None
+        if not skip_logits:
+            keep = (
+                slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            )
+            logits = self.lm_head(hidden_BTD[:, keep])
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Give `generate` a `LatentCache` of the final size unless the caller chose a cache."""
+        if (
+            model_kwargs.get("past_key_values") is None
+            and generation_config.use_cache
+            and generation_config.cache_implementation is None
+        ):
+            model_kwargs["past_key_values"] = LatentCache(
+                self.config.num_hidden_layers, capacity_tokens=generation_config.max_length
+            )
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, *args, **kwargs
+        )
+
+
+def _padding_mask(attention_mask: Tensor | None, past: int, tokens: int) -> Tensor | None:
+    """(B, S) of 0 and 1 -> (B, T, S) bool, True where a key is visible."""
+    if attention_mask is None:
+        return None
+    keys = past + tokens
+    if attention_mask.shape[1] != keys:
+        raise ValueError(
+            f"attention_mask covers {attention_mask.shape[1]} tokens, but {past} are cached and "
+            f"{tokens} are new"
+        )
+    index = torch.arange(keys, device=attention_mask.device)
+    query = index[past:, None]
+    # A padding query sees itself, because a row without any key would be NaN.
+    return (index <= query) & (attention_mask.bool()[:, None] | (index == query))
+
+
+def _segments(document_ids_BT: Tensor) -> Segments:
+    """Contiguous runs as (row, start, end); one copy to the host."""
+    segments: Segments = []
+    for row, ids in enumerate(document_ids_BT.cpu()):
+        edges = (ids[1:] != ids[:-1]).nonzero().flatten().add(1).tolist()
+        bounds = [0, *edges, len(ids)]
+        segments += [(row, i, j) for i, j in zip(bounds[:-1], bounds[1:], strict=True)]
+    return segments
+
+
+AutoConfig.register(MLAConfig.model_type, MLAConfig)
+AutoModel.register(MLAConfig, MLAModel)
+AutoModelForCausalLM.register(MLAConfig, MLAForCausalLM)

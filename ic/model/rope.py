@@ -1,0 +1,87 @@
+"""Decoupled rotary position embedding.
+
+Legend: B batch, T tokens, H heads, P qk_rope_head_dim.
+
+Angles are computed in float64 and cast after cos and sin: at position 2^20 a float32 angle is off by up to
+0.03 rad, because float32 resolves only 2^-4 there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ic.model.config import MLAConfig, yarn_mscale
+
+
+def inverse_frequencies(config: MLAConfig) -> Tensor:
+    """Rotation per position of each pair, float64 (P/2,), with YaRN's interpolation if configured.
+
+    YaRN follows arXiv 2309.00071 and DeepSeek-V3's `precompute_freqs_cis`: pairs that turn more than
+    `beta_fast` times in the original context keep their frequency, those below `beta_slow` are divided by
+    `factor`, and a linear ramp joins them.
+    """
+    rope = config.rope_parameters or {}
+    dim, theta = config.qk_rope_head_dim, float(rope["rope_theta"])
+    inv_freq = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    if rope.get("rope_type", "default") == "default":
+        return inv_freq
+    original = rope["original_max_position_embeddings"]
+
+    def pair_at(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_at(rope.get("beta_fast") or 32)), 0)
+    high = min(math.ceil(pair_at(rope.get("beta_slow") or 1)), dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 0.001)
+    keep = 1 - ramp.clamp(0, 1)
+    return inv_freq / rope["factor"] * (1 - keep) + inv_freq * keep
+
+
+def cos_sin_scale(config: MLAConfig) -> float:
+    """YaRN's factor on cos and sin: mscale / mscale_all_dim, both through `yarn_mscale`."""
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") == "default":
+        return 1.0
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if mscale and all_dim:
+        return yarn_mscale(rope["factor"], mscale) / yarn_mscale(rope["factor"], all_dim)
+    return yarn_mscale(rope["factor"], 1.0)
+
+
+class DecoupledRotaryEmbedding(nn.Module):
+    """cos and sin of the rotary part that MLA keeps apart from the latent."""
+
+    def __init__(self, config: MLAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = cos_sin_scale(config)
+
+    @torch.no_grad()
+    def forward(self, position_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B, T) int64 -> cos, sin (B, T, P/2) float32."""
+        # Not a buffer: `module.to(dtype)` would cast it, and P/2 numbers cost nothing to make.
+        inv_freq = inverse_frequencies(self.config).to(position_ids_BT.device)
+        angle = position_ids_BT[..., None].double() * inv_freq
+        return (angle.cos() * self.scale).float(), (angle.sin() * self.scale).float()
+
+
+def apply_rope(x_BTHP: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, *, interleave: bool) -> Tensor:
+    """Rotate the last dimension of (B, T, H, P) by cos, sin (B, T, P/2); computed in float32.
+
+    With `interleave` the pairs are (2i, 2i+1) and stay where they are (DeepSeek's `view_as_complex`);
+    otherwise (i, i + P/2), Hugging Face's `rotate_half`.
+    """
+    x = x_BTHP.float()
+    cos, sin = cos_BTF.unsqueeze(2), sin_BTF.unsqueeze(2)
+    if interleave:
+        a, b = x[..., 0::2], x[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = x.chunk(2, dim=-1)
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return out.to(x_BTHP.dtype)

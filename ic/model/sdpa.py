@@ -1,0 +1,74 @@
+"""Causal attention of expanded queries, keys and values on PyTorch's fused operators.
+
+Legend: B batch, T query tokens, S key tokens, H heads, K qk_head_dim, V v_head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+# cuDNN takes K != V without padding and is the fastest on Hopper; PyTorch's own flash kernel refuses K != V.
+_CUDA_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+Segments = list[tuple[int, int, int]]
+
+
+def causal_attention(
+    q_BTHK: Tensor,
+    k_BSHK: Tensor,
+    v_BSHV: Tensor,
+    *,
+    scale: float,
+    mask_BTS: Tensor | None = None,
+    segments: Segments | None = None,
+) -> Tensor:
+    """softmax(scale q k^T, causal) v -> (B, T, H, V).
+
+    The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the mask decides
+    alone. With `segments` (row, start, end) each document attends within itself; this needs T == S.
+    """
+    if segments is None:
+        return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, mask_BTS)
+    # One call a document costs launches, but neither a (T, T) mask nor work outside the blocks.
+    out = v_BSHV.new_empty(*q_BTHK.shape[:3], v_BSHV.shape[-1])
+    if len(segments) == 1 and len(out) == 1:
+        return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, None)
+    pieces = [
+        _sdpa(q_BTHK[b, i:j][None], k_BSHK[b, i:j][None], v_BSHV[b, i:j][None], scale, None)[0]
+        for b, i, j in segments
+    ]
+    return torch.cat(pieces).view(out.shape)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None) -> Tensor:
+    tokens, keys, v_dim = q.shape[1], k.shape[1], v.shape[-1]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and v_dim < q.shape[-1]:
+        # The CPU's flash kernel wants K == V; its other path holds all T x S scores.
+        v = F.pad(v, (0, q.shape[-1] - v_dim))
+    mask = None if mask_BTS is None else mask_BTS[:, None]
+    causal = mask is None and tokens == keys
+    if mask is None and not causal and tokens > 1:
+        mask = causal_lower_right(tokens, keys)
+        if on_cpu:
+            mask = _lower_right_mask(tokens, keys)
+    if on_cpu:
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    else:
+        with sdpa_kernel(_CUDA_BACKENDS, set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
+    return out[..., :v_dim].transpose(1, 2)
+
+
+def _lower_right_mask(tokens: int, keys: int) -> Tensor:
+    return torch.ones(tokens, keys, dtype=torch.bool).tril_(keys - tokens)
