@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # What a shell reports for a program that Ctrl-C ended.
@@ -92,7 +93,8 @@ class FolderCheckpoint(Checkpoint):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.config.monitor is None or trainer.sanity_checking or not trainer.fit_loop.running:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.config.monitor is None or not fitting:
             return
         score = trainer.callback_metrics.get(self.config.monitor)
         if score is None:
