@@ -25,6 +25,7 @@ class MLAMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x_BTD.shape[1] <= INFERENCE_CHUNK_TOKENS:
