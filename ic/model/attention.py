@@ -1,8 +1,9 @@
 """Multi-head Latent Attention in two forms with the same weights and the same result.
 
-Expanded (training, prefill): keys and values of every head are made from the latents. Absorbed (decode): the two halves of
-`kv_b_proj` are moved to the query and the output, so that all heads attend to the latents themselves
-(arXiv 2405.04434, section 2.1.2; DeepSeek-V3 `inference/model.py`).
+Expanded (training, prefill): keys and values of every head are made from the latents. Absorbed
+(decode): the two halves of `kv_b_proj` are moved to the query and the output, so that all heads
+attend to the latents themselves (arXiv 2405.04434, section 2.1.2; DeepSeek-V3
+`inference/model.py`).
 
 Legend: B batch, T new tokens, S visible tokens, D hidden, H heads, N qk_nope, P qk_rope, K = N + P, V v_head,
 R kv_lora_rank, C = R + P.
@@ -44,10 +45,12 @@ class AttentionContext:
 
 
 class LengthTemperature(nn.Module):
-    """Scale on the query that depends on the number of visible keys, so that softmax stays sharp at length.
+    """Scale on the query that depends on the number of visible keys, so that softmax stays sharp at
+    length.
 
-    `llama4` is fixed: 1 + beta * log(1 + floor((n - 1) / original)). `ssmax` learns s for each head: s * log(n)
-    (arXiv 2501.19399). It acts on q alone, hence every attention backend serves it.
+    `llama4` is fixed: 1 + beta * log(1 + floor((n - 1) / original)). `ssmax` learns s for each
+    head: s * log(n) (arXiv 2501.19399). It acts on q alone, hence every attention backend serves
+    it.
     """
 
     def __init__(self, config: MLAConfig) -> None:

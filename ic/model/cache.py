@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# Small enough not to matter for one layer of the 1B shape (8 MiB), large enough that a decode loop rarely copies.
+# Small enough not to matter for one layer of the 1B shape (8 MiB), large enough that a decode loop
+# rarely copies.
 GROWTH_TOKENS = 1024
 
 
 class LatentLayer(CacheLayerMixin):
     """One layer's latents in a single buffer (B, capacity, R + P).
 
-    Normalised latent and rotated shared key lie side by side, so that a decode kernel reads one tile as key and
-    value. `keys` and `values` are views (B, 1, S, R) and (B, 1, S, P), the form in which `transformers` keeps MLA.
+    Normalised latent and rotated shared key lie side by side, so that a decode kernel reads one
+    tile as key and value. `keys` and `values` are views (B, 1, S, R) and (B, 1, S, P), the form in
+    which `transformers` keeps MLA.
     """
 
     is_sliding = False
@@ -98,7 +100,7 @@ class LatentLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens; negative counts from the end, as in `transformers`."""
+        """Keep the first `max_length` tokens; a negative number drops that many."""
         if max_length < 0:
             max_length = self.length + max_length
         if max_length < self.length:
@@ -141,7 +143,9 @@ class LatentCache(Cache):
 
 
 def cached_latents(cache: Cache, layer_idx: int) -> Tensor:
-    """Latents (B, S, R + P) of a layer from our cache, or from a `DynamicCache` that a caller passed."""
+    """Latents (B, S, R + P) of a layer from our cache, or from a `DynamicCache` that a caller
+    passed.
+    """
     layer = cache.layers[layer_idx]
     if isinstance(layer, LatentLayer):
         return layer.latents()

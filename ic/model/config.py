@@ -1,4 +1,4 @@
-"""Configuration of the MLA language model. Names are DeepSeek-V2/V3's and Hugging Face's, verbatim."""
+"""Configuration of the MLA language model, in DeepSeek-V2/V3's and Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class MLAConfig(PreTrainedConfig):
     """Configuration of `MLAForCausalLM`.
 
     A folder saved with this configuration also loads in `transformers`' `DeepseekV3ForCausalLM`
-    (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end of
+    (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end
+    of
     the list are left at their defaults: every layer is dense, `first_k_dense_replace` says so.
 
     Args:
@@ -26,7 +27,8 @@ class MLAConfig(PreTrainedConfig):
         qk_nope_head_dim, qk_rope_head_dim, v_head_dim: dimensions a head.
         max_position_embeddings: largest position plus one that the model accepts.
         rope_parameters: `{"rope_type": "default", "rope_theta": 1e4}` or YaRN's keys
-            (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale, mscale_all_dim`).
+            (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale,
+            mscale_all_dim`).
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
         attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU).
         absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
@@ -57,9 +59,9 @@ class MLAConfig(PreTrainedConfig):
     max_position_embeddings: int = 2**21
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
-    pad_token_id: int | None = 256
-    bos_token_id: int | None = 257
-    eos_token_id: int | list[int] | None = 258
+    pad_token_id: int | None = 258
+    bos_token_id: int | None = 256
+    eos_token_id: int | list[int] | None = 257
     tie_word_embeddings: bool = False
     rope_parameters: dict[str, Any] | None = None
     rope_interleave: bool = True
@@ -116,7 +118,7 @@ class MLAConfig(PreTrainedConfig):
             )
         if self.qk_rope_head_dim % 2:
             raise ValueError(
-                f"qk_rope_head_dim={self.qk_rope_head_dim}: rotation works on pairs; use an even number"
+                f"qk_rope_head_dim={self.qk_rope_head_dim}: must be even, pairs are rotated"
             )
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(

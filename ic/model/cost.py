@@ -1,7 +1,8 @@
-"""What a model costs: parameters, floating-point operations, cache bytes. Pure functions of the configuration.
+"""What a model costs: parameters, floating-point operations, cache bytes. Pure functions of the
+configuration.
 
-A multiplication and an addition count as two operations. Norms, softmax and rotation are left out: together they
-are below one per cent of the matrix products.
+A multiplication and an addition count as two operations. Norms, softmax and rotation are left out:
+together they are below one per cent of the matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ def num_parameters(config: MLAConfig) -> int:
 
 
 def matrix_parameters(config: MLAConfig) -> int:
-    """Parameters that every token is multiplied with: the layers' matrices and the head, not the embedding."""
+    """Parameters that every token is multiplied with: the layers' matrices and the head, not the
+    embedding.
+    """
     layer = _attention_matrices(config) + 3 * config.hidden_size * config.intermediate_size
     return config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
 
@@ -29,14 +32,17 @@ def forward_flops_per_token(config: MLAConfig, context_length: int) -> float:
 
 
 def train_flops_per_token(config: MLAConfig, context_length: int) -> float:
-    """Forward and backward pass, mean over a causal sequence; recomputation is not counted (this is MFU's numerator)."""
+    """Forward and backward pass, mean over a causal sequence; recomputation is not counted (this is
+    MFU's numerator).
+    """
     return 3 * forward_flops_per_token(config, context_length)
 
 
 def decode_flops_per_token(config: MLAConfig, context_length: int) -> float:
     """One new token in absorbed form over a cache of this length (the new token included)."""
     heads, rank = config.num_attention_heads, config.kv_lora_rank
-    # kv_b_proj is split into a product on the query and one on the output: the same count as applying it to one token.
+    # kv_b_proj is split into a product on the query and one on the output: the same count as
+    # applying it to one token.
     per_layer = 2 * heads * (2 * rank + config.qk_rope_head_dim) * context_length
     return 2 * matrix_parameters(config) + config.num_hidden_layers * per_layer
 

@@ -1,7 +1,8 @@
 """Initialisation: one function, one table.
 
-The table is the recipe's (measured, docs/recipe.md): residual branches start at zero, so that a fresh network is the identity
-plus its embedding, and every other matrix keeps the scale of its input.
+The table is the recipe's (measured, docs/recipe.md): residual branches start at zero, so that a
+fresh network is the identity plus its embedding, and every other matrix keeps the scale of its
+input.
 """
 
 from __future__ import annotations

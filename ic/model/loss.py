@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
-# 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing from it.
+# 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing
+# from it.
 CHUNK_TOKENS = 4096
 
 
 def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
-    """Mean cross-entropy of `hidden @ weight.T` against labels, over labels that are not -100; float32 scalar.
+    """Mean cross-entropy of `hidden @ weight.T` against labels, over labels that are not -100;
+    float32 scalar.
 
-    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are projected one after the other
-    and projected again in the backward pass. Zero if no label counts.
+    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are
+    projected one after the other and projected again in the backward pass. Zero if no label counts.
     """
     count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
     if hidden_MD.is_cuda and (fused := _liger()) is not None:
@@ -34,7 +36,7 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor)
 
 
 def shift_labels(labels_BT: Tensor) -> Tensor:
-    """Labels aligned with the inputs -> labels of the next token, the last position ignored (B, T)."""
+    """Labels (B, T) aligned with the inputs -> labels of the next token; the last is ignored."""
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 

@@ -1,10 +1,12 @@
-"""The MLA language model as Hugging Face classes, so that `generate`, TRL, PEFT and lm-eval work with it.
+"""The MLA language model as Hugging Face classes, so that `generate`, TRL, PEFT and lm-eval work
+with it.
 
 Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -56,7 +58,8 @@ class MLAPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["MLADecoderLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    # The attention backend is `config.attention_backend`; this only keeps transformers from objecting to its default.
+    # The attention backend is `config.attention_backend`; this only keeps transformers from
+    # objecting to its default.
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -206,10 +209,11 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, W), and the mean loss if `labels` (B, T; unshifted, -100 ignored) are given.
+        """Logits (B, T, W), and the mean loss if `labels` (B, T; unshifted, -100 ignored) are
+        given.
 
-        `logits_to_keep` limits the logits to the last tokens; `skip_logits` returns the loss alone, computed in
-        chunks. Other arguments are `MLAModel.forward`'s.
+        `logits_to_keep` limits the logits to the last tokens; `skip_logits` returns the loss alone,
+        computed in chunks. Other arguments are `MLAModel.forward`'s.
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -280,7 +284,7 @@ def _segments(document_ids_BT: Tensor) -> Segments:
     for row, ids in enumerate(document_ids_BT.cpu()):
         edges = (ids[1:] != ids[:-1]).nonzero().flatten().add(1).tolist()
         bounds = [0, *edges, len(ids)]
-        segments += [(row, i, j) for i, j in zip(bounds[:-1], bounds[1:], strict=True)]
+        segments += [(row, i, j) for i, j in pairwise(bounds)]
     return segments
 
 

@@ -2,8 +2,8 @@
 
 Legend: B batch, T tokens, H heads, P qk_rope_head_dim.
 
-Angles are computed in float64 and cast after cos and sin: at position 2^20 a float32 angle is off by up to
-0.03 rad, because float32 resolves only 2^-4 there.
+Angles are computed in float64 and cast after cos and sin: at position 2^20 a float32 angle is off
+by up to 0.03 rad, because float32 resolves only 2^-4 there.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ic.model.config import MLAConfig, yarn_mscale
 def inverse_frequencies(config: MLAConfig) -> Tensor:
     """Rotation per position of each pair, float64 (P/2,), with YaRN's interpolation if configured.
 
-    YaRN follows arXiv 2309.00071 and DeepSeek-V3's `precompute_freqs_cis`: pairs that turn more than
-    `beta_fast` times in the original context keep their frequency, those below `beta_slow` are divided by
-    `factor`, and a linear ramp joins them.
+    YaRN follows arXiv 2309.00071 and DeepSeek-V3's `precompute_freqs_cis`: pairs that turn more
+    than `beta_fast` times in the original context keep their frequency, those below `beta_slow` are
+    divided by `factor`, and a linear ramp joins them.
     """
     rope = config.rope_parameters or {}
     dim, theta = config.qk_rope_head_dim, float(rope["rope_theta"])
@@ -73,8 +73,8 @@ class DecoupledRotaryEmbedding(nn.Module):
 def apply_rope(x_BTHP: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, *, interleave: bool) -> Tensor:
     """Rotate the last dimension of (B, T, H, P) by cos, sin (B, T, P/2); computed in float32.
 
-    With `interleave` the pairs are (2i, 2i+1) and stay where they are (DeepSeek's `view_as_complex`);
-    otherwise (i, i + P/2), Hugging Face's `rotate_half`.
+    With `interleave` the pairs are (2i, 2i+1) and stay where they are (DeepSeek's
+    `view_as_complex`); otherwise (i, i + P/2), Hugging Face's `rotate_half`.
     """
     x = x_BTHP.float()
     cos, sin = cos_BTF.unsqueeze(2), sin_BTF.unsqueeze(2)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-# cuDNN takes K != V without padding and is the fastest on Hopper; PyTorch's own flash kernel refuses K != V.
+# cuDNN takes K != V without padding and is the fastest on Hopper; PyTorch's own flash kernel
+# refuses K != V.
 _CUDA_BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -33,8 +34,9 @@ def causal_attention(
 ) -> Tensor:
     """softmax(scale q k^T, causal) v -> (B, T, H, V).
 
-    The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the mask decides
-    alone. With `segments` (row, start, end) each document attends within itself; this needs T == S.
+    The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the
+    mask decides alone. With `segments` (row, start, end) each document attends within itself; this
+    needs T == S.
     """
     if segments is None:
         return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, mask_BTS)

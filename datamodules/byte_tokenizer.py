@@ -1,0 +1,79 @@
+"""A byte-level tokenizer: token n is byte n, and a few special tokens follow.
+
+It needs no vocabulary file that was trained on anything, so synthetic tasks start from random
+weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizer
+
+from ic.model.config import MLAConfig
+
+# `transformers` numbers them in this order: named tokens first, then the others.
+SPECIAL_TOKENS = (
+    "<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+)  # fmt: skip
+# A multiple of 64 keeps the head's matrix product aligned; the rest is free for added tokens.
+VOCAB_SIZE = 320
+
+
+class ByteTokenizer(PreTrainedTokenizer):
+    """Bytes of UTF-8 as tokens 0-255, then `SPECIAL_TOKENS`.
+
+    Saves and loads as a Hugging Face tokenizer (`save_pretrained`,
+    `AutoTokenizer.from_pretrained`). Tokens are written as one character of Latin-1 a byte; invalid
+    UTF-8 decodes to U+FFFD.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    vocab_files_names = {"vocab_file": "byte_vocab.json"}  # noqa: RUF012
+
+    def __init__(self, vocab_file: str | None = None, **kwargs: Any) -> None:
+        # The file only marks a folder as holding this tokenizer; its content is fixed.
+        self._bytes = {chr(i): i for i in range(256)}
+        kwargs.setdefault("bos_token", SPECIAL_TOKENS[0])
+        kwargs.setdefault("eos_token", SPECIAL_TOKENS[1])
+        kwargs.setdefault("pad_token", SPECIAL_TOKENS[2])
+        kwargs.setdefault("extra_special_tokens", list(SPECIAL_TOKENS[3:]))
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return 256
+
+    def get_vocab(self) -> dict[str, int]:
+        return {**self._bytes, **self.added_tokens_encoder}
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return [chr(b) for b in text.encode("utf-8")]
+
+    def _convert_token_to_id(self, token: str) -> int | None:
+        return self._bytes.get(token)
+
+    def _convert_id_to_token(self, index: int) -> str | None:
+        return chr(index) if index < 256 else None
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        out = bytearray()
+        for token in tokens:
+            out += bytes([ord(token)]) if token in self._bytes else token.encode("utf-8")
+        return out.decode("utf-8", errors="replace")
+
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        name = (f"{filename_prefix}-" if filename_prefix else "") + "byte_vocab.json"
+        path = Path(save_directory) / name
+        partial = path.with_name(f"{name}.partial-{os.getpid()}")
+        partial.write_text(json.dumps({"kind": "bytes", "size": 256}) + "\n")
+        partial.replace(path)
+        return (str(path),)
+
+
+AutoTokenizer.register(MLAConfig, slow_tokenizer_class=ByteTokenizer, exist_ok=True)

@@ -1,0 +1,249 @@
+"""Synthetic long-context and needle data, made while training.
+
+Batch contract (every datamodule of the project):
+    input_ids (B, T) int64.
+    labels (B, T) int64, aligned with input_ids (the model shifts), -100 where not a target.
+    position_ids (B, T) int64.
+    document_ids (B, T) int32, contiguous runs, or absent.
+    answer_mask (B, T) bool, aligned with labels, True where a token answers a question, or absent.
+    step: index of the micro-batch, a Python int.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.needles import SPLITS, TASKS
+from ic.datamodules.synthetic import SLOT_BYTES, draw_sequence
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class PasskeyDataConfig:
+    """Configuration of `PasskeyDataModule`.
+
+    Attributes:
+        context_length: longest sequence; the curriculum, if any, starts shorter.
+        tokens_per_batch: tokens of one micro-batch and rank, held constant over lengths.
+        max_position: positions are drawn below this (skips).
+        skip_probability: share of the sequences with position skips; 0 turns them off.
+        num_skips: skips a sequence.
+        task_weights: how often a sequence ends in each needle task.
+        num_needles: distractors of `multi_key`, values of `multi_value`, queries of `multi_query`.
+        val_batches: batches of the validation and of the test set.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+    """
+
+    name: str = "passkey"
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    max_position: int = 2**20
+    skip_probability: float = 0.8
+    num_skips: int = 3
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "single": 1.0,
+            "multi_key": 0.0,
+            "multi_value": 0.0,
+            "multi_query": 0.0,
+        }  # fmt: skip
+    )
+    num_needles: int = 4
+    val_batches: int = 8
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context_length < 2 * SLOT_BYTES:
+            raise ValueError(
+                f"data.context_length={self.context_length}: must be at least {2 * SLOT_BYTES}, "
+                "a needle and a question take 64 bytes each"
+            )
+        if self.tokens_per_batch < self.context_length:
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must hold one sequence of "
+                f"data.context_length={self.context_length}"
+            )
+        if self.max_position < self.context_length:
+            raise ValueError(
+                f"data.max_position={self.max_position}: must be at least "
+                f"data.context_length={self.context_length}"
+            )
+        if not 0 <= self.skip_probability <= 1:
+            raise ValueError(f"data.skip_probability={self.skip_probability}: must be in [0, 1]")
+        for name, least in (
+            ("num_skips", 0), ("num_needles", 1), ("val_batches", 1), ("num_workers", 0), ("seed",
+            0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        if self.num_needles > 8:
+            raise ValueError(f"data.num_needles={self.num_needles}: at most 8")
+        unknown = set(self.task_weights) - set(TASKS)
+        if unknown:
+            raise ValueError(
+                f"data.task_weights: unknown {sorted(unknown)}; choose from {', '.join(TASKS)}"
+            )
+        if min(self.task_weights.values()) < 0 or not sum(self.task_weights.values()):
+            raise ValueError(f"data.task_weights={self.task_weights}: must be >= 0, one above 0")
+
+
+def make_batch(
+    config: PasskeyDataConfig, *, split: str, step: int, rank: int, context_length: int
+) -> Batch:
+    """The batch of a step; a pure function of its arguments, whatever process makes it."""
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), step, rank])
+    tasks = [task for task, weight in config.task_weights.items() if weight > 0]
+    weights = np.array([config.task_weights[task] for task in tasks])
+    sequences = [
+        draw_sequence(
+            rng,
+            context_length,
+            split=split,
+            task=tasks[int(rng.choice(len(tasks), p=weights / weights.sum()))],
+            num_needles=config.num_needles,
+            max_position=config.max_position,
+            skip_probability=config.skip_probability,
+            num_skips=config.num_skips,
+        )
+        for _ in range(max(1, config.tokens_per_batch // context_length))
+    ]
+    input_ids = torch.from_numpy(np.stack([s.tokens for s in sequences])).long()
+    return {
+        "input_ids": input_ids,
+        "labels": input_ids.clone(),
+        "position_ids": torch.from_numpy(np.stack([s.position_ids for s in sequences])),
+        "answer_mask": torch.from_numpy(np.stack([s.is_answer for s in sequences])),
+        "step": step,
+    }
+
+
+class _TrainStream(IterableDataset):
+    """Batches of steps `start`, `start + 1`, ...; worker w of W makes every W-th."""
+
+    def __init__(
+        self, config: PasskeyDataConfig, rank: int, start: int, context_length: torch.Tensor
+    ) -> None:
+        self.config, self.rank, self.start = config, rank, start
+        self.context_length = context_length
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        index, count = (0, 1) if info is None else (info.id, info.num_workers)
+        step = self.start + index
+        while True:
+            yield make_batch(
+                self.config, split="train", step=step, rank=self.rank,
+                context_length=int(self.context_length),
+            )  # fmt: skip
+            step += count
+
+
+class _FixedSet(torch.utils.data.Dataset):
+    """The same few batches each time, at full length."""
+
+    def __init__(self, config: PasskeyDataConfig, split: str, rank: int) -> None:
+        self.config, self.split, self.rank = config, split, rank
+
+    def __len__(self) -> int:
+        return self.config.val_batches
+
+    def __getitem__(self, step: int) -> Batch:
+        return make_batch(
+            self.config, split=self.split, step=step, rank=self.rank,
+            context_length=self.config.context_length,
+        )  # fmt: skip
+
+
+class PasskeyDataModule(LightningDataModule):
+    """Dense pairs, passkeys and position skips; deterministic in (seed, step, rank).
+
+    `set_context_length` (used by the curriculum) takes effect with the next batch that is consumed:
+    batches that a worker or Lightning fetched ahead at another length are made again. With that,
+    the data of a step depends on nothing but its index and the length, and a resumed run sees what
+    an unbroken one does.
+
+    Raises:
+        ValueError: a tokenizer other than `ByteTokenizer`; slots are counted in bytes.
+    """
+
+    def __init__(self, config: PasskeyDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        if not isinstance(tokenizer, ByteTokenizer):
+            raise ValueError(
+                f"data=passkey works on bytes, not with {type(tokenizer).__name__}; "
+                "use tokenizer: bytes, or data=text"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.next_step = 0
+        # Shared with the workers, so that a new length reaches batches not yet begun.
+        self._context_length = torch.tensor(config.context_length).share_memory_()
+
+    @property
+    def context_length(self) -> int:
+        return int(self._context_length)
+
+    def set_context_length(self, tokens: int) -> None:
+        """Length of the next training batch, at most `config.context_length`."""
+        if not 2 * SLOT_BYTES <= tokens <= self.config.context_length:
+            raise ValueError(
+                f"context length {tokens}: must lie between {2 * SLOT_BYTES} and "
+                f"data.context_length={self.config.context_length}"
+            )
+        self._context_length.fill_(tokens)
+
+    def train_dataloader(self) -> DataLoader:
+        stream = _TrainStream(self.config, self._rank, self.next_step, self._context_length)
+        workers = self.config.num_workers
+        return DataLoader(
+            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> DataLoader:
+        return self._fixed("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed("test")
+
+    predict_dataloader = test_dataloader
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        trainer = self.trainer
+        if trainer is None or not trainer.training:
+            return batch
+        # This hook sees a batch when it is consumed, not when it was fetched ahead.
+        step = batch["step"]
+        if batch["input_ids"].shape[1] != self.context_length:
+            batch = make_batch(
+                self.config, split="train", step=step, rank=self._rank,
+                context_length=self.context_length,
+            )  # fmt: skip
+        self.next_step = step + 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_step": self.next_step, "context_length": self.context_length}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.next_step = state_dict["next_step"]
+        # A later stage of the ladder may have a shorter or longer limit than the saved run.
+        self._context_length.fill_(min(state_dict["context_length"], self.config.context_length))
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    def _fixed(self, split: str) -> DataLoader:
+        return DataLoader(_FixedSet(self.config, split, self._rank), batch_size=None)

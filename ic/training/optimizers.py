@@ -1,0 +1,124 @@
+"""Muon for the matrices of the blocks with AdamW for everything else, and the learning-rate
+schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OPTIMIZERS = ("muon", "adamw")
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer and schedule.
+
+    Attributes:
+        name: `muon` (block matrices; AdamW for embedding, head, norms, vectors) or `adamw` for all.
+        lr: peak rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
+        warmup_steps: linear warm-up.
+        decay_fraction: last share of the run over which the rate falls linearly to zero.
+    """
+
+    name: str = "muon"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    betas: list[float] = None  # type: ignore[assignment]
+    momentum: float = 0.95
+    warmup_steps: int = 100
+    decay_fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.betas is None:
+            self.betas = [0.9, 0.95]
+        if self.name not in OPTIMIZERS:
+            raise ValueError(f"optimizer.name={self.name!r}: choose one of {', '.join(OPTIMIZERS)}")
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr={self.lr}: must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: must be at least 0")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"optimizer.betas={self.betas}: two numbers in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum={self.momentum}: must be in [0, 1)")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps={self.warmup_steps}: must be at least 0")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"optimizer.decay_fraction={self.decay_fraction}: must be in [0, 1]")
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` and `torch.optim.AdamW` behind one optimizer with one state.
+
+    One object keeps what Lightning, gradient clipping, schedulers and sharded checkpoints expect:
+    groups and a state keyed by parameter. Group 0 is Muon's, group 1 AdamW's.
+    """
+
+    def __init__(
+        self, muon: Iterable[nn.Parameter], adamw: Iterable[nn.Parameter], config: OptimizerConfig
+    ) -> None:
+        self._muon = torch.optim.Muon(
+            list(muon), lr=config.lr, weight_decay=config.weight_decay,
+            momentum=config.momentum, adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        self._adamw = torch.optim.AdamW(
+            list(adamw), lr=config.lr, weight_decay=config.weight_decay,
+            betas=(config.betas[0], config.betas[1]),
+        )  # fmt: skip
+        super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._muon.step()
+        self._adamw.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        # Both write into this object's state and read the rates that a scheduler sets on its
+        # groups.
+        self._muon.param_groups = self.param_groups[:1]
+        self._adamw.param_groups = self.param_groups[1:]
+        self._muon.state = self._adamw.state = self.state
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over the parameters that train."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            [p for _, p in named], lr=config.lr, weight_decay=config.weight_decay,
+            betas=(config.betas[0], config.betas[1]),
+        )  # fmt: skip
+    muon = [p for name, p in named if is_muon_parameter(name, p)]
+    adamw = [p for name, p in named if not is_muon_parameter(name, p)]
+    return MuonWithAdamW(muon, adamw, config)
+
+
+def is_muon_parameter(name: str, parameter: Tensor) -> bool:
+    """Matrices inside the decoder layers; embedding and head are lookups and stay with AdamW."""
+    return parameter.dim() == 2 and "layers." in name
+
+
+def lr_factor(config: OptimizerConfig, step: int, progress: float) -> float:
+    """Share of the peak rate: warm-up by step, then constant, then linear decay by progress in [0,
+    1].
+    """
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay = 1.0
+    if config.decay_fraction:
+        decay = min(1.0, max(0.0, 1 - progress) / config.decay_fraction)
+    return min(warmup, decay)
