@@ -32,6 +32,7 @@ from ic.callbacks.memory_accounting import (
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
+from ic.callbacks.peak_flops import device_name
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class MemoryProfilerConfig:
     def __post_init__(self) -> None:
         for name in ("first_steps", "every_n_steps", "oom_history_entries"):
             if getattr(self, name) < 0:
-                raise ValueError(f"memory profiler: {name}={getattr(self, name)}: use 0 or more")
+                raise ValueError(
+                    f"callbacks.memory_profiler.{name}={getattr(self, name)}: must be at least 0"
+                )
 
 
 class MemoryProfiler(Callback):
@@ -263,7 +266,7 @@ class MemoryProfiler(Callback):
     def _write_json(self, trainer: Trainer) -> dict[str, Any]:
         assert self.recorder is not None
         report = {
-            "device": _device_name(self._device),
+            "device": device_name(self._device),
             "meter": self.recorder.meter.name,
             "rank": trainer.global_rank,
             "world_size": trainer.world_size,
@@ -306,7 +309,3 @@ def memory_phase(trainer: Trainer, name: str) -> Iterator[Phase]:
 def _oom_path(trainer: Trainer) -> Path:
     name = f"oom_snapshot_rank{trainer.global_rank}" if trainer.global_rank else "oom_snapshot"
     return Path(trainer.default_root_dir) / "memory" / f"{name}.pickle"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

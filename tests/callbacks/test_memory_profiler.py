@@ -378,7 +378,9 @@ def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", ["first_steps", "every_n_steps", "oom_history_entries"])
 def test_config_rejects_negative(field):
-    with pytest.raises(ValueError, match=f"{field}=-1: use 0 or more"):
+    with pytest.raises(
+        ValueError, match=f"callbacks.memory_profiler.{field}=-1: must be at least 0"
+    ):
         MemoryProfilerConfig(**{field: -1})
 
 
