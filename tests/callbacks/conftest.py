@@ -51,6 +51,7 @@ class TinyModule(pl.LightningModule):
         self.log("train/loss", loss.detach())
         self.log("train/answer_accuracy", torch.tensor(0.875))
         self.log("train/context_length", float(batch["input_ids"].shape[1]))
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
