@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from ic.model.config import MLAConfig
 
+try:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+except ImportError:  # the extra `gpu` is not installed
+    LigerSiLUMulFunction = None
+
 # A prefill of 1M tokens would otherwise hold three activations of (1M, intermediate_size) at once.
 INFERENCE_CHUNK_TOKENS = 65536
 
@@ -28,4 +33,11 @@ class MLAMLP(nn.Module):
         return torch.cat([self._swiglu(chunk) for chunk in chunks], dim=1)
 
     def _swiglu(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_silu_mul(self.gate_proj(x), self.up_proj(x)))
+
+
+def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; Liger's kernel on a GPU keeps one activation less for the backward pass."""
+    if gate.is_cuda and LigerSiLUMulFunction is not None:
+        return LigerSiLUMulFunction.apply(gate, up)
+    return F.silu(gate) * up
