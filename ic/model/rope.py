@@ -79,7 +79,8 @@ def apply_rope(x_BTHP: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, *, interleave: 
     x = x_BTHP.float()
     cos, sin = cos_BTF.unsqueeze(2), sin_BTF.unsqueeze(2)
     if interleave:
-        a, b = x[..., 0::2], x[..., 1::2]
+        # Not strided slices: their gradients would each fill a tensor of zeros.
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
         out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
     else:
         a, b = x.chunk(2, dim=-1)

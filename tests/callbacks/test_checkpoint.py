@@ -1,0 +1,108 @@
+"""What is kept, where the links point, and what Ctrl-C leaves, in real runs."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint, resolve_checkpoint, trained_length
+from tests.conftest import SHORT
+
+RUN = (*SHORT, "callbacks.passkey=null", "callbacks.memory=null", "callbacks.context_length=null")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(folder: Path) -> dict[str, str | None]:
+    return {p.name: os.readlink(p) if p.is_symlink() else None for p in folder.iterdir()}
+
+
+def test_keeps_last_best_and_every_nth(ic: Callable[..., int], tmp_path: Path) -> None:
+    args = (
+        *RUN, "trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2",
+        "callbacks.checkpoint.keep_every_n_steps=4", "trainer.val_check_interval=3",
+    )  # fmt: skip
+    assert ic(*args) == 0
+    found = names(tmp_path / "runs/debug/default/checkpoints")
+    assert found.pop("last") == "step=8"
+    best = found.pop("best")
+    assert best in ("step=3", "step=6")
+    assert set(found) == {"step=4", "step=8", best}
+    rows = csv.DictReader((tmp_path / "runs/debug/default/csv/metrics.csv").open())
+    scores = {int(r["step"]) + 1: float(r["val/loss"]) for r in rows if r["val/loss"]}
+    assert best == f"step={min(scores, key=scores.get)}"
+    last = tmp_path / "runs/debug/default/checkpoints/last"
+    assert resolve_checkpoint(tmp_path / "runs/debug/default", "last") == last.resolve()
+    assert trained_length(last) == 256
+
+
+def test_refuses_to_overwrite_a_run(
+    ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = (*RUN, "trainer.max_steps=2", "overwrite=false")
+    assert ic(*args) == 0
+    capsys.readouterr()
+    assert ic(*args) == 2
+    error = capsys.readouterr().err
+    assert "already holds a checkpoint; continue with ckpt_path=last" in error
+    assert ic(*args, "overwrite=true") == 0
+    assert ic(*args, "ckpt_path=last", "trainer.max_steps=3") == 0
+
+
+def test_unknown_monitor(ic: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ic(*RUN, "callbacks.checkpoint.monitor=val/los") == 2
+    assert "the validation logs val/answer_accuracy, val/loss" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
+    """A real SIGINT to a real process: exit code 130, a whole checkpoint, the losses of an unbroken run."""
+    args = [
+        sys.executable, "-m", "ic", *RUN, "trainer.max_steps=40", "trainer.val_check_interval=100",
+    ]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(
+        [*args, "run_id=broken"], cwd=tmp_path, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    metrics = tmp_path / "runs/debug/broken/csv/metrics.csv"
+    while running.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        os.sched_yield()
+    running.send_signal(signal.SIGINT)
+    output = running.communicate(timeout=120)[0]
+    assert running.returncode == 130, output
+    assert "continue with ckpt_path=last" in output
+    folder = tmp_path / "runs/debug/broken/checkpoints"
+    step = int(os.readlink(folder / "last").removeprefix("step="))
+    assert 3 <= step < 40
+    assert not list(folder.glob("*.partial-*"))
+    for extra in (["run_id=broken", "ckpt_path=last"], ["run_id=whole"]):
+        subprocess.run([*args, *extra], cwd=tmp_path, env=env, check=True, capture_output=True)
+
+    def after(run: str) -> dict[str, str]:
+        rows = csv.DictReader((tmp_path / f"runs/debug/{run}/csv/metrics.csv").open())
+        return {r["step"]: r["train/loss"] for r in rows if r["train/loss"] and int(r["step"]) >= step}
+
+    assert after("broken") == after("whole")
+    assert len(after("whole")) == 40 - step
+
+
+def test_second_interrupt_ends_at_once() -> None:
+    callback = FolderCheckpoint(CheckpointConfig())
+    callback._on_interrupt(signal.SIGINT, None)
+    assert callback.interrupted
+    with pytest.raises(KeyboardInterrupt):
+        callback._on_interrupt(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"every_n_steps": 0}, {"keep_every_n_steps": 3, "every_n_steps": 2}, {"mode": "up"}]
+)
+def test_refuses(changes: dict) -> None:
+    with pytest.raises(ValueError, match=f"callbacks.checkpoint.{next(iter(changes))}="):
+        CheckpointConfig(**changes)

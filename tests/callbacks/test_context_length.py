@@ -1,0 +1,81 @@
+"""The curriculum's rule, by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ic.callbacks.context_length import AdaptiveContextLength, AdaptiveContextLengthConfig
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
+
+
+def trainer_of(data: object) -> SimpleNamespace:
+    return SimpleNamespace(
+        datamodule=data, global_step=0, callback_metrics={},
+        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
+    )  # fmt: skip
+
+
+def drive(callback: AdaptiveContextLength, trainer: SimpleNamespace, accuracies: list[float]) -> list:
+    lengths = []
+    for accuracy in accuracies:
+        trainer.global_step += 1
+        trainer.callback_metrics["train/answer_accuracy"] = torch.tensor(accuracy)
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+        lengths.append(trainer.datamodule.context_length)
+    return lengths
+
+
+def test_doubles_when_the_average_passes_at_a_check() -> None:
+    config = AdaptiveContextLengthConfig(
+        start_length=128, threshold=0.6, check_every_n_steps=5, new_weight=0.2
+    )
+    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    callback, trainer = AdaptiveContextLength(config), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    assert data.context_length == 128
+    # 1 - 0.8^5 = 0.67 passes 0.6 at step 5; the average then begins again.
+    assert drive(callback, trainer, [1.0] * 10) == [128] * 4 + [256] * 5 + [512]
+    assert drive(callback, trainer, [1.0] * 20) == [512] * 20  # the datamodule's limit
+    assert callback.history == [[0, 128], [5, 256], [10, 512]]
+
+
+def test_does_not_double_below_the_threshold() -> None:
+    config = AdaptiveContextLengthConfig(start_length=128, threshold=0.68, check_every_n_steps=5)
+    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    callback, trainer = AdaptiveContextLength(config), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    # 0.672 at step 5 is below 0.68, 0.893 at step 10 above.
+    assert drive(callback, trainer, [1.0] * 10) == [128] * 9 + [256]
+
+
+def test_state_survives() -> None:
+    config = AdaptiveContextLengthConfig(start_length=128, threshold=0.6, check_every_n_steps=5)
+    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    callback, trainer = AdaptiveContextLength(config), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    drive(callback, trainer, [1.0] * 7)
+    again = AdaptiveContextLength(config)
+    again.load_state_dict(callback.state_dict())
+    again.on_train_start(trainer, None)
+    assert data.context_length == 256
+    assert drive(again, trainer, [1.0] * 3) == [256, 256, 512]
+
+
+def test_needs_data_whose_length_changes() -> None:
+    with pytest.raises(ValueError, match="set callbacks.context_length=null"):
+        AdaptiveContextLength(AdaptiveContextLengthConfig()).on_train_start(
+            trainer_of(SimpleNamespace()), None
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"start_length": 64}, {"threshold": 1.0}, {"check_every_n_steps": 0}, {"new_weight": 0.0}],
+)
+def test_refuses(changes: dict) -> None:
+    with pytest.raises(ValueError, match=f"callbacks.context_length.{next(iter(changes))}="):
+        AdaptiveContextLengthConfig(**changes)

@@ -1,0 +1,122 @@
+"""Checkpoints are whole or absent, and say what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ic.checkpoint.folder import CheckpointError, FolderCheckpointIO, load_config, load_model
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.model import MLAConfig, MLAForCausalLM
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+}  # fmt: skip
+
+
+def io_of(model: MLAForCausalLM) -> FolderCheckpointIO:
+    return FolderCheckpointIO(model.config, ByteTokenizer())
+
+
+def as_checkpoint(model: MLAForCausalLM) -> dict:
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return {"state_dict": state, "global_step": 7, "nested": {"x": torch.ones(2)}}
+
+
+@pytest.fixture(params=[False, True], ids=["untied", "tied"])
+def model(request: pytest.FixtureRequest) -> MLAForCausalLM:
+    torch.manual_seed(0)
+    return MLAForCausalLM(MLAConfig(**SIZES, tie_word_embeddings=request.param))
+
+
+@pytest.fixture
+def saved(model: MLAForCausalLM, tmp_path: Path) -> Path:
+    io_of(model).save_checkpoint(as_checkpoint(model), tmp_path / "step=7")
+    return tmp_path / "step=7"
+
+
+def test_round_trip(model: MLAForCausalLM, saved: Path) -> None:
+    state = io_of(model).load_checkpoint(saved)
+    assert state["global_step"] == 7
+    assert state["nested"]["x"].equal(torch.ones(2))
+    expected = as_checkpoint(model)["state_dict"]
+    assert state["state_dict"].keys() == expected.keys()
+    assert all(state["state_dict"][k].equal(v) for k, v in expected.items())
+    assert [p.name for p in saved.parent.iterdir()] == ["step=7"]
+
+
+def test_folder_stands_alone(model: MLAForCausalLM, saved: Path, tmp_path: Path) -> None:
+    (saved / "trainer.pt").unlink()
+    moved = shutil.move(saved, tmp_path / "elsewhere")
+    x = torch.tensor([[1, 2, 3]])
+    for loaded in (load_model(Path(moved)), AutoModelForCausalLM.from_pretrained(moved)):
+        assert loaded(x).logits.equal(model(x).logits)
+    assert isinstance(AutoTokenizer.from_pretrained(moved), ByteTokenizer)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt"])
+def test_truncated(model: MLAForCausalLM, saved: Path, file: str) -> None:
+    data = (saved / file).read_bytes()
+    (saved / file).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=f"{file} is truncated or damaged"):
+        io_of(model).load_checkpoint(saved)
+    if file == "model.safetensors":
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_model(saved)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt", "config.json"])
+def test_incomplete(model: MLAForCausalLM, saved: Path, file: str) -> None:
+    (saved / file).unlink()
+    with pytest.raises(CheckpointError, match=f"it holds no {file}"):
+        io_of(model).load_checkpoint(saved)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint folder"):
+        load_config(tmp_path / "nowhere")
+
+
+def test_other_architecture(saved: Path) -> None:
+    other = MLAForCausalLM(MLAConfig(**{**SIZES, "hidden_size": 48, "num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"hidden_size 32 \(configured 48\).*num_hidden_layers 2"):
+        io_of(other).load_checkpoint(saved)
+
+
+def test_other_model_type(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(CheckpointError, match="holds a model of type 'llama'"):
+        load_model(saved)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """A real refusal of the kernel to write past 20 kB; the same errno path as a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_leaves_the_previous_checkpoint(
+    model: MLAForCausalLM, saved: Path, full_disk: Callable[[], None]
+) -> None:
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    full_disk()
+    for target in (saved, saved.parent / "step=8"):
+        with pytest.raises(CheckpointError, match="could not save.*Earlier checkpoints are intact"):
+            io_of(model).save_checkpoint(as_checkpoint(model), target)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["step=7"]
+    assert io_of(model).load_checkpoint(saved)["global_step"] == 7

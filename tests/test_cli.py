@@ -1,0 +1,161 @@
+"""The command line: what it prints, and one readable line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ic.cli import VERBS
+from ic.overrides import split_flags
+from tests.conftest import SHORT
+
+Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+def test_bare_call_lists_the_verbs(ic: Run, capsys: Capture) -> None:
+    assert ic() == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example_and_the_configuration(ic: Run, capsys: Capture, verb: str) -> None:
+    assert ic(verb, "--help") == 0
+    out = capsys.readouterr().out
+    assert f"python -m ic {verb} " in out
+    assert "configuration:" in out
+
+
+def test_flags_and_overrides_are_the_same() -> None:
+    expected = ["trainer.max_steps=10", "experiment=mla_tiny"]
+    for args in (
+        ["trainer.max_steps=10", "experiment=mla_tiny"],
+        ["--trainer.max_steps=10", "--experiment=mla_tiny"],
+        ["--trainer.max_steps", "10", "--experiment", "mla_tiny"],
+    ):
+        assert split_flags(args) == (set(), expected)
+    assert split_flags(["--overwrite", "--print_config"]) == ({"print_config"}, ["overwrite=true"])
+
+
+def test_print_config(ic: Run, capsys: Capture) -> None:
+    args = ("--experiment", "mla_32k", "--trainer.max_steps", "7", "logger=wandb", "--print_config")
+    assert ic("fit", *args) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["trainer"]["max_steps"] == 7
+    assert config["model"]["kv_lora_rank"] == 192
+    assert config["logger"]["wandb"]["mode"] == "offline"
+
+
+BAD = {
+    "verb": (["fitt"], "unknown verb 'fitt'; did you mean fit"),
+    "experiment": (["fit", "experiment=mla_33k"], "unknown experiment 'mla_33k'; did you mean mla_32k"),
+    "group option": (["fit", "data=passkeys"], "unknown data 'passkeys'; did you mean passkey"),
+    "group": (["fit", "modell=mla_tiny"], "unknown key 'modell'; did you mean model"),
+    "key": (["fit", "trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean trainer.max_steps"),
+    "misplaced key": (["fit", "max_steps=3"], "did you mean trainer.max_steps"),
+    "type": (["fit", "trainer.max_steps=soon"], "trainer.max_steps: Value 'soon' of type 'str'"),
+    "range": (["fit", "optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),
+    "no assignment": (["fit", "mla_tiny"], "'mla_tiny' is neither key=value nor a flag"),
+    "dimensions": (["fit", "model.qk_rope_head_dim=7"], "qk_rope_head_dim=7: must be even"),
+    "positions": (
+        ["fit", "model.max_position_embeddings=1000"], "the model has 1000 positions; lower it or raise",
+    ),
+    "evaluation length": (
+        ["fit", "evaluation.lengths=[4194304]"], "4194304 tokens, but the model has 1048576 positions",
+    ),
+    "time": (["fit", "trainer.max_time=7min"], "write days:hours:minutes:seconds"),
+    "attention": (["fit", "model.attention=triton"], "attention=triton: PyTorch sees no CUDA GPU"),
+    "accelerator": (["fit", "trainer.accelerator=gpu"], "accelerator=gpu: PyTorch sees no CUDA GPU"),
+    "tokenizer": (["fit", "tokenizer=./nowhere"], "write bytes, or a folder that holds a tokenizer"),
+    "run id": (["fit", "run_id=a/b"], "run_id='a/b': a folder name"),
+    "data file": (
+        ["fit", "data=text", "data.train_files=[nowhere.jsonl]"], "nowhere.jsonl",
+    ),
+    "no checkpoint": (["validate"], "ckpt_path: say which checkpoint"),
+    "no last": (["fit", "ckpt_path=last"], "holds no such checkpoint"),
+    "missing folder": (["fit", "ckpt_path=nowhere"], "no checkpoint folder nowhere"),
+    "missing init": (["fit", "model.init_from=nowhere"], "no checkpoint folder nowhere"),
+    "evaluate nothing": (["evaluate"], "evaluate needs checkpoint="),
+    "evaluate nowhere": (["evaluate", "checkpoint=nowhere"], "no checkpoint folder nowhere"),
+    "generate nothing": (["generate", "checkpoint=x"], "generate needs prompt="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(ic: Run, capsys: Capture, case: str, tmp_path: Path) -> None:
+    args, message = BAD[case]
+    assert ic(*args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("ic: ")
+    assert error.count("\n") == 1, "one readable line"
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_malformed_row_names_file_and_line(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "good"}\n{"text": oops}\n')
+    files = (f"data.train_files=[{rows}]", f"data.val_files=[{rows}]")
+    assert ic("fit", "data=text", "debug=default", *files, "callbacks.context_length=null") == 2
+    error = capsys.readouterr().err
+    assert str(rows) in error
+    assert "line 2" in error
+
+
+def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    """fit, then every other verb from what it left, then a stage that continues from its weights."""
+    assert ic(*SHORT, "trainer.max_steps=6", "logger=default") == 0
+    out = capsys.readouterr().out
+    run = tmp_path / "runs/debug/default"
+    assert "passkey retrieval" in out
+    assert str(run / "passkey/heatmap.png") in out
+    for name in ("config.yaml", "csv/metrics.csv", "passkey/cells.jsonl", "passkey/heatmap.csv",
+                 "passkey/heatmap.png", "memory/memory.json", "throughput.json"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    assert list(run.glob("tensorboard/events*"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
+
+    ckpt = run / "checkpoints/last"
+    for verb in ("validate", "test"):
+        assert ic(verb, *SHORT[1:], "ckpt_path=last") == 0
+        assert f"{verb[:3]}/loss" in capsys.readouterr().out.replace("validate", "val")
+    assert ic("predict", *SHORT[1:], f"ckpt_path={ckpt}") == 0
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(len(row["expected"]) == len(row["predicted"]) for row in rows)
+
+    small = ("evaluation.lengths=[256]", "evaluation.depths=[0.5]", "evaluation.samples=1")
+    assert ic("evaluate", f"checkpoint={ckpt}", f"output={tmp_path / 'out'}", *small) == 0
+    assert (tmp_path / "out/heatmap.png").stat().st_size > 0
+    capsys.readouterr()
+    assert ic("generate", f"checkpoint={ckpt}", "prompt='The pass key is'", "max_new_tokens=5") == 0
+    assert len(capsys.readouterr().out) >= 1
+
+    assert ic(*SHORT, "name=next", f"model.init_from={ckpt}", "trainer.max_steps=1") == 0
+    assert ic(*SHORT, f"model.init_from={ckpt}", "model.hidden_size=64") == 2
+    assert "hidden_size 128 (configured 64)" in capsys.readouterr().err
+
+
+def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    quick = ("logger=wandb", "trainer.max_steps=2", "callbacks.passkey=null", "callbacks.memory=null")
+    assert ic(*SHORT, *quick) == 0
+    (recorded,) = (tmp_path / "runs/debug/default").glob("wandb/offline-run-*/run-*.wandb")
+    assert recorded.stat().st_size > 1000
+
+
+def test_multirun_sweeps(ic: Run, tmp_path: Path) -> None:
+    quick = ("trainer.max_steps=1", "callbacks.passkey=null", "callbacks.memory=null")
+    assert ic(*SHORT, *quick, "-m", "optimizer.lr=0.001,0.002") == 0
+    folders = sorted(p.name for p in (tmp_path / "runs/debug").iterdir())
+    assert len(folders) == 2
+    lrs = [
+        yaml.safe_load((tmp_path / "runs/debug" / f / "config.yaml").read_text())["optimizer"]["lr"]
+        for f in folders
+    ]
+    assert sorted(lrs) == [0.001, 0.002]

@@ -1,0 +1,55 @@
+"""Every experiment composes, instantiates and takes one step on the CPU, shrunken in size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ic.cli import CONF
+from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.overrides import compose_config
+
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+PRESETS = sorted(p.stem for p in (CONF / "debug").glob("*.yaml"))
+SHRINK = (
+    "trainer.max_steps=1", "trainer.max_time=null", "trainer.accelerator=cpu", "trainer.devices=1",
+    "trainer.precision=32-true", "model.hidden_size=64", "model.intermediate_size=96",
+    "model.num_hidden_layers=2", "data.context_length=256", "data.tokens_per_batch=256",
+    "data.num_workers=0", "data.val_batches=1", "callbacks.context_length.start_length=128",
+    "evaluation.lengths=[256]", "evaluation.depths=[0.5]", "evaluation.samples=1",
+    "evaluation.control_samples=0", "callbacks.memory=null", "trainer.val_check_interval=1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
+    assert ic("fit", f"experiment={name}", *SHRINK, "model.init_from=null") == 0
+    run = tmp_path / "runs" / name / "default"
+    assert (run / "checkpoints/last/model.safetensors").is_file()
+    assert (run / "passkey/heatmap.png").is_file()
+    composed = yaml.safe_load((run / "config.yaml").read_text())
+    assert composed["name"] == name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_debug_presets_run(ic: Callable[..., int], preset: str) -> None:
+    assert ic("fit", "experiment=mla_tiny", f"debug={preset}", *SHRINK) == 0
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_file_says_how_to_run_it(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith(f"# @package _global_\n# python -m ic fit experiment={name}")
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "mla_tiny"])
+def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
+    config, _ = compose_config(CONF, "fit", [f"experiment={name}"])
+    model = config.model.mla_config(vocab_size=320)
+    assert num_parameters(model) == 724_899_072
+    assert cache_bytes_per_token(model) == 8192
+    assert (model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim) == (128, 64, 128)
+    assert config.data.context_length >= 4096
