@@ -61,7 +61,7 @@ class MemoryProfilerConfig:
         for name in ("first_steps", "every_n_steps", "oom_history_entries"):
             if getattr(self, name) < 0:
                 raise ValueError(
-                    f"callbacks.memory_profiler.{name}={getattr(self, name)}: must be at least 0"
+                    f"callbacks.memory.{name}={getattr(self, name)}: must be at least 0"
                 )
 
 

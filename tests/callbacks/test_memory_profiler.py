@@ -21,6 +21,8 @@ from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_profiler import MemoryProfiler, MemoryProfilerConfig, memory_phase
 from ic.model.cache import LatentCache
+from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
+from ic.training.optimizers import OptimizerConfig, is_muon_parameter
 
 CPU = torch.device("cpu")
 
@@ -131,6 +133,24 @@ def test_first_step_has_no_old_gradients_and_optimizer_state_only_at_its_end(
     assert phases["backward"]["split_bytes"]["optimizer"] == 0
     assert phases["optimizer_step"]["split_bytes"]["gradients"] == weights
     assert phases["optimizer_step"]["split_bytes"]["optimizer"] > 2 * weights
+
+
+def test_muon_keeps_one_moment_and_adamw_two(tmp_path, make_trainer, make_module, make_loader):
+    model = make_module().model
+    module = LanguageModelingModule(
+        model,
+        tokenizer=None,  # type: ignore[arg-type]  # kept for evaluation only
+        optimizer=OptimizerConfig(name="muon"),
+        objective=ObjectiveConfig(),
+    )
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=2), meter=RisingMeter())
+    make_trainer(profiler).fit(module, make_loader(2))
+    named = list(model.named_parameters())
+    muon = sum(p.nbytes for name, p in named if is_muon_parameter(name, p))
+    adamw = [p.nbytes for name, p in named if not is_muon_parameter(name, p)]
+    measured = read_phases(tmp_path)["optimizer_step"]["split_bytes"]["optimizer"]
+    assert muon > sum(adamw) > 0
+    assert measured == muon + 2 * sum(adamw) + 4 * len(adamw)
 
 
 def test_tied_embeddings_count_once(tmp_path, make_trainer, make_module, make_loader):
@@ -378,9 +398,7 @@ def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("field", ["first_steps", "every_n_steps", "oom_history_entries"])
 def test_config_rejects_negative(field):
-    with pytest.raises(
-        ValueError, match=f"callbacks.memory_profiler.{field}=-1: must be at least 0"
-    ):
+    with pytest.raises(ValueError, match=f"callbacks.memory.{field}=-1: must be at least 0"):
         MemoryProfilerConfig(**{field: -1})
 
 
