@@ -5,8 +5,8 @@ Expanded (training, prefill): keys and values of every head are made from the la
 attend to the latents themselves (arXiv 2405.04434, section 2.1.2; DeepSeek-V3
 `inference/model.py`).
 
-Legend: B batch, T new tokens, S visible tokens, D hidden, H heads, N qk_nope, P qk_rope, K = N + P, V v_head,
-R kv_lora_rank, C = R + P.
+Legend: B batch, T new tokens, S visible tokens, D hidden, H heads, N qk_nope, P qk_rope,
+K = N + P, V v_head, R kv_lora_rank, C = R + P.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class MLAAttention(nn.Module):
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=bias)
+        self.o_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
         if config.length_temperature != "none":
             self.length_temperature = LengthTemperature(config)
 

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ic.model.attention import LengthTemperature, MLAAttention
+from ic.model.attention import LengthTemperature
 from ic.model.config import MLAConfig
-from ic.model.mlp import MLAMLP
 from ic.model.norm import MLARMSNorm
 
 # Context at which a fresh `ssmax` head scales by exactly one.
@@ -22,7 +21,7 @@ SSMAX_NEUTRAL_TOKENS = 1024
 
 @torch.no_grad()
 def init_weights(module: nn.Module, config: MLAConfig) -> None:
-    """Initialise one module; children come before parents, as `PreTrainedModel.init_weights` walks.
+    """Initialise one module; layers mark the matrices that end a residual branch.
 
     | tensor                                                        | distribution          |
     |---------------------------------------------------------------|-----------------------|
@@ -41,15 +40,14 @@ def init_weights(module: nn.Module, config: MLAConfig) -> None:
             module.weight, std=config.hidden_size**-0.5 if config.tie_word_embeddings else 1.0
         )
     elif isinstance(module, nn.Linear):
-        init.normal_(module.weight, std=module.in_features**-0.5)
+        if getattr(module, "is_residual_output", False):
+            init.zeros_(module.weight)
+        else:
+            init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             init.zeros_(module.bias)
     elif isinstance(module, MLARMSNorm):
         init.ones_(module.weight)
-    elif isinstance(module, MLAAttention):
-        init.zeros_(module.o_proj.weight)
-    elif isinstance(module, MLAMLP):
-        init.zeros_(module.down_proj.weight)
     elif isinstance(module, LengthTemperature) and module.kind == "ssmax":
         neutral = torch.tensor(float(SSMAX_NEUTRAL_TOKENS))
         init.constant_(module.scale, float(1 / neutral.log()))

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+try:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+except ImportError:  # the extra `gpu` is not installed
+    LigerFusedLinearCrossEntropyLoss = None
+
 IGNORE_INDEX = -100
 # 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing
 # from it.
@@ -24,8 +29,9 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor)
     projected one after the other and projected again in the backward pass. Zero if no label counts.
     """
     count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
-    if hidden_MD.is_cuda and (fused := _liger()) is not None:
-        return fused(hidden_MD, weight_WD, labels_M) / count
+    if hidden_MD.is_cuda and LigerFusedLinearCrossEntropyLoss is not None:
+        fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
+        return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M) / count
     total = hidden_MD.new_zeros((), dtype=torch.float32)
     for start in range(0, hidden_MD.shape[0], CHUNK_TOKENS):
         chunk = slice(start, start + CHUNK_TOKENS)
@@ -43,12 +49,3 @@ def shift_labels(labels_BT: Tensor) -> Tensor:
 def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     logits = F.linear(hidden, weight.to(hidden.dtype)).float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def _liger():  # type: ignore[no-untyped-def]
-    try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-    except ImportError:
-        return None
-    loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
-    return lambda hidden, weight, labels: loss(weight.to(hidden.dtype), hidden, labels)

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 
 from ic.model.config import MLAConfig
 
+try:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+except ImportError:  # the extra `gpu` is not installed
+    LigerSiLUMulFunction = None
+
 # A prefill of 1M tokens would otherwise hold three activations of (1M, intermediate_size) at once.
 INFERENCE_CHUNK_TOKENS = 65536
 
@@ -20,6 +25,7 @@ class MLAMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x_BTD.shape[1] <= INFERENCE_CHUNK_TOKENS:
@@ -28,4 +34,11 @@ class MLAMLP(nn.Module):
         return torch.cat([self._swiglu(chunk) for chunk in chunks], dim=1)
 
     def _swiglu(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_silu_mul(self.gate_proj(x), self.up_proj(x)))
+
+
+def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up; Liger's kernel on a GPU keeps one activation less for the backward pass."""
+    if gate.is_cuda and LigerSiLUMulFunction is not None:
+        return LigerSiLUMulFunction.apply(gate, up)
+    return F.silu(gate) * up

@@ -5,7 +5,7 @@ schedule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,14 +28,12 @@ class OptimizerConfig:
     name: str = "muon"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    betas: list[float] = None  # type: ignore[assignment]
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     momentum: float = 0.95
     warmup_steps: int = 100
     decay_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.betas is None:
-            self.betas = [0.9, 0.95]
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer.name={self.name!r}: choose one of {', '.join(OPTIMIZERS)}")
         if not self.lr > 0:

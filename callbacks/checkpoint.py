@@ -1,0 +1,193 @@
+"""Checkpoints: the last, the best, every n-th, and one on Ctrl-C.
+
+    checkpoints/step=200/     a whole checkpoint (ic.checkpoint.folder)
+    checkpoints/last -> step=200
+    checkpoints/best -> step=150
+
+`last` and `best` are links that move only once the folder they point to is on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+# What a shell reports for a program that Ctrl-C ended.
+INTERRUPTED_EXIT_CODE = 130
+
+
+@dataclass
+class CheckpointConfig:
+    """When to save, and what to keep.
+
+    Attributes:
+        every_n_steps: steps between saves of `last`.
+        keep_every_n_steps: steps whose checkpoints stay for good; 0 keeps none.
+        monitor: metric of the validation that decides `best`; null keeps no best.
+        mode: `max` or `min`.
+    """
+
+    every_n_steps: int = 250
+    keep_every_n_steps: int = 0
+    monitor: str | None = "val/loss"
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise ValueError(
+                f"callbacks.checkpoint.every_n_steps={self.every_n_steps}: must be at least 1"
+            )
+        if self.keep_every_n_steps < 0 or self.keep_every_n_steps % self.every_n_steps:
+            raise ValueError(
+                f"callbacks.checkpoint.keep_every_n_steps={self.keep_every_n_steps}: 0, or a "
+                f"multiple of every_n_steps={self.every_n_steps}"
+            )
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"callbacks.checkpoint.mode={self.mode!r}: choose max or min")
+
+
+class FolderCheckpoint(Checkpoint):
+    """Saves at batch boundaries, so that a resumed run continues exactly.
+
+    The first Ctrl-C asks the run to stop after the current step and to save; the second ends it at once.
+    `interrupted` tells afterwards.
+    """
+
+    def __init__(self, config: CheckpointConfig) -> None:
+        self.config = config
+        self.interrupted = False
+        self.best_score: float | None = None
+        self._saved_step = -1
+        self._previous_handler: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        for partial in self.folder.glob("*.partial-*"):
+            shutil.rmtree(partial, ignore_errors=True)  # what a killed save left behind
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.interrupted:
+            trainer.should_stop = True
+        step = trainer.global_step
+        if step != self._saved_step and (
+            self.interrupted or step % self.config.every_n_steps == 0
+        ):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.config.monitor is None or not fitting:
+            return
+        score = trainer.callback_metrics.get(self.config.monitor)
+        if score is None:
+            known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
+            raise ValueError(
+                f"callbacks.checkpoint.monitor={self.config.monitor!r}: the validation logs {known}"
+            )
+        better = self.best_score is None or (
+            float(score) > self.best_score
+            if self.config.mode == "max"
+            else float(score) < self.best_score
+        )
+        if better:
+            self.best_score = float(score)
+            self._save_last(trainer)
+            self._point(trainer, "best")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+        if trainer.global_step != self._saved_step:
+            self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        rank_zero_info("stopping after this step and saving; press Ctrl-C again to stop at once")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step != self._saved_step:
+            trainer.save_checkpoint(self.folder / f"step={step}")
+            self._saved_step = step
+        self._point(trainer, "last")
+        if trainer.is_global_zero:
+            self._remove_old()
+        trainer.strategy.barrier("checkpoint")
+
+    def _point(self, trainer: Trainer, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        target = f"step={self._saved_step}"
+        if not (self.folder / target).is_dir():
+            return  # nothing saved yet at the step that was resumed from
+        link = self.folder / f"{name}.partial-{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        link.replace(self.folder / name)
+
+    def _remove_old(self) -> None:
+        kept = {os.readlink(link) for link in self.folder.iterdir() if link.is_symlink()}
+        every = self.config.keep_every_n_steps
+        for folder in self.folder.glob("step=*"):
+            step = int(folder.name.removeprefix("step="))
+            if folder.name not in kept and not (every and step % every == 0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
+    """`last` or `best` of a run, or a path.
+
+    Raises:
+        ValueError: the run has no such checkpoint.
+    """
+    if ckpt_path not in ("last", "best"):
+        return Path(ckpt_path)
+    folder = run_dir / "checkpoints" / ckpt_path
+    if not folder.is_dir():
+        raise ValueError(
+            f"ckpt_path={ckpt_path}: {run_dir} holds no such checkpoint; leave ckpt_path out to "
+            "begin anew, or check name= and run_id="
+        )
+    return folder.resolve()
+
+
+def trained_length(folder: Path) -> int | None:
+    """Longest context that a checkpoint was trained at, if its trainer state tells."""
+    state_file = folder / "trainer.pt"
+    if not state_file.is_file():
+        return None
+    state = torch.load(state_file, weights_only=True, map_location="cpu", mmap=True)
+    for key, value in state.items():
+        if re.search("DataModule$", key) and isinstance(value, dict) and "context_length" in value:
+            return int(value["context_length"])
+    return None

@@ -1,0 +1,107 @@
+"""Adaptive curriculum over context length.
+
+Retrieval forms at short length first and then carries over within tens of steps a doubling; a fixed
+schedule can sit at a length that the model has not begun to master (docs/recipe.md, point 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+
+@dataclass
+class AdaptiveContextLengthConfig:
+    """Doubles the context length once answers are mastered.
+
+    Attributes:
+        start_length: first length in tokens.
+        threshold: moving average of `train/answer_accuracy` at which to double.
+        check_every_n_steps: how often to look.
+        new_weight: weight of the newest step in the moving average.
+    """
+
+    start_length: int = 256
+    threshold: float = 0.95
+    check_every_n_steps: int = 10
+    new_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.start_length < 128:
+            raise ValueError(
+                f"callbacks.context_length.start_length={self.start_length}: must be at least 128"
+            )
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"callbacks.context_length.threshold={self.threshold}: must be between 0 and 1"
+            )
+        if self.check_every_n_steps < 1:
+            raise ValueError(
+                "callbacks.context_length.check_every_n_steps="
+                f"{self.check_every_n_steps}: must be at least 1"
+            )
+        if not 0 < self.new_weight <= 1:
+            raise ValueError(
+                f"callbacks.context_length.new_weight={self.new_weight}: must be in (0, 1]"
+            )
+
+
+class AdaptiveContextLength(Callback):
+    """Starts at `start_length` and doubles up to the datamodule's `context_length`.
+
+    The average starts again from zero at each length, so that a doubling rests on that length alone. State and
+    length survive a resume; the length itself is part of the datamodule's state.
+    """
+
+    def __init__(self, config: AdaptiveContextLengthConfig) -> None:
+        self.config = config
+        self.average: Tensor | float = 0.0
+        self.history: list[list[int]] = []
+        self._restored = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "set_context_length"):
+            raise ValueError(
+                f"callbacks.context_length needs data whose length can change, not "
+                f"{type(data).__name__}; set callbacks.context_length=null"
+            )
+        if not self._restored:
+            data.set_context_length(min(self.config.start_length, data.config.context_length))
+            self.history = [[trainer.global_step, data.context_length]]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        accuracy = trainer.callback_metrics.get("train/answer_accuracy")
+        if accuracy is None:
+            return
+        weight = self.config.new_weight
+        # Stays a tensor on the device: reading it would wait for the GPU on every step.
+        self.average = (1 - weight) * self.average + weight * accuracy.detach()
+        if trainer.global_step % self.config.check_every_n_steps:
+            return
+        mean = trainer.strategy.reduce(torch.as_tensor(self.average), reduce_op="mean")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if float(mean) < self.config.threshold:  # type: ignore[arg-type]
+            return
+        if data.context_length < data.config.context_length:
+            length = min(2 * data.context_length, data.config.context_length)
+            data.set_context_length(length)
+            self.average = 0.0
+            self.history.append([trainer.global_step, length])
+            rank_zero_info(f"step {trainer.global_step}: context length {length}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": float(self.average), "history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A tensor again: the same float32 arithmetic as in the run that saved it.
+        self.average = torch.tensor(state_dict["average"])
+        self.history = state_dict["history"]
+        self._restored = True

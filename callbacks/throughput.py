@@ -1,0 +1,304 @@
+"""Tokens a second, step time, data wait and model FLOPs utilisation of a training run.
+
+A step lasts from the end of the step before it to its own end, so that it includes the wait for its
+data. **Data wait** is the part between `on_train_batch_end` and the next `on_train_batch_start`:
+fetching and copying the batch, and what other callbacks and loggers do there. On CUDA both are
+taken on the GPU's timeline (`ic.callbacks.step_timer`), so data that arrives while the GPU is busy
+costs nothing.
+
+Left out: the first `warmup_steps` at each context length (compilation, autotuning, the allocator's
+growth), and each step in which something else ran: validation, a checkpoint, a `throughput_paused`
+block. Their tokens count as seen, not as timed.
+
+**MFU** is `train_flops_per_token` (what the model needs, recomputation not counted, attention over
+the whole causal context even where documents are masked from each other) times tokens, over time
+and the GPUs' peak dense bf16 rate, whatever precision the run uses. Tokens of one step are those of
+this rank's batches times the number of data-parallel replicas, which all get the same shape.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from ic.callbacks.atomic_write import write_json
+from ic.callbacks.peak_flops import device_name, peak_bf16_flops
+from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
+from ic.callbacks.throughput_summary import (
+    TimedStep,
+    summarise,
+    summarise_by_context_length,
+)
+from ic.model.config import MLAConfig
+from ic.model.cost import train_flops_per_token
+
+log = logging.getLogger(__name__)
+
+
+# Names under train/, and the summary's keys.
+LOGGED = {
+    "tokens_per_s": "tokens_per_s",
+    "step_time_s": "step_time_median_s",
+    "data_wait_share": "data_wait_share",
+    "mfu": "mfu",
+}
+
+
+@dataclass
+class ThroughputConfig:
+    """What counts and how often the clock is read.
+
+    Attributes:
+        warmup_steps: optimizer steps left out at the start of the process and of each new context
+            length.
+        window_steps: timed steps behind the logged values.
+        sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
+            the trainer logs, up to the step before the current one: waiting for that leaves the GPU
+            a step's work, so it does not run dry. On CPU each step is read at once.
+        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.callbacks.peak_flops`.
+    """
+
+    warmup_steps: int = 3
+    window_steps: int = 20
+    sync_every_n_steps: int = 10
+    peak_bf16_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_steps", 0), ("window_steps", 1), ("sync_every_n_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"callbacks.throughput.{name}={getattr(self, name)}: must be at least {least}"
+                )
+        if self.peak_bf16_flops is not None and self.peak_bf16_flops <= 0:
+            raise ValueError(
+                f"callbacks.throughput.peak_bf16_flops={self.peak_bf16_flops}: "
+                "must be above 0, or null to look the device up"
+            )
+
+
+@dataclass
+class _OpenStep:
+    """An optimizer step that is running: one batch, or several with gradient accumulation."""
+
+    begin: Any = None
+    end: Any = None
+    waits: list[tuple[Any, Any]] = field(default_factory=list)
+    context_length: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    interrupted: bool = False
+
+
+class Throughput(Callback):
+    """Logs `train/tokens_per_s`, `train/step_time_s`, `train/data_wait_share` and `train/mfu`.
+
+    Writes `throughput.json` below `trainer.default_root_dir` when training ends or fails. A resumed
+    run starts a new record: `first_step` says where.
+
+    Args:
+        timer: for tests; by default CUDA events or the host's clock.
+    """
+
+    def __init__(
+        self, config: ThroughputConfig | None = None, timer: StepTimer | None = None
+    ) -> None:
+        self.config = config or ThroughputConfig()
+        self.steps: list[TimedStep] = []
+        self._timer: StepTimer = timer or HostTimer()
+        self._has_own_timer = timer is None
+        self._window: deque[TimedStep] = deque(maxlen=self.config.window_steps)
+        self._unread: list[_OpenStep] = []
+        self._step = _OpenStep()
+        self._last_end: Any = None
+        self._seen: dict[int, int] = {}
+        self._num_interrupted = 0
+        self._tokens_seen = 0
+        self._first_step = self._global_step = 0
+        self._replicas = self._num_devices = 1
+        self._model_config: MLAConfig | None = None
+        self._peak: tuple[float, str] | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the step that contains, or follows, the body out of the timing."""
+        self._step.interrupted = True
+        yield
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device = trainer.strategy.root_device
+        if self._has_own_timer and device.type == "cuda":
+            self._timer = CudaTimer(device)
+        sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        self._replicas = sampler.get("num_replicas", 1)
+        self._num_devices = trainer.world_size
+        self._first_step = self._global_step = trainer.global_step
+        self._step, self._last_end = _OpenStep(), None
+        config = getattr(getattr(pl_module, "model", None), "config", None)
+        self._model_config = config if isinstance(config, MLAConfig) else None
+        self._peak = self._find_peak(device)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        start = self._timer.mark()
+        if self._last_end is not None:
+            self._step.waits.append((self._last_end, start))
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step = self._step
+        rows, step.context_length = batch["input_ids"].shape
+        tokens = rows * step.context_length * self._replicas
+        step.tokens += tokens
+        self._tokens_seen += tokens
+        if self._model_config is not None:
+            step.flops += tokens * train_flops_per_token(self._model_config, step.context_length)
+        self._last_end = step.end = self._timer.mark()
+        if trainer.global_step == self._global_step:
+            return  # gradients are still being accumulated
+        self._global_step = trainer.global_step
+        self._close_step()
+        # The newest step may still be queued on the GPU.
+        num_ready = len(self._unread) - (not self._timer.is_free)
+        if self._should_read(trainer) and self._read(num_ready):
+            pl_module.log_dict(self._window_metrics(), on_step=True, on_epoch=False)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step.interrupted = True
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._step.interrupted = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._unread.clear()  # after a failure the GPU may not answer
+        if not self._seen:
+            return
+        try:
+            self._finish(trainer)
+        except OSError as error:  # a full disk must not hide the exception that ended the run
+            log.error("throughput.json not written: %s", error)
+
+    def _close_step(self) -> None:
+        step, self._step = self._step, _OpenStep(begin=self._last_end)
+        self._seen[step.context_length] = self._seen.get(step.context_length, 0) + 1
+        is_warmup = self._seen[step.context_length] <= self.config.warmup_steps
+        if step.interrupted:
+            self._num_interrupted += 1
+        elif not is_warmup and step.begin is not None:
+            self._unread.append(step)
+
+    def _should_read(self, trainer: Trainer) -> bool:
+        if self._timer.is_free or trainer.global_step % self.config.sync_every_n_steps == 0:
+            return True
+        log_every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return log_every > 0 and trainer.global_step % log_every == 0
+
+    def _read(self, num_steps: int) -> bool:
+        """Turn the marks of the oldest steps into seconds; whether there were any."""
+        ready, self._unread = self._unread[: max(0, num_steps)], self._unread[max(0, num_steps) :]
+        if not ready:
+            return False
+        self._timer.settle(ready[-1].end)
+        for step in ready:
+            timed = TimedStep(
+                step.context_length,
+                step.tokens,
+                step.flops,
+                self._timer.seconds(step.begin, step.end),
+                sum(self._timer.seconds(begin, end) for begin, end in step.waits),
+            )
+            if self._window and self._window[-1].context_length != timed.context_length:
+                self._window.clear()  # an average over two lengths describes neither
+            self._window.append(timed)
+            self.steps.append(timed)
+        return True
+
+    def _window_metrics(self) -> dict[str, float]:
+        summary = summarise(self._window, self._total_peak)
+        return {f"train/{name}": summary[key] for name, key in LOGGED.items() if key in summary}
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._read(len(self._unread))
+        if not trainer.is_global_zero:
+            return
+        device = trainer.strategy.root_device
+        report = {
+            "device": device_name(device),
+            "num_devices": self._num_devices,
+            "num_data_parallel_replicas": self._replicas,
+            "precision": str(trainer.precision),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "cuda": torch.version.cuda if device.type == "cuda" else None,
+                "lightning": lightning.__version__,
+            },
+            "clock": self._timer.name,
+            "peak_bf16_flops_per_device": self._peak[0] if self._peak else None,
+            "peak_source": self._peak[1] if self._peak else None,
+            "first_step": self._first_step,
+            "last_step": trainer.global_step,
+            "num_steps": sum(self._seen.values()),
+            "num_steps_interrupted": self._num_interrupted,
+            "warmup_steps_per_context_length": self.config.warmup_steps,
+            "tokens_seen": self._tokens_seen,
+            **summarise(self.steps, self._total_peak),
+            "by_context_length": summarise_by_context_length(
+                self.steps, self._seen, self._total_peak
+            ),
+        }
+        write_json(Path(trainer.default_root_dir) / "throughput.json", report)
+
+    @property
+    def _total_peak(self) -> float | None:
+        return self._peak[0] * self._num_devices if self._peak else None
+
+    def _find_peak(self, device: torch.device) -> tuple[float, str] | None:
+        name = device_name(device)
+        if self._model_config is None:
+            rank_zero_info("MFU is left out: the module has no model.config of type MLAConfig.")
+            return None
+        if self.config.peak_bf16_flops is not None:
+            return self.config.peak_bf16_flops, "set by the user"
+        peak = peak_bf16_flops(name)
+        if peak is None:
+            rank_zero_info(
+                f"MFU is left out: no peak bf16 rate is known for {name!r}; "
+                "set the throughput callback's peak_bf16_flops to its FLOP/s to have it."
+            )
+        return peak
+
+
+@contextmanager
+def throughput_paused(trainer: Trainer) -> Iterator[None]:
+    """Leave the body's time out of the trainer's `Throughput`, if it has one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Throughput):
+            with callback.paused():
+                yield
+            return
+    yield

@@ -1,0 +1,3 @@
+from ic.cli import main
+
+main()

@@ -1,0 +1,240 @@
+"""From checked configuration to objects; the only place that builds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ic.callbacks.checkpoint import FolderCheckpoint, resolve_checkpoint
+from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.memory_profiler import MemoryProfiler
+from ic.callbacks.passkey import PasskeyEvaluation
+from ic.callbacks.progress import TrainingProgress
+from ic.callbacks.throughput import Throughput
+from ic.checkpoint.folder import FolderCheckpointIO, check_same_architecture, load_config, load_model
+from ic.config import ModelConfig, RunConfig
+from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
+from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
+from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.model import MLAForCausalLM
+from ic.training.language_modeling import LanguageModelingModule
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run_directory(config: RunConfig) -> Path:
+    """`<output_dir>/<name>/<run_id>`, absolute."""
+    return (Path(config.output_dir) / config.name / config.run_id).absolute()
+
+
+def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """`bytes`, or a folder with a Hugging Face tokenizer.
+
+    Raises:
+        ValueError: neither.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if not Path(name).is_dir():
+        raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
+    return AutoTokenizer.from_pretrained(name)
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAForCausalLM:
+    """A fresh model, or the weights of `init_from` in this configuration."""
+    check_attention(config.attention)
+    vocab = VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
+    wanted = config.mla_config(
+        vocab, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    if config.init_from is None:
+        model = MLAForCausalLM(wanted)
+    else:
+        folder = Path(config.init_from)
+        check_same_architecture(wanted, load_config(folder), folder)
+        model = load_model(folder).float()
+        # Positions, rotation and backend may change from stage to stage; the weights do not depend on them.
+        fresh = MLAForCausalLM(wanted)
+        fresh.load_state_dict(model.state_dict())
+        model = fresh
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def build_datamodule(data: Any, tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:
+    """The datamodule that a data configuration names."""
+    if isinstance(data, PasskeyDataConfig):
+        return PasskeyDataModule(data, tokenizer)
+    assert isinstance(data, TextDataConfig)
+    return TextDataModule(data, tokenizer)
+
+
+def build_module(
+    config: RunConfig, model: MLAForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> LanguageModelingModule:
+    return LanguageModelingModule(model, tokenizer, config.optimizer, config.objective)
+
+
+def build_callbacks(config: RunConfig) -> list[Callback]:
+    """Callbacks in the order in which their hooks should run.
+
+    The passkey evaluation comes before the checkpoint, so that neither changes what the other sees, and throughput
+    before both, so that it does not time them.
+    """
+    wanted = config.callbacks
+    built: list[Callback] = []
+    if wanted.throughput is not None:
+        built.append(Throughput(wanted.throughput))
+    if wanted.memory is not None:
+        built.append(MemoryProfiler(wanted.memory))
+    if wanted.context_length is not None:
+        built.append(AdaptiveContextLength(wanted.context_length))
+    if wanted.checkpoint is not None:
+        built.append(FolderCheckpoint(wanted.checkpoint))
+    if wanted.passkey is not None:
+        built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
+    if wanted.progress:
+        built.append(TrainingProgress())
+    return built
+
+
+def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
+    """CSV and TensorBoard write into the run directory; W&B keeps the run's id over resumes."""
+    loggers: list[Logger] = []
+    if config.logger.csv:
+        loggers.append(CSVLogger(run_dir, name="", version="csv"))
+    if config.logger.tensorboard:
+        loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
+    if config.logger.wandb is not None:
+        wandb = config.logger.wandb
+        loggers.append(
+            WandbLogger(
+                name=f"{config.name}/{config.run_id}", save_dir=run_dir, project=wandb.project,
+                id=f"{config.name}-{config.run_id}", resume="allow",
+                offline=wandb.mode == "offline", tags=wandb.tags,
+            )
+        )  # fmt: skip
+    return loggers
+
+
+def build_strategy(config: RunConfig) -> str | Strategy:
+    backend = config.strategy.process_group_backend
+    if config.strategy.name == "ddp":
+        return DDPStrategy(process_group_backend=backend)
+    return "auto"
+
+
+def build_trainer(
+    config: RunConfig, run_dir: Path, io: FolderCheckpointIO, *, training: bool
+) -> Trainer:
+    """`lightning.Trainer`; without `training` nothing is written but what the verb itself writes."""
+    check_accelerator(config.trainer.accelerator)
+    t = config.trainer
+    return Trainer(
+        default_root_dir=run_dir,
+        callbacks=build_callbacks(config) if training else [],
+        logger=build_loggers(config, run_dir) if training else False,
+        strategy=build_strategy(config),
+        plugins=[io],
+        max_epochs=-1,
+        max_steps=t.max_steps,
+        max_time=t.max_time,  # type: ignore[arg-type]
+        accelerator=t.accelerator,
+        devices=t.devices,
+        num_nodes=t.num_nodes,
+        precision=t.precision,  # type: ignore[arg-type]
+        accumulate_grad_batches=t.accumulate_grad_batches,
+        gradient_clip_val=t.gradient_clip_val,
+        check_val_every_n_epoch=None,
+        val_check_interval=t.val_check_interval,
+        limit_val_batches=t.limit_val_batches,
+        num_sanity_val_steps=t.num_sanity_val_steps,
+        log_every_n_steps=t.log_every_n_steps,
+        deterministic=t.deterministic,
+        detect_anomaly=t.detect_anomaly,
+        enable_checkpointing=config.callbacks.checkpoint is not None and training,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
+    """Trainer, LightningModule, datamodule and checkpoint folder (or None) of a run.
+
+    Raises:
+        ValueError: what was configured does not fit together, or not to this machine.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    run_dir = run_directory(config)
+    ckpt = None
+    if config.ckpt_path is not None:
+        ckpt = resolve_checkpoint(run_dir, config.ckpt_path)
+        load_config(ckpt)  # fail before anything is built
+    elif training and not config.overwrite and (run_dir / "checkpoints" / "last").exists():
+        raise ValueError(
+            f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose another "
+            "run_id=, or begin anew with overwrite=true"
+        )
+    tokenizer = build_tokenizer(config.tokenizer)
+    datamodule = build_datamodule(config.data, tokenizer)
+    model = build_model(config.model, tokenizer)
+    module = build_module(config, model, tokenizer)
+    io = FolderCheckpointIO(model.config, tokenizer)
+    trainer = build_trainer(config, run_dir, io, training=training)
+    return trainer, module, datamodule, ckpt
+
+
+def write_config(config: RunConfig, run_dir: Path) -> None:
+    """The run's whole configuration as `config.yaml`, written under a temporary name."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / f"config.yaml.partial-{os.getpid()}"
+    values = OmegaConf.to_container(OmegaConf.create(OmegaConf.structured(config)))
+    partial.write_text(yaml.safe_dump(values, sort_keys=False))
+    partial.replace(run_dir / "config.yaml")
+
+
+def load_for_inference(
+    checkpoint: str, accelerator: str, dtype: str, attention: str
+) -> tuple[MLAForCausalLM, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a checkpoint folder on the device asked for.
+
+    `dtype=auto` is bfloat16 on a GPU and the saved type on a CPU.
+    """
+    check_accelerator(accelerator)
+    check_attention(attention)
+    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    folder = Path(checkpoint)
+    model = load_model(folder, attention)
+    if dtype != "auto":
+        model = model.to(DTYPES[dtype])
+    elif on_gpu:
+        model = model.to(torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model.to("cuda" if on_gpu else "cpu"), tokenizer
+
+
+def check_accelerator(accelerator: str) -> None:
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"accelerator={accelerator!r}: choose auto, cpu or gpu")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"accelerator={accelerator}: PyTorch sees no CUDA GPU here; use accelerator=cpu or auto"
+        )
+
+
+def check_attention(attention: str) -> None:
+    if attention == "triton" and not torch.cuda.is_available():
+        raise ValueError(
+            "attention=triton: PyTorch sees no CUDA GPU here; use attention=torch"
+        )

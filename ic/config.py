@@ -1,0 +1,292 @@
+"""The checked configuration: one dataclass a group, filled from `conf/` by Hydra.
+
+Each part's dataclass stands beside the code that it configures; this module adds those without a file of their own, joins
+them and registers them as Hydra schemas, so that a wrong type or an unknown key fails while composing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from ic.callbacks.checkpoint import CheckpointConfig
+from ic.callbacks.context_length import AdaptiveContextLengthConfig
+from ic.callbacks.memory_profiler import MemoryProfilerConfig
+from ic.callbacks.passkey import PasskeyEvaluationConfig
+from ic.callbacks.throughput import ThroughputConfig
+from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.text import TextDataConfig
+from ic.evaluation.grid import PasskeyGridConfig
+from ic.model.config import MLAConfig
+from ic.training.language_modeling import ObjectiveConfig
+from ic.training.optimizers import OptimizerConfig
+
+STRATEGIES = ("auto", "ddp")
+
+
+@dataclass
+class ModelConfig:
+    """The model: `MLAConfig`'s names, and how to begin.
+
+    Attributes:
+        attention: `torch` or `triton`.
+        init_from: checkpoint folder whose weights to start from, instead of random ones.
+        gradient_checkpointing: recompute each layer in the backward pass.
+    """
+
+    hidden_size: int = 2048
+    intermediate_size: int = 5440
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 16
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 192
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    max_position_embeddings: int = 2**21
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] = field(
+        default_factory=lambda: {"rope_type": "default", "rope_theta": 1e6}
+    )
+    rope_interleave: bool = True
+    length_temperature: str = "ssmax"
+    length_temperature_beta: float = 0.1
+    length_temperature_original: int = 8192
+    nope_layers: list[int] = field(default_factory=list)
+    absorbed_max_queries: int = 16
+    attention: str = "torch"
+    gradient_checkpointing: bool = False
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        self.mla_config(vocab_size=1)  # its checks, with the same messages
+
+    def mla_config(self, vocab_size: int, **token_ids: int | None) -> MLAConfig:
+        """The Hugging Face configuration of this model."""
+        names = set(self.__dataclass_fields__) - {
+            "attention", "gradient_checkpointing", "init_from",
+        }  # fmt: skip
+        return MLAConfig(
+            vocab_size=vocab_size, attention_backend=self.attention,
+            **{name: getattr(self, name) for name in names}, **token_ids,
+        )  # fmt: skip
+
+
+@dataclass
+class StrategyConfig:
+    """Lightning strategy: `auto` (one device alone, else DDP) or `ddp`."""
+
+    name: str = "auto"
+    process_group_backend: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in STRATEGIES:
+            raise ValueError(f"strategy.name={self.name!r}: choose one of {', '.join(STRATEGIES)}")
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of `lightning.Trainer` under their own names.
+
+    Attributes:
+        max_time: `DD:HH:MM:SS`; the schedule follows whichever of steps and time is further.
+        val_check_interval: steps between validations.
+    """
+
+    max_steps: int = 1000
+    max_time: str | None = None
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    val_check_interval: int = 250
+    limit_val_batches: int | None = None
+    num_sanity_val_steps: int = 0
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+    detect_anomaly: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 and not (self.max_steps == -1 and self.max_time):
+            raise ValueError(
+                f"trainer.max_steps={self.max_steps}: must be at least 1, or -1 with trainer.max_time"
+            )
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+            raise ValueError(
+                f"trainer.max_time={self.max_time!r}: write days:hours:minutes:seconds, "
+                "for example 00:00:07:00"
+            )
+        for name in ("num_nodes", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass
+class CallbacksConfig:
+    """Callbacks; `null` turns one off."""
+
+    checkpoint: CheckpointConfig | None = None
+    context_length: AdaptiveContextLengthConfig | None = None
+    passkey: PasskeyEvaluationConfig | None = None
+    memory: MemoryProfilerConfig | None = None
+    throughput: ThroughputConfig | None = None
+    progress: bool = True
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases; `mode: offline` writes to disk only. Credentials come from the environment."""
+
+    project: str = "infinite-context"
+    mode: str = "offline"
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline"):
+            raise ValueError(f"logger.wandb.mode={self.mode!r}: choose online or offline")
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go."""
+
+    csv: bool = True
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+
+
+@dataclass
+class RunConfig:
+    """Everything that `fit`, `validate`, `test` and `predict` take.
+
+    Attributes:
+        name: the experiment's name; with run_id it fixes the run directory.
+        run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
+        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run.
+        overwrite: begin anew in a run directory that already holds checkpoints.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: Any = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
+    name: str = "run"
+    run_id: str = "default"
+    output_dir: str = "runs"
+    seed: int = 0
+    tokenizer: str = "bytes"
+    ckpt_path: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("name", "run_id"):
+            value = getattr(self, key)
+            if not re.fullmatch(r"[\w.,=+@-]+", value):
+                raise ValueError(
+                    f"{key}={value!r}: a folder name of letters, digits and any of . , = + @ _ -"
+                )
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be at least 0")
+        positions = self.model.max_position_embeddings
+        if self.data is None:
+            raise ValueError("data: choose one, for example data=passkey")
+        needed = getattr(self.data, "max_position", self.data.context_length)
+        key = "max_position" if hasattr(self.data, "max_position") else "context_length"
+        if needed > positions:
+            raise ValueError(
+                f"data.{key}={needed}: the model has {positions} positions; lower it or raise "
+                "model.max_position_embeddings"
+            )
+        _check_lengths(self.evaluation, positions)
+
+
+@dataclass
+class EvaluateConfig:
+    """The verb `evaluate`: the passkey grid of a checkpoint folder.
+
+    Attributes:
+        checkpoint: folder with `config.json`, tokenizer and safetensors.
+        output: folder for cells.jsonl, heatmap.csv and heatmap.png; default `<checkpoint>/passkey`.
+        trained_length: drawn as a line in the heatmap; default from the checkpoint.
+    """
+
+    checkpoint: str = "???"
+    output: str | None = None
+    evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
+    trained_length: int | None = None
+    accelerator: str = "auto"
+    dtype: str = "auto"
+    attention: str = "torch"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"dtype={self.dtype!r}: choose one of auto, float32, bfloat16, float16"
+            )
+
+
+@dataclass
+class GenerateConfig:
+    """The verb `generate`: continue a prompt. `prompt=-` reads standard input."""
+
+    checkpoint: str = "???"
+    prompt: str = "???"
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    prefill_chunk_tokens: int = 32768
+    accelerator: str = "auto"
+    dtype: str = "auto"
+    attention: str = "torch"
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
+        if self.prefill_chunk_tokens < 1:
+            raise ValueError(f"prefill_chunk_tokens={self.prefill_chunk_tokens}: must be at least 1")
+
+
+def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:
+    longest = max(grid.lengths)
+    if longest > positions:
+        raise ValueError(
+            f"evaluation.lengths: {longest} tokens, but the model has {positions} positions; "
+            "shorten the list or raise model.max_position_embeddings"
+        )
+
+
+def register_schemas() -> None:
+    """Make the dataclasses known to Hydra under the names that `conf/` refers to."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="generate_schema", node=GenerateConfig)
+    for group, name, node in (
+        ("model", "model_schema", ModelConfig),
+        ("data", "passkey_schema", PasskeyDataConfig),
+        ("data", "text_schema", TextDataConfig),
+        ("optimizer", "optimizer_schema", OptimizerConfig),
+        ("strategy", "strategy_schema", StrategyConfig),
+        ("trainer", "trainer_schema", TrainerConfig),
+        ("callbacks", "callbacks_schema", CallbacksConfig),
+        ("logger", "logger_schema", LoggerConfig),
+        ("logger/wandb", "wandb_schema", WandbConfig),
+        ("evaluation", "grid_schema", PasskeyGridConfig),
+    ):
+        store.store(group=group, name=name, node=node)

@@ -1,0 +1,156 @@
+"""What each verb does, given its checked configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+
+from ic.build import build_run, load_for_inference, run_directory, write_config
+from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE, FolderCheckpoint, trained_length
+from ic.callbacks.passkey import run_grid
+from ic.config import EvaluateConfig, GenerateConfig, RunConfig
+from ic.evaluation.heatmap import summary_table, write_csv, write_png
+from ic.model.cost import cache_bytes_per_token, num_parameters
+
+
+def fit(config: RunConfig) -> int:
+    """Train. Resumes with ckpt_path=last."""
+    trainer, module, data, ckpt = build_run(config, training=True)
+    run_dir = run_directory(config)
+    if trainer.is_global_zero:
+        write_config(config, run_dir)
+    model_config = module.model.config
+    rank_zero_info(
+        f"{config.name}: {num_parameters(model_config):,} parameters, "
+        f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache a token, run in {run_dir}"
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    checkpoints = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]
+    if any(c.interrupted for c in checkpoints):
+        rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
+        return INTERRUPTED_EXIT_CODE
+    if checkpoints:
+        rank_zero_info(f"checkpoint: {run_dir / 'checkpoints' / 'last'}")
+    return 0
+
+
+def validate(config: RunConfig) -> int:
+    """Loss and answer accuracy of a checkpoint on the validation set."""
+    return _metrics(config, "validate")
+
+
+def test(config: RunConfig) -> int:
+    """Loss and answer accuracy of a checkpoint on the test set."""
+    return _metrics(config, "test")
+
+
+def predict(config: RunConfig) -> int:
+    """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
+    trainer, module, data, ckpt = build_run(_with_weights(config), training=False)
+    batches = trainer.predict(module, datamodule=data)
+    path = run_directory(config) / "predictions.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    rows = [row for batch in batches or [] for row in batch]
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.replace(path)
+    Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
+    model, tokenizer = load_for_inference(
+        config.checkpoint, config.accelerator, config.dtype, config.attention
+    )
+    folder = Path(config.checkpoint)
+    output = Path(config.output) if config.output else folder / "passkey"
+    rows = run_grid(model, tokenizer, config.evaluation, output / "cells.jsonl")
+    write_csv(rows, output / "heatmap.csv")
+    write_png(
+        rows, output / "heatmap.png",
+        title=f"{folder.resolve().name}: passkey retrieval on synthetic text",
+        trained_length=config.trained_length or trained_length(folder),
+    )  # fmt: skip
+    console = Console()
+    console.print(summary_table(rows))
+    console.print(f"heatmap: {output / 'heatmap.png'}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def generate(config: GenerateConfig) -> int:
+    """Continue a prompt; the text appears as it is generated."""
+    from transformers import GenerationConfig, TextStreamer
+
+    model, tokenizer = load_for_inference(
+        config.checkpoint, config.accelerator, config.dtype, config.attention
+    )
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    if not ids.shape[1]:
+        raise ValueError("prompt is empty: give at least one character")
+    total = ids.shape[1] + config.max_new_tokens
+    if total > model.config.max_position_embeddings:
+        raise ValueError(
+            f"prompt and max_new_tokens come to {total} tokens, but the model has "
+            f"{model.config.max_position_embeddings} positions; shorten one of them"
+        )
+    torch.manual_seed(config.seed)
+    greedy = config.temperature == 0
+    chunk = config.prefill_chunk_tokens if ids.shape[1] > config.prefill_chunk_tokens else None
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        generation_config=GenerationConfig(
+            max_new_tokens=config.max_new_tokens,
+            do_sample=not greedy,
+            temperature=None if greedy else config.temperature,
+            top_p=None if greedy else config.top_p,
+            prefill_chunk_size=chunk,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+    )
+    return 0
+
+
+def _with_weights(config: RunConfig) -> RunConfig:
+    """A configuration whose model starts from the checkpoint that the verb was given."""
+    if config.ckpt_path is None:
+        raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
+    from ic.callbacks.checkpoint import resolve_checkpoint
+
+    folder = resolve_checkpoint(run_directory(config), config.ckpt_path)
+    return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
+
+
+def _metrics(config: RunConfig, verb: str) -> int:
+    trainer, module, data, _ = build_run(_with_weights(config), training=False)
+    (metrics,) = getattr(trainer, verb)(module, datamodule=data, verbose=False)
+    table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.6f}")
+    Console().print(table)
+    return 0
+
+
+VERBS: dict[str, Any] = {
+    "fit": fit,
+    "validate": validate,
+    "test": test,
+    "predict": predict,
+    "evaluate": evaluate,
+    "generate": generate,
+}

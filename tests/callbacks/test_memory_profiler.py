@@ -1,0 +1,471 @@
+"""Memory profiler: bytes are counted, phases do not leak into each other, files are whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from ic.callbacks import oom_snapshot
+from ic.callbacks.atomic_write import replacing, write_json
+from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
+from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
+from ic.callbacks.memory_profiler import MemoryProfiler, MemoryProfilerConfig, memory_phase
+from ic.model.cache import LatentCache
+
+CPU = torch.device("cpu")
+
+
+class FakeMeter:
+    """A counter that a test sets by hand; as on CUDA, it also has reserved bytes."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.now = self.top = 0
+
+    def use(self, now: int, peak: int | None = None) -> None:
+        self.now, self.top = now, max(self.top, now, peak or 0)
+
+    def current(self) -> int:
+        return self.now
+
+    def peak(self) -> int:
+        return self.top
+
+    def peak_reserved(self) -> int | None:
+        return self.top + 1000
+
+    def reset(self) -> None:
+        self.top = self.now
+
+
+class RisingMeter(FakeMeter):
+    """Every look is higher than the last: a phase keeps its latest measurement."""
+
+    def peak(self) -> int:
+        self.top += 10**9
+        return self.top
+
+    def reset(self) -> None:
+        pass
+
+
+def nothing_held() -> dict[str, int]:
+    return {"parameters": 0, "gradients": 0, "optimizer": 0}
+
+
+def parameter_bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def fit_with(profiler: MemoryProfiler, make_trainer, make_module, loader, **settings: Any):
+    module = make_module()
+    trainer = make_trainer(profiler, **settings)
+    trainer.fit(module, loader)
+    return module, trainer
+
+
+def read_phases(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "memory/memory.json").read_text())["phases"]
+
+
+# What tensors hold
+
+
+def test_storages_count_once_and_views_count_whole():
+    base = torch.zeros(100)
+    assert storage_bytes([base, base[:10], base.view(10, 10), None], CPU) == 400
+    assert storage_bytes([torch.zeros(3), torch.zeros(5, dtype=torch.int64)], CPU) == 12 + 40
+    assert storage_bytes([torch.zeros(3, device="meta")], CPU) == 0
+
+
+def test_dtensor_counts_its_local_shard():
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (4,))
+        sharded = distribute_tensor(torch.zeros(8, 6), mesh, [Shard(0)])
+        assert sharded.shape == (8, 6)
+        assert storage_bytes([sharded], CPU) == 2 * 6 * 4
+    finally:
+        dist.destroy_process_group()
+
+
+def test_split_is_that_of_the_model_and_adamw(tmp_path, make_trainer, make_module, make_loader):
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=2), meter=RisingMeter())
+    module, _ = fit_with(profiler, make_trainer, make_module, make_loader(2))
+    weights = parameter_bytes(module)
+    buffers = storage_bytes(module.buffers(), CPU)
+    num_tensors = len(list(module.parameters()))
+    phases = read_phases(tmp_path)
+    # The second step's forward: the first step's gradients and AdamW's state are there.
+    split = phases["forward"]["split_bytes"]
+    assert split["parameters"] == weights + buffers
+    assert split["gradients"] == weights
+    assert split["optimizer"] == 2 * weights + 4 * num_tensors
+    assert phases["optimizer_step"]["split_bytes"]["gradients"] == weights
+    for phase in phases.values():
+        assert sum(phase["split_bytes"].values()) == phase["split_of_bytes"]
+
+
+def test_first_step_has_no_old_gradients_and_optimizer_state_only_at_its_end(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=0))
+    module, _ = fit_with(profiler, make_trainer, make_module, make_loader(2))
+    phases = read_phases(tmp_path)
+    weights = parameter_bytes(module)
+    assert phases["forward"]["split_bytes"]["gradients"] == 0
+    assert phases["backward"]["split_bytes"]["optimizer"] == 0
+    assert phases["optimizer_step"]["split_bytes"]["gradients"] == weights
+    assert phases["optimizer_step"]["split_bytes"]["optimizer"] > 2 * weights
+
+
+def test_tied_embeddings_count_once(tmp_path, make_trainer, make_module, make_loader):
+    module = make_module(tie_word_embeddings=True)
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1), meter=FakeMeter())
+    make_trainer(profiler, limit_train_batches=1).fit(module, make_loader(1))
+    measured = read_phases(tmp_path)["forward"]["split_bytes"]["parameters"]
+    assert measured == parameter_bytes(module) + storage_bytes(module.buffers(), CPU)
+
+
+# Phases
+
+
+def test_activations_are_the_rest_of_the_peak():
+    meter = FakeMeter()
+    held = {"parameters": 100, "gradients": 10, "optimizer": 200}
+    recorder = PhaseRecorder(meter, lambda: dict(held))
+    meter.use(350)
+    phase = recorder.enter(Phase("forward"))
+    phase.record_cache(SimpleNamespace(nbytes=30))
+    meter.use(400, peak=1000)
+    recorder.leave(phase)
+    record = recorder.records["forward"]
+    assert record.split_bytes == {
+        "parameters": 100,
+        "gradients": 10,
+        "optimizer": 200,
+        "cache": 30,
+        "other": 40,
+        "activations": 620,
+    }
+    assert (record.peak_allocated_bytes, record.peak_reserved_bytes) == (1000, 2000)
+
+
+def test_a_lower_peak_does_not_replace_a_higher_one():
+    meter = FakeMeter()
+    recorder = PhaseRecorder(meter, nothing_held)
+    for step, peak in enumerate([500, 900, 700]):
+        recorder.step = step
+        phase = recorder.enter(Phase("forward"))
+        meter.use(100, peak=peak)
+        recorder.leave(phase)
+    record = recorder.records["forward"]
+    assert (record.num_measured, record.split_of_bytes, record.step) == (3, 900, 1)
+    assert recorder.total_peak_bytes() == 900
+
+
+def test_inner_phase_does_not_count_for_the_outer():
+    meter = FakeMeter()
+    recorder = PhaseRecorder(meter, nothing_held)
+    outer = recorder.enter(Phase("validation"))
+    meter.use(10, peak=50)
+    inner = recorder.enter(Phase("passkey"))
+    meter.use(10, peak=800)
+    recorder.leave(inner)
+    meter.use(10, peak=60)
+    recorder.leave(outer)
+    assert recorder.records["validation"].split_of_bytes == 60
+    assert recorder.records["passkey"].split_of_bytes == 800
+
+
+def test_gradients_in_backward_are_those_alive_at_the_peak():
+    meter = FakeMeter()
+    first, second = (torch.nn.Parameter(torch.ones(n)) for n in (3, 5))
+    phase = Phase("backward")
+    watch = GradientWatch(meter, phase, [first, second], CPU)
+    first.sum().backward()
+    assert phase.gradient_bytes == 0
+    meter.use(0, peak=100)  # climbs while the second gradient is computed, the first is there
+    second.sum().backward()
+    assert phase.gradient_bytes == 12
+    watch.stop()
+    assert phase.gradient_bytes == 12
+    meter.use(0, peak=200)
+    second.sum().backward()
+    assert phase.gradient_bytes == 12  # hooks are gone
+
+
+def test_activations_alive_when_backward_begins_are_not_other(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    meter = FakeMeter()
+    meter.use(10**6)
+    module = make_module({"training_step": lambda: meter.use(10**6 + 5000)})
+    make_trainer(MemoryProfiler(meter=meter)).fit(module, make_loader(1))
+    phases = read_phases(tmp_path)
+    held = parameter_bytes(module) + storage_bytes(module.buffers(), CPU)
+    assert phases["forward"]["split_bytes"]["other"] == 10**6 - held
+    assert phases["backward"]["split_bytes"]["other"] == 10**6 - held
+    assert phases["backward"]["split_bytes"]["activations"] == 5000
+
+
+def test_gradients_that_accumulate_do_not_count_twice():
+    meter = FakeMeter()
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.sum().backward()
+    phase = Phase("backward")
+    phase.gradient_bytes = 12
+    watch = GradientWatch(meter, phase, [weight], CPU)
+    weight.sum().backward()
+    meter.use(0, peak=100)
+    watch.stop()
+    assert phase.gradient_bytes == 12
+
+
+def test_only_the_chosen_steps_are_measured(tmp_path, make_trainer, make_module, make_loader):
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=3))
+    fit_with(profiler, make_trainer, make_module, make_loader(7))
+    measured = {name: p["num_measured"] for name, p in read_phases(tmp_path).items()}
+    assert measured == {"setup": 1, "forward": 3, "backward": 3, "optimizer_step": 3}
+
+
+def test_gradient_accumulation_is_one_step(tmp_path, make_trainer, make_module, make_loader):
+    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=0))
+    fit_with(profiler, make_trainer, make_module, make_loader(4), accumulate_grad_batches=2)
+    measured = {name: p["num_measured"] for name, p in read_phases(tmp_path).items()}
+    assert measured == {"setup": 1, "forward": 2, "backward": 2, "optimizer_step": 1}
+
+
+def test_validation_and_named_phase_with_a_real_cache(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    cache = LatentCache(num_layers=2)
+    caught: dict[str, Any] = {}
+
+    def evaluate() -> None:
+        with memory_phase(trainer, "passkey") as phase:
+            ids = torch.ones(1, 11, dtype=torch.int64)
+            module.model(ids, past_key_values=cache, use_cache=True)
+            phase.record_cache(cache)
+            caught["phase"] = phase
+
+    module = make_module({"validation_step": evaluate})
+    trainer = make_trainer(MemoryProfiler(), num_sanity_val_steps=0)
+    trainer.fit(module, make_loader(1), make_loader([9]))
+    phases = read_phases(tmp_path)
+    assert phases["passkey"]["split_bytes"]["cache"] == 2 * 11 * (8 + 4) * 4 == cache.nbytes
+    assert phases["validation"]["split_bytes"]["cache"] == 0
+    assert phases["validation"]["context_length_tokens"] == 9
+    assert phases["forward"]["context_length_tokens"] == 16
+
+
+def test_memory_phase_without_a_profiler_runs_the_body(make_trainer):
+    with memory_phase(make_trainer(), "passkey") as phase:
+        phase.record_cache(SimpleNamespace(nbytes=lambda: 7))
+    assert phase.cache_bytes == 7
+
+
+def test_phase_before_setup_says_so():
+    with pytest.raises(RuntimeError, match="before the trainer has called setup"):
+        MemoryProfiler().phase("passkey").__enter__()
+
+
+def test_process_meter_sees_memory_that_is_gone_again():
+    meter = ProcessMeter()
+    if not meter.can_reset:
+        pytest.skip("this kernel does not let a process reset its peak counter")
+    meter.reset()
+    start = meter.current()
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    del block
+    assert meter.peak() - start > 60 * 2**20
+    meter.reset()
+    assert meter.peak() - start < 30 * 2**20
+
+
+def test_process_meter_leaves_the_counter_alone_when_told_to():
+    meter = ProcessMeter(reset_peak=False)
+    assert not meter.can_reset
+    meter.reset()
+    assert meter.peak() >= meter.current() > 0
+
+
+# Files
+
+
+def test_report_picture_and_logged_scalars(tmp_path, make_trainer, make_module, make_loader):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, name="", version="")
+    fit_with(MemoryProfiler(), make_trainer, make_module, make_loader(2), logger=logger)
+    report = json.loads((tmp_path / "memory/memory.json").read_text())
+    assert (report["device"], report["meter"], report["rank"]) == ("cpu", "process_rss", 0)
+    forward = report["phases"]["forward"]
+    assert forward["peak_allocated_bytes"] is None
+    assert forward["host_peak_rss_bytes"] >= forward["split_of_bytes"] > 0
+    assert report["run_peak_bytes"] >= max(p["split_of_bytes"] for p in report["phases"].values())
+    assert sorted(p.name for p in (tmp_path / "memory").iterdir()) == ["memory.json", "memory.png"]
+    assert (tmp_path / "memory/memory.png").read_bytes().startswith(b"\x89PNG")
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "memory/forward_peak_gib" in header
+    assert "memory/run_peak_gib" in header
+
+
+def test_evaluation_alone_keeps_the_training_record(
+    tmp_path, make_trainer, make_module, make_loader
+):
+    fit_with(MemoryProfiler(), make_trainer, make_module, make_loader(1))
+    before = (tmp_path / "memory/memory.json").read_bytes()
+    make_trainer(MemoryProfiler()).validate(make_module(), make_loader(1), verbose=False)
+    assert (tmp_path / "memory/memory.json").read_bytes() == before
+    report = json.loads((tmp_path / "memory/memory_validate.json").read_text())
+    assert list(report["phases"]) == ["setup", "validation"]
+
+
+def test_failed_run_leaves_its_profile(tmp_path, make_trainer, make_module, make_loader):
+    def fail() -> None:
+        raise ValueError("broken batch")
+
+    with pytest.raises(ValueError, match="broken batch"):
+        make_trainer(MemoryProfiler()).fit(make_module({"training_step": fail}), make_loader(1))
+    assert list(read_phases(tmp_path)) == ["setup", "forward"]
+
+
+def test_full_disk_at_the_end_does_not_hide_the_error(
+    tmp_path, monkeypatch, make_trainer, make_module, make_loader, caplog
+):
+    def fail() -> None:
+        monkeypatch.setattr(os, "replace", disk_full)
+        raise ValueError("broken batch")
+
+    with pytest.raises(ValueError, match="broken batch"):
+        make_trainer(MemoryProfiler()).fit(make_module({"training_step": fail}), make_loader(1))
+    assert "memory profile not written" in caplog.text
+    assert list((tmp_path / "memory").iterdir()) == []
+
+
+def disk_full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = tmp_path / "deep/report.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("half \udcff", encoding="utf-8")
+    monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("field", ["first_steps", "every_n_steps", "oom_history_entries"])
+def test_config_rejects_negative(field):
+    with pytest.raises(
+        ValueError, match=f"callbacks.memory_profiler.{field}=-1: must be at least 0"
+    ):
+        MemoryProfilerConfig(**{field: -1})
+
+
+def test_config_is_a_structured_config():
+    config = OmegaConf.to_object(OmegaConf.structured(MemoryProfilerConfig))
+    assert config == MemoryProfilerConfig()
+
+
+# Out of memory. What needs no GPU: the file, the message, that nothing raises, one observer a
+# process.
+
+
+def test_snapshot_says_where_it_is_and_how_to_open_it(tmp_path, caplog):
+    path = tmp_path / "memory/oom_snapshot.pickle"
+    assert oom_snapshot.write_oom_snapshot(path, "GPU 0", dump=lambda p: Path(p).write_bytes(b"x"))
+    assert path.read_bytes() == b"x"
+    assert len(caplog.records) == 1
+    assert caplog.records[0].levelno == logging.ERROR
+    assert str(path) in caplog.text
+    assert "memory_viz" in caplog.text
+
+
+def test_snapshot_that_fails_half_way_leaves_nothing_and_does_not_raise(tmp_path, caplog):
+    def dump(path: str) -> None:
+        Path(path).write_bytes(b"half")
+        disk_full()
+
+    path = tmp_path / "oom_snapshot.pickle"
+    assert not oom_snapshot.write_oom_snapshot(path, "GPU 0", dump=dump)
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left on device" in caplog.text
+
+
+def test_one_observer_a_process_follows_the_current_run(tmp_path, monkeypatch):
+    attached: list[Any] = []
+    histories: list[Any] = []
+    monkeypatch.setattr(oom_snapshot, "_observer", oom_snapshot._Observer())
+    monkeypatch.setattr(
+        torch._C, "_cuda_attach_out_of_memory_observer", attached.append, raising=False
+    )
+    monkeypatch.setattr(
+        torch.cuda.memory, "_record_memory_history", lambda *a, **k: histories.append(k)
+    )
+    written: list[Path] = []
+    monkeypatch.setattr(oom_snapshot, "write_oom_snapshot", lambda path, what: written.append(path))
+    for name in ("first", "second"):
+        assert oom_snapshot.watch_out_of_memory(tmp_path / name, history_entries=100)
+    assert len(attached) == 1
+    assert histories[0]["max_entries"] == 100
+    attached[0](0, 2**30, 2**34, 2**20)
+    oom_snapshot.stop_watching()
+    attached[0](0, 2**30, 2**34, 2**20)
+    assert written == [tmp_path / "second"]
+    assert histories[-1] == {"enabled": None}
+
+
+def test_without_the_hook_the_caller_is_told(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch._C, "_cuda_attach_out_of_memory_observer", raising=False)
+    assert not oom_snapshot.watch_out_of_memory(tmp_path / "x", history_entries=0)
+
+
+@pytest.mark.gpu
+def test_cuda_split_and_snapshot_on_a_real_out_of_memory(
+    tmp_path, make_trainer, make_module, make_loader, caplog
+):
+    kept: list[torch.Tensor] = []
+
+    def exhaust() -> None:
+        if kept:
+            torch.empty(2**50, dtype=torch.uint8, device="cuda")
+        kept.append(torch.zeros(1, device="cuda"))
+
+    module = make_module({"training_step": exhaust})
+    trainer = make_trainer(MemoryProfiler(), accelerator="gpu")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        trainer.fit(module, make_loader(3))
+    snapshot = tmp_path / "memory/oom_snapshot.pickle"
+    assert snapshot.stat().st_size > 0
+    assert str(snapshot) in caplog.text
+    report = json.loads((tmp_path / "memory/memory.json").read_text())
+    assert report["meter"] == "cuda_allocator"
+    weights = parameter_bytes(module)
+    split = report["phases"]["optimizer_step"]["split_bytes"]
+    assert split["gradients"] == weights
+    assert split["optimizer"] == 2 * weights  # AdamW's step counters stay on the host
+    backward = report["phases"]["backward"]
+    assert backward["split_bytes"]["activations"] > 0
+    assert backward["peak_reserved_bytes"] >= backward["peak_allocated_bytes"]

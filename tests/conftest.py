@@ -1,0 +1,69 @@
+"""Shared fixtures: small models, and runs of the command line inside the process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ic.cli import main
+from ic.model import MLAConfig, MLAForCausalLM
+
+# One thread: sums are then the same on every machine of a kind, and two workers share two cores.
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8, "v_head_dim": 12, "max_position_embeddings": 4096,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_model() -> Callable[..., MLAForCausalLM]:
+    """A small model whose every weight, zero-initialised ones too, is random."""
+
+    def make(**changes: object) -> MLAForCausalLM:
+        torch.manual_seed(0)
+        model = MLAForCausalLM(MLAConfig(**{**SMALL, **changes})).eval()
+        randomize(model)
+        return model
+
+    return make
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module) -> None:
+    """Weights of a size at which logits have a standard deviation near one."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("length_temperature.scale"):
+            parameter.uniform_(0.1, 0.2)  # around 1 / ln(1024), where training starts
+        elif parameter.dim() > 1:
+            parameter.normal_(0, parameter.shape[-1] ** -0.5)
+        else:
+            parameter.uniform_(0.5, 1.5)
+
+
+@pytest.fixture
+def ic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run `python -m ic ...` in this process inside an empty folder -> exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> int:
+        with pytest.raises(SystemExit) as exit_:
+            main(list(args))
+        return int(exit_.value.code or 0)
+
+    return run
+
+
+# A run of a few short steps that touches every part; options come last and win.
+SHORT = (
+    "fit", "experiment=mla_tiny", "debug=default", "data.context_length=256",
+    "data.tokens_per_batch=512", "data.val_batches=1",
+)  # fmt: skip

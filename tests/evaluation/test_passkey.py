@@ -1,0 +1,208 @@
+"""Prompts, greedy answers, resume, and what the heatmap shows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.needles import TASKS, answer_keys
+from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.heatmap import COLORS, pool, write_csv, write_png
+from ic.evaluation.passkey import build_prompt, evaluate_grid, fingerprint, greedy_answers, read_rows
+from ic.model import MLAForCausalLM
+
+TOKENIZER = ByteTokenizer()
+
+
+def text_of(prompt) -> str:
+    return bytes(prompt.ids.tolist()).decode()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("filler", ["noise", "random"])
+@pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
+def test_prompt_has_exact_length_and_depth(task: str, filler: str, depth: float) -> None:
+    grid = PasskeyGridConfig(tasks=[task], num_needles=3)
+    prompt = build_prompt(TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 7)
+    text = text_of(prompt)
+    assert len(text) == 2000
+    assert "What" in text[-140:]
+    assert set(prompt.expected) <= set(answer_keys(text))
+    if task == "single":
+        start = text.index(" The pass key is " + prompt.expected[0])
+        room = 2000 - len(" What is the pass key? The pass key is") - len(
+            f" The pass key is {'0' * 5}. Remember it. {'0' * 5} is the pass key. "
+        )
+        assert start == round(depth * room)
+    assert prompt.expected == build_prompt(
+        TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 7
+    ).expected
+    assert prompt.expected != build_prompt(
+        TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 8
+    ).expected
+
+
+def test_control_has_no_needle() -> None:
+    grid = PasskeyGridConfig(tasks=["multi_key"], num_needles=3)
+    for task, others in (("single", 0), ("multi_key", 3)):
+        prompt = build_prompt(TOKENIZER, grid, Cell(task, 1000, CONTROL, "noise", 1), 0)
+        stated = answer_keys(text_of(prompt))
+        assert prompt.expected[0] not in stated
+        assert len(stated) == others
+
+
+def test_too_short_for_its_needles() -> None:
+    grid = PasskeyGridConfig(tasks=["multi_key"], num_needles=8)
+    with pytest.raises(ValueError, match="128 tokens cannot hold the task multi_key"):
+        build_prompt(TOKENIZER, grid, Cell("multi_key", 128, 0.5, "noise", 1), 0)
+
+
+@pytest.mark.parametrize("chunk", [1000, 64, 7])
+def test_greedy_answers_equal_generate(make_model, chunk: int) -> None:
+    model = make_model(length_temperature="ssmax")
+    ids = torch.randint(3, 97, (3, 150), generator=torch.Generator().manual_seed(0))
+    expected = model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)[:, 150:]
+    assert greedy_answers(model, ids, 9, chunk).equal(expected)
+
+
+class Oracle(MLAForCausalLM):
+    """Answers by looking the key up in the prompt: what a perfect model would do."""
+
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        if input_ids.shape[1] > 1:
+            texts = [bytes(row.tolist()).decode() for row in input_ids]
+            self.answers = [
+                f" {(answer_keys(text) or ['00000'])[0]}.      ".encode() for text in texts
+            ]
+            self.at = 0
+        logits = torch.zeros(len(self.answers), 1, 320)
+        for row, answer in enumerate(self.answers):
+            logits[row, 0, answer[self.at]] = 1
+        self.at += 1
+        return type("Output", (), {"logits": logits})
+
+
+@pytest.fixture
+def oracle(make_model) -> Oracle:
+    return Oracle(make_model(vocab_size=320).config)
+
+
+GRID = {"lengths": [256, 512], "depths": [0.0, 0.5, 1.0], "samples": 3, "control_samples": 2}
+
+
+def test_scores_and_control(oracle: Oracle, tmp_path: Path) -> None:
+    rows = evaluate_grid(oracle, TOKENIZER, PasskeyGridConfig(**GRID), tmp_path / "cells.jsonl")
+    for cell in pool(rows):
+        if cell.depth == CONTROL:
+            assert (cell.correct, cell.n) == (0, 4)
+        else:
+            assert (cell.correct, cell.n) == (6, 6)
+    assert len(rows) == 2 * 2 * 4
+
+
+def test_resumes_cell_by_cell(oracle: Oracle, tmp_path: Path) -> None:
+    file, grid = tmp_path / "cells.jsonl", PasskeyGridConfig(**GRID)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_five(cell, row) -> None:
+        if len(file.read_text().splitlines()) == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate_grid(oracle, TOKENIZER, grid, file, stop_after_five)
+    before = file.read_text()
+    file.write_text(before + '{"cut sho')  # a crash in the middle of a line
+    rows = evaluate_grid(oracle, TOKENIZER, grid, file)
+    assert file.read_text().startswith(before)
+    assert len(read_rows(file)) == len(rows) == 16
+    assert evaluate_grid(oracle, TOKENIZER, grid, file) == rows
+    assert len(read_rows(file)) == 16  # nothing was computed again
+    with torch.no_grad():
+        oracle.lm_head.weight[0, 0] += 1e-3
+    evaluate_grid(oracle, TOKENIZER, grid, file)
+    assert len(read_rows(file)) == 32  # other weights, other cells
+
+
+def test_damaged_results_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "cells.jsonl"
+    file.write_text('{"a": 1}\n{oops}\n{"b": 2}\n')
+    with pytest.raises(ValueError, match="line 2: not JSON"):
+        read_rows(file)
+
+
+def test_fingerprint_sees_a_swap(make_model) -> None:
+    model = make_model()
+    before = fingerprint(model)
+    assert fingerprint(make_model()) == before
+    weight = model.lm_head.weight.data
+    weight[[0, 1]] = weight[[1, 0]].clone()
+    assert fingerprint(model) != before
+
+
+ROWS = [
+    {"task": "single", "length_tokens": length, "depth": depth, "filler": filler, "n": 10, "correct": c}
+    for length, depth, c in [(512, 0.0, 10), (512, 1.0, 0), (4096, 0.0, 5), (4096, 1.0, 10),
+                             (512, CONTROL, 0), (4096, CONTROL, 0)]
+    for filler in ("noise", "random")
+]  # fmt: skip
+
+
+def test_csv_pools_the_fillers(tmp_path: Path) -> None:
+    write_csv(ROWS, tmp_path / "heatmap.csv")
+    rows = list(csv.DictReader((tmp_path / "heatmap.csv").open()))
+    by_cell = {(row["length_tokens"], row["depth"]): row for row in rows}
+    assert len(rows) == 6
+    assert by_cell["512", "0.0"]["correct"] == "20"
+    assert by_cell["512", "0.0"]["low_95"] == "0.8389"
+    assert by_cell["4096", "0.0"]["accuracy"] == "0.5000"
+    assert by_cell["4096", "control"]["accuracy"] == "0.0000"
+
+
+def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:
+    """Zero, one half and one are drawn in the three colours, whatever else is in the picture."""
+    write_png(ROWS, tmp_path / "heatmap.png", title="t", trained_length=512)
+    pixels = (imread(tmp_path / "heatmap.png")[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    for color in COLORS:
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        near = (np.abs(pixels - wanted).max(-1) <= 2).mean()
+        assert near > 0.02, color
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": []}, "evaluation.lengths"),
+        ({"lengths": [64]}, "at least 128"),
+        ({"depths": [1.2]}, r"evaluation.depths=\[1.2\]"),
+        ({"tasks": ["double"]}, "evaluation.tasks"),
+        ({"split": "train"}, "choose validation or test"),
+        ({"samples": 0}, "evaluation.samples=0"),
+    ],
+)
+def test_refuses(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PasskeyGridConfig(**changes)
+
+
+def test_longer_than_the_model(oracle: Oracle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="8192 tokens, but the model has 4096 positions"):
+        evaluate_grid(oracle, TOKENIZER, PasskeyGridConfig(lengths=[8192]), tmp_path / "c.jsonl")
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_rows_hold_what_was_answered(oracle: Oracle, tmp_path: Path) -> None:
+    grid = PasskeyGridConfig(lengths=[256], depths=[0.5], samples=1, control_samples=0)
+    evaluate_grid(oracle, TOKENIZER, grid, tmp_path / "c.jsonl")
+    row = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])
+    (answer,) = row["answers"]
+    assert answer["text"].strip(" .") == answer["expected"][0]

@@ -1,0 +1,52 @@
+"""Rotation against an independent float64 computation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ic.model import MLAConfig
+from ic.model.rope import DecoupledRotaryEmbedding, apply_rope
+from tests.conftest import SMALL
+
+POSITIONS = [0, 1, 4095, 2**20, 2**21 - 1]
+
+
+def complex_reference(x: torch.Tensor, positions: list[int], theta: float) -> torch.Tensor:
+    """Multiply pairs (2i, 2i+1) by exp(i * position * theta^(-2i/P)) in complex128."""
+    dim = x.shape[-1]
+    pairs = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+    angle = torch.tensor(
+        [[p * theta ** (-2 * i / dim) for i in range(dim // 2)] for p in positions],
+        dtype=torch.float64,
+    )
+    turned = pairs * torch.polar(torch.ones_like(angle), angle)[None, :, None]
+    return torch.view_as_real(turned).flatten(-2)
+
+
+@pytest.mark.parametrize("interleave", [True, False])
+def test_positions_up_to_two_million(interleave: bool) -> None:
+    config = MLAConfig(
+        **{**SMALL, "qk_rope_head_dim": 64},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )
+    x = torch.randn(1, len(POSITIONS), 3, 64, generator=torch.Generator().manual_seed(0))
+    cos, sin = DecoupledRotaryEmbedding(config)(torch.tensor([POSITIONS]))
+    expected = complex_reference(x, POSITIONS, 1e6)
+    if not interleave:  # the same rotation on a permuted layout
+        order = torch.cat([torch.arange(0, 64, 2), torch.arange(1, 64, 2)])
+        x, expected = x[..., order], expected[..., order]
+    got = apply_rope(x, cos, sin, interleave=interleave)
+    assert (got.double() - expected).norm() / expected.norm() < 1e-6
+    assert (got.double() - expected).abs().max() < 1e-6
+
+
+def test_float32_angles_would_fail() -> None:
+    """The check above has teeth: the usual float32 angle is off by more than a thousand times as much."""
+    inv_freq = 1e6 ** (-torch.arange(0, 64, 2) / 64)
+    angle = torch.tensor(float(2**20 + 1)) * inv_freq
+    exact = [(2**20 + 1) * 1e6 ** (-2 * i / 64) for i in range(32)]
+    error = max(abs(math.cos(e) - float(torch.cos(a))) for e, a in zip(exact, angle, strict=True))
+    assert error > 1e-3
