@@ -1,0 +1,361 @@
+"""Packed documents with document masking, from local text, JSON Lines or parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from ic.datamodules.packing import cut_rows
+from ic.datamodules.text_files import (
+    DOCUMENT_UNITS,
+    FORMATS,
+    TextFiles,
+    detect_format,
+    resolve_files,
+)
+from ic.datamodules.text_stream import (
+    DocumentTokenizer,
+    EvaluationBatches,
+    Progress,
+    StreamPosition,
+    TokenStream,
+    TrainingBatches,
+)
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class TextDataConfig:
+    """Configuration of `TextDataModule`.
+
+    Attributes:
+        train_files, val_files, test_files: paths or globs of local files.
+        format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
+        text_column: key (jsonl) or column (parquet) that holds the document.
+        document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
+        append_eos: end each document with the tokenizer's eos token, a target like any other.
+        prepend_bos: start each document with the tokenizer's bos token.
+        context_length: tokens of a sequence.
+        tokens_per_batch: tokens of one micro-batch and rank, a multiple of `context_length`.
+        shuffle_buffer: documents that are permuted together, held in memory by each stream and
+            read again on resume; 0 keeps files and rows in their order.
+        num_streams: streams a rank reads side by side; micro-batch i comes from stream i % this.
+            Workers share the work when their number divides it. It is part of what fixes the order.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+        ignore_checkpoint_position: on resume begin with the first document, rather than refuse when
+            the checkpoint's position does not fit these files and settings.
+    """
+
+    name: str = "text"
+    train_files: list[str] = field(default_factory=list)
+    val_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
+    format: str = "auto"
+    text_column: str = "text"
+    document_unit: str = "file"
+    append_eos: bool = True
+    prepend_bos: bool = False
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    shuffle_buffer: int = 256
+    num_streams: int = 1
+    num_workers: int = 0
+    seed: int = 0
+    ignore_checkpoint_position: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("train_files", "val_files", "test_files"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)!r}: must be a list of paths or globs, "
+                    f"such as [{getattr(self, name)}]"
+                )
+        for name, allowed in (("format", FORMATS), ("document_unit", DOCUMENT_UNITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}"
+                )
+        if not self.text_column:
+            raise ValueError("data.text_column is empty: name the key or column with the document")
+        for name, least in (
+            ("context_length", 2), ("shuffle_buffer", 0), ("num_streams", 1), ("num_workers", 0),
+            ("seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        sequences = self.tokens_per_batch // self.context_length
+        if sequences < 1 or self.tokens_per_batch % self.context_length:
+            nearest = max(1, sequences) * self.context_length
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
+                f"data.context_length={self.context_length}, such as {nearest}"
+            )
+
+
+class TextDataModule(LightningDataModule):
+    """Documents packed into full sequences, in an order that depends on the seed alone.
+
+    Batch contract (B = tokens_per_batch // context_length, T = context_length):
+        input_ids (B, T) int64.
+        labels (B, T) int64, aligned with input_ids (the model shifts, as in Hugging Face); -100
+            where not a target: padding, and the first token of each run.
+        position_ids (B, T) int64, from 0 in each run.
+        document_ids (B, T) int32, number of the run in its row; contiguous.
+        step: index of the micro-batch since the start of training, a Python int.
+        position: where the stream goes on, a list of ints; taken out by
+            `on_before_batch_transfer`, so modules and callbacks do not see it.
+    A run is the part of a document that lies in one row (`ic.datamodules.packing` has the rule).
+    Training rows are always full. In evaluation the last row is padded (a run of its own), the last
+    batch may hold fewer rows, and a rank that has none left gets one row of padding.
+
+    Batches are a function of (files, seed, num_streams, rank, number of ranks) and their index;
+    the number of workers changes nothing. No two ranks train on the same document, in any epoch.
+    Epochs follow each other without end.
+
+    A checkpoint holds the position behind the last micro-batch that was trained on, of every rank:
+    `state_dict` is collective when there are several. Resuming reads the current file up to the
+    position (without parsing), one block of `shuffle_buffer` documents, and tokenizes one document
+    twice; the batches that follow are those of an unbroken run.
+
+    Raises:
+        ValueError: from the constructor and `setup`, on settings or files that cannot be used;
+            from iteration, on a malformed row, naming file and line; from `load_state_dict`, on a
+            position recorded with other files or settings.
+    """
+
+    def __init__(self, config: TextDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self._tokenize = DocumentTokenizer(
+            tokenizer, prepend_bos=config.prepend_bos, append_eos=config.append_eos
+        )
+        self._files: dict[str, TextFiles] = {}
+        self._progress = Progress(0, [StreamPosition()] * config.num_streams)
+        # What the last micro-batch replaced, until the trainer is done with that micro-batch.
+        self._before_last: Progress | None = None
+        self._num_processed_before_last = 0
+        self._curriculum_length: int | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a training sequence now; evaluation always uses `config.context_length`."""
+        return self._curriculum_length or self.config.context_length
+
+    def set_context_length(self, tokens: int) -> None:
+        """Length of the training sequences from the next micro-batch on, tokens a batch unchanged.
+
+        Raises:
+            ValueError: a length that does not divide `config.context_length`.
+        """
+        longest = self.config.context_length
+        if tokens < 2 or longest % tokens:
+            raise ValueError(
+                f"context length {tokens}: must be at least 2 and divide "
+                f"data.context_length={longest}"
+            )
+        self._curriculum_length = None if tokens == longest else tokens
+
+    def setup(self, stage: str) -> None:
+        """Resolve the files and read the first sequence, so that bad input ends the run here."""
+        if stage == TrainerFn.FITTING:
+            for stream in self._training_streams():
+                next(stream.rows(StreamPosition(), self.config.context_length))
+        needed = {TrainerFn.VALIDATING: "val", TrainerFn.TESTING: "test"}.get(TrainerFn(stage))
+        if needed or (stage == TrainerFn.FITTING and self.config.val_files):
+            next(self._evaluation_stream(needed or "val").documents(StreamPosition(), repeat=False))
+
+    def train_dataloader(self) -> DataLoader:
+        config = self.config
+        if config.num_workers and config.num_streams % config.num_workers:
+            rank_zero_warn(
+                f"data.num_workers={config.num_workers} does not divide "
+                f"data.num_streams={config.num_streams}: some documents are tokenized by several "
+                "workers, which is correct but slow. Choose num_streams as a multiple of "
+                "num_workers (this changes the order of the documents)."
+            )
+        batches = TrainingBatches(
+            self._training_streams(),
+            self._progress,
+            rows_per_batch=config.tokens_per_batch // config.context_length,
+            context_length=config.context_length,
+        )
+        return self._loader(batches, config.num_workers)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        # Training without validation is a choice; setup() refuses `validate` without files.
+        return self._evaluation_loader("val") if self.config.val_files else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        # Called when a batch is used, not when a worker or Lightning fetches it ahead.
+        position = batch.get("position")
+        batch = {key: value for key, value in batch.items() if key != "position"}
+        if position is None or self.trainer is None:
+            return batch
+        progress = self._progress
+        self._before_last = replace(progress, streams=list(progress.streams))
+        self._num_processed_before_last = self._num_processed()
+        progress.step = batch["step"] + 1
+        progress.streams[batch["step"] % self.config.num_streams] = StreamPosition(*position)
+        return cut_rows(batch, self.context_length)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of every rank; empty before `setup("fit")`. All ranks must call it."""
+        if "train" not in self._files:
+            return {}
+        progress = self._progress
+        if self._before_last and self._num_processed() == self._num_processed_before_last:
+            # Saved amid a step, say after Ctrl-C: its batch has not been trained on.
+            progress = self._before_last
+        return {
+            "step": progress.step,
+            "context_length": self._curriculum_length,
+            "order": self._order(),
+            "ranks": self._gather([position.as_list() for position in progress.streams]),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.state.fn != TrainerFn.FITTING:
+            return  # evaluation of a checkpoint, perhaps without its training files
+        if self.config.ignore_checkpoint_position:
+            return
+        saved, now = state_dict["order"], self._order()
+        changed = [
+            f"{key} was {saved.get(key)}, now {now[key]}"
+            for key in now
+            if saved.get(key) != now[key]
+        ]
+        if changed:
+            raise ValueError(
+                "the checkpoint's position in the data was recorded with other settings: "
+                + "; ".join(changed)
+                + ". Set them back, or begin the data anew with "
+                "data.ignore_checkpoint_position=true"
+            )
+        if state_dict["context_length"] is not None:
+            self.set_context_length(state_dict["context_length"])
+        rank, _ = self._replica()
+        # The loader holds this object: change it, do not replace it.
+        self._progress.step = state_dict["step"]
+        self._progress.streams = [StreamPosition(*each) for each in state_dict["ranks"][rank]]
+        self._before_last = None
+
+    def _text_files(self, split: str) -> TextFiles:
+        if split not in self._files:
+            config = self.config
+            setting = f"data.{split}_files"
+            patterns: list[str] = getattr(config, f"{split}_files")
+            if not patterns:
+                raise ValueError(
+                    f"{setting} is empty: give paths or globs of local files, "
+                    f"for example '{setting}=[corpus/*.jsonl]'"
+                )
+            files = resolve_files(patterns, setting)
+            file_format = detect_format(files, config.format, setting)
+            if file_format != "text" and config.document_unit != "file":
+                raise ValueError(
+                    f"data.document_unit={config.document_unit} is for text files; in {setting} "
+                    f"({file_format}) each row is a document: leave it at 'file'"
+                )
+            for other, theirs in self._files.items():
+                if shared := set(files) & set(theirs.files):
+                    raise ValueError(
+                        f"{setting}: {min(shared)} is also in data.{other}_files; evaluation "
+                        "on training data measures memory: take it out of one of them"
+                    )
+            self._files[split] = TextFiles(
+                files, file_format, config.text_column, config.document_unit
+            )
+        return self._files[split]
+
+    def _training_streams(self) -> list[TokenStream]:
+        config = self.config
+        rank, num_ranks = self._replica()
+        return [
+            TokenStream(
+                self._text_files("train"), self._tokenize, seed=config.seed,
+                shard=rank * config.num_streams + index, num_shards=num_ranks * config.num_streams,
+                shuffle_buffer=config.shuffle_buffer, min_tokens=config.context_length,
+            )
+            for index in range(config.num_streams)
+        ]  # fmt: skip
+
+    def _evaluation_stream(self, split: str) -> TokenStream:
+        return TokenStream(
+            self._text_files(split), self._tokenize, seed=0, shard=0, num_shards=1,
+            shuffle_buffer=0, min_tokens=1,
+        )  # fmt: skip
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        rank, num_ranks = self._replica()
+        pad_token_id = self.tokenizer.pad_token_id
+        batches = EvaluationBatches(
+            self._evaluation_stream(split), rank=rank, num_ranks=num_ranks,
+            rows_per_batch=self.config.tokens_per_batch // self.config.context_length,
+            context_length=self.config.context_length,
+            pad_token_id=0 if pad_token_id is None else pad_token_id,
+        )  # fmt: skip
+        # One worker: several would each pack everything.
+        return self._loader(batches, min(1, self.config.num_workers))
+
+    def _loader(self, batches: IterableDataset, num_workers: int) -> DataLoader:
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _order(self) -> dict[str, Any]:
+        """What fixes the order of the documents and the meaning of a position."""
+        config = self.config
+        files = [Path(file) for file in self._text_files("train").files]
+        sizes = [(file.name, file.stat().st_size) for file in files]
+        return {
+            "number of files": len(files),
+            "their bytes": sum(size for _, size in sizes),
+            "their names and sizes": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16],
+            "data.document_unit": config.document_unit,
+            "data.text_column": config.text_column,
+            "data.prepend_bos": config.prepend_bos,
+            "data.append_eos": config.append_eos,
+            "data.shuffle_buffer": config.shuffle_buffer,
+            "data.num_streams": config.num_streams,
+            "data.seed": config.seed,
+            "tokens in the vocabulary": len(self.tokenizer),
+            "number of data-parallel ranks": self._replica()[1],
+        }
+
+    def _replica(self) -> tuple[int, int]:
+        """Data-parallel rank and their number; ranks that share a sequence share its data."""
+        kwargs = getattr(self.trainer, "distributed_sampler_kwargs", None)
+        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
+
+    def _gather(self, own: list[list[int]]) -> list[list[list[int]]]:
+        rank, num_ranks = self._replica()
+        if num_ranks == 1:
+            return [own]
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, (rank, own))
+        by_rank = dict(everyone)
+        return [by_rank[index] for index in range(num_ranks)]
+
+    def _num_processed(self) -> int:
+        if self.trainer is None:
+            return -1
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed
