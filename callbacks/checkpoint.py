@@ -61,8 +61,8 @@ class CheckpointConfig:
 class FolderCheckpoint(Checkpoint):
     """Saves at batch boundaries, so that a resumed run continues exactly.
 
-    The first Ctrl-C asks the run to stop after the current step and to save; the second ends it at once.
-    `interrupted` tells afterwards.
+    The first Ctrl-C asks the run to stop after the current step and to save; the second ends it at
+    once. `interrupted` tells afterwards.
     """
 
     def __init__(self, config: CheckpointConfig) -> None:
@@ -87,9 +87,7 @@ class FolderCheckpoint(Checkpoint):
         if self.interrupted:
             trainer.should_stop = True
         step = trainer.global_step
-        if step != self._saved_step and (
-            self.interrupted or step % self.config.every_n_steps == 0
-        ):
+        if step != self._saved_step and (self.interrupted or step % self.config.every_n_steps == 0):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -54,8 +54,8 @@ class AdaptiveContextLengthConfig:
 class AdaptiveContextLength(Callback):
     """Starts at `start_length` and doubles up to the datamodule's `context_length`.
 
-    The average starts again from zero at each length, so that a doubling rests on that length alone. State and
-    length survive a resume; the length itself is part of the datamodule's state.
+    The average starts again from zero at each length, so that a doubling rests on that length
+    alone. State and length survive a resume; the length itself is part of the datamodule's state.
     """
 
     def __init__(self, config: AdaptiveContextLengthConfig) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ic.callbacks.atomic_write import write_json
+from ic.atomic_write import write_json
 from ic.callbacks.memory_accounting import (
     CudaMeter,
     MemoryMeter,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ic.callbacks.atomic_write import replacing
+from ic.atomic_write import replacing
 
 log = logging.getLogger(__name__)
 

@@ -92,8 +92,8 @@ class PasskeyEvaluation(Callback):
         trained = getattr(trainer.datamodule, "context_length", None)  # type: ignore[attr-defined]
         write_png(
             rows, folder / "heatmap.png", trained_length=trained,
-            title=f"{Path(trainer.default_root_dir).parent.name}: passkey retrieval on synthetic text, "
-            f"step {trainer.global_step:,}",
+            title=f"{Path(trainer.default_root_dir).parent.name}: passkey retrieval on synthetic "
+            f"text, step {trainer.global_step:,}",
         )  # fmt: skip
         self._log(trainer, rows)
         self._log_image(trainer, folder / "heatmap.png")

@@ -32,7 +32,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ic.callbacks.atomic_write import write_json
+from ic.atomic_write import write_json
 from ic.callbacks.peak_flops import device_name, peak_bf16_flops
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
 from ic.callbacks.throughput_summary import (

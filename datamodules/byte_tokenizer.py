@@ -6,13 +6,12 @@ weights alone.
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizer
 
+from ic.atomic_write import write_json
 from ic.model.config import MLAConfig
 
 # `transformers` numbers them in this order: named tokens first, then the others.
@@ -70,9 +69,7 @@ class ByteTokenizer(PreTrainedTokenizer):
     ) -> tuple[str, ...]:
         name = (f"{filename_prefix}-" if filename_prefix else "") + "byte_vocab.json"
         path = Path(save_directory) / name
-        partial = path.with_name(f"{name}.partial-{os.getpid()}")
-        partial.write_text(json.dumps({"kind": "bytes", "size": 256}) + "\n")
-        partial.replace(path)
+        write_json(path, {"kind": "bytes", "size": 256})
         return (str(path),)
 
 

@@ -56,7 +56,7 @@ class PasskeyDataConfig:
             "multi_key": 0.0,
             "multi_value": 0.0,
             "multi_query": 0.0,
-        }  # fmt: skip
+        }
     )
     num_needles: int = 4
     val_batches: int = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,21 @@ import yaml
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from omegaconf import OmegaConf
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ic.atomic_write import replacing
 from ic.callbacks.checkpoint import FolderCheckpoint, resolve_checkpoint
 from ic.callbacks.context_length import AdaptiveContextLength
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.passkey import PasskeyEvaluation
 from ic.callbacks.progress import TrainingProgress
 from ic.callbacks.throughput import Throughput
-from ic.checkpoint.folder import FolderCheckpointIO, check_same_architecture, load_config, load_model
+from ic.checkpoint.folder import (
+    FolderCheckpointIO,
+    check_same_architecture,
+    load_config,
+    load_model,
+)
 from ic.config import ModelConfig, RunConfig
 from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
@@ -63,7 +68,8 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAF
         folder = Path(config.init_from)
         check_same_architecture(wanted, load_config(folder), folder)
         model = load_model(folder).float()
-        # Positions, rotation and backend may change from stage to stage; the weights do not depend on them.
+        # Positions, rotation and backend may change from stage to stage; the weights do not depend
+        # on them.
         fresh = MLAForCausalLM(wanted)
         fresh.load_state_dict(model.state_dict())
         model = fresh
@@ -89,8 +95,8 @@ def build_module(
 def build_callbacks(config: RunConfig) -> list[Callback]:
     """Callbacks in the order in which their hooks should run.
 
-    The passkey evaluation comes before the checkpoint, so that neither changes what the other sees, and throughput
-    before both, so that it does not time them.
+    The passkey evaluation comes before the checkpoint, so that neither changes what the other sees,
+    and throughput before both, so that it does not time them.
     """
     wanted = config.callbacks
     built: list[Callback] = []
@@ -138,7 +144,7 @@ def build_strategy(config: RunConfig) -> str | Strategy:
 def build_trainer(
     config: RunConfig, run_dir: Path, io: FolderCheckpointIO, *, training: bool
 ) -> Trainer:
-    """`lightning.Trainer`; without `training` nothing is written but what the verb itself writes."""
+    """`lightning.Trainer`; without `training` it writes nothing."""
     check_accelerator(config.trainer.accelerator)
     t = config.trainer
     return Trainer(
@@ -197,11 +203,8 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
     """The run's whole configuration as `config.yaml`, written under a temporary name."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / f"config.yaml.partial-{os.getpid()}"
-    values = OmegaConf.to_container(OmegaConf.create(OmegaConf.structured(config)))
-    partial.write_text(yaml.safe_dump(values, sort_keys=False))
-    partial.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as partial:
+        partial.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
 def load_for_inference(
@@ -235,6 +238,4 @@ def check_accelerator(accelerator: str) -> None:
 
 def check_attention(attention: str) -> None:
     if attention == "triton" and not torch.cuda.is_available():
-        raise ValueError(
-            "attention=triton: PyTorch sees no CUDA GPU here; use attention=torch"
-        )
+        raise ValueError("attention=triton: PyTorch sees no CUDA GPU here; use attention=torch")

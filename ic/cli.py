@@ -1,4 +1,5 @@
-"""The command line: verb and flags -> Hydra overrides -> composed configuration -> checked dataclasses.
+"""The command line: verb and flags -> Hydra overrides -> composed configuration -> checked
+dataclasses.
 
 Errors end here: bad input is one readable line on stderr and exit code 2.
 """
@@ -32,7 +33,7 @@ EXAMPLES = {
     "test": "python -m ic test experiment=mla_tiny ckpt_path=best",
     "predict": "python -m ic predict experiment=mla_tiny ckpt_path=last",
     "evaluate": "python -m ic evaluate checkpoint=runs/mla_tiny/default/checkpoints/last",
-    "generate": 'python -m ic generate checkpoint=PATH "prompt=\'The pass key is\'"',
+    "generate": "python -m ic generate checkpoint=PATH \"prompt='The pass key is'\"",
 }
 
 
@@ -80,7 +81,7 @@ def _execute(verb: str, config: Any) -> int:
 
 
 def _multirun(verb: str, overrides: list[str]) -> int:
-    """Hydra's own sweep: every combination of comma-separated values, through any launcher plugin."""
+    """Hydra's own sweep over comma-separated values, through any launcher plugin."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig

@@ -1,7 +1,8 @@
 """The checked configuration: one dataclass a group, filled from `conf/` by Hydra.
 
-Each part's dataclass stands beside the code that it configures; this module adds those without a file of their own, joins
-them and registers them as Hydra schemas, so that a wrong type or an unknown key fails while composing.
+Each part's dataclass stands beside the code that it configures; this module adds those without a
+file of their own, joins them and registers them as Hydra schemas, so that a wrong type or an
+unknown key fails while composing.
 """
 
 from __future__ import annotations
@@ -115,14 +116,19 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps < 1 and not (self.max_steps == -1 and self.max_time):
             raise ValueError(
-                f"trainer.max_steps={self.max_steps}: must be at least 1, or -1 with trainer.max_time"
+                f"trainer.max_steps={self.max_steps}: at least 1, or -1 with trainer.max_time"
             )
         if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
             raise ValueError(
                 f"trainer.max_time={self.max_time!r}: write days:hours:minutes:seconds, "
                 "for example 00:00:07:00"
             )
-        for name in ("num_nodes", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps"):
+        for name in (
+            "num_nodes",
+            "accumulate_grad_batches",
+            "val_check_interval",
+            "log_every_n_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
 
@@ -141,7 +147,7 @@ class CallbacksConfig:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases; `mode: offline` writes to disk only. Credentials come from the environment."""
+    """Weights & Biases; `offline` writes to disk only. Credentials come from the environment."""
 
     project: str = "infinite-context"
     mode: str = "offline"
@@ -259,7 +265,9 @@ class GenerateConfig:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
         if self.prefill_chunk_tokens < 1:
-            raise ValueError(f"prefill_chunk_tokens={self.prefill_chunk_tokens}: must be at least 1")
+            raise ValueError(
+                f"prefill_chunk_tokens={self.prefill_chunk_tokens}: must be at least 1"
+            )
 
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:

@@ -1,4 +1,6 @@
-"""Flags and overrides, composed by Hydra, turned into dataclasses, with errors that name the nearest valid key."""
+"""Flags and overrides, composed by Hydra, turned into dataclasses, with errors that name the
+nearest valid key.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class UsageError(ValueError):
 
 
 def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
-    """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and `key=value`.
+    """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and
+    `key=value`.
 
     Raises:
         UsageError: an argument that is none of these.
@@ -55,7 +58,9 @@ def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
         elif "=" in arg or arg.startswith("~"):
             overrides.append(arg)
         else:
-            raise UsageError(f"{arg!r} is neither key=value nor a flag; write key=value or --key value")
+            raise UsageError(
+                f"{arg!r} is neither key=value nor a flag; write key=value or --key value"
+            )
     return flags, overrides
 
 
@@ -112,9 +117,7 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
     return UsageError.unknown(group or "configuration", given, options)
 
 
-def _explain(
-    error: HydraException, conf: Path, verb: str, overrides: list[str]
-) -> ValueError:
+def _explain(error: HydraException, conf: Path, verb: str, overrides: list[str]) -> ValueError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.table import Table
 
+from ic.atomic_write import replacing
 from ic.build import build_run, load_for_inference, run_directory, write_config
-from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE, FolderCheckpoint, trained_length
+from ic.callbacks.checkpoint import (
+    INTERRUPTED_EXIT_CODE,
+    FolderCheckpoint,
+    resolve_checkpoint,
+    trained_length,
+)
 from ic.callbacks.passkey import run_grid
 from ic.config import EvaluateConfig, GenerateConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
@@ -55,14 +60,12 @@ def test(config: RunConfig) -> int:
 
 def predict(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
-    trainer, module, data, ckpt = build_run(_with_weights(config), training=False)
+    trainer, module, data, _ = build_run(_with_weights(config), training=False)
     batches = trainer.predict(module, datamodule=data)
     path = run_directory(config) / "predictions.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     rows = [row for batch in batches or [] for row in batch]
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
     return 0
 
@@ -128,8 +131,6 @@ def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
         raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
-    from ic.callbacks.checkpoint import resolve_checkpoint
-
     folder = resolve_checkpoint(run_directory(config), config.ckpt_path)
     return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
 

@@ -143,7 +143,12 @@ def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
 
 def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    quick = ("logger=wandb", "trainer.max_steps=2", "callbacks.passkey=null", "callbacks.memory=null")
+    quick = (
+        "logger=wandb",
+        "trainer.max_steps=2",
+        "callbacks.passkey=null",
+        "callbacks.memory=null",
+    )
     assert ic(*SHORT, *quick) == 0
     (recorded,) = (tmp_path / "runs/debug/default").glob("wandb/offline-run-*/run-*.wandb")
     assert recorded.stat().st_size > 1000

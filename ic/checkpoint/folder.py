@@ -1,10 +1,12 @@
 """Checkpoints as folders: Hugging Face's files, and beside them the trainer's state.
 
     step=100/
-        config.json, model.safetensors, tokenizer files     all that `evaluate`, `generate` and `transformers` need
-        trainer.pt                                           optimizer, schedule, loops, callbacks, data position
+        config.json, model.safetensors, tokenizer files     all that `evaluate`, `generate` and
+        `transformers` need trainer.pt                                           optimizer,
+        schedule, loops, callbacks, data position
 
-A folder is written under a temporary name, flushed to disk and renamed: it is there whole or not at all.
+A folder is written under a temporary name, flushed to disk and renamed: it is there whole or not at
+    all.
 """
 
 from __future__ import annotations
@@ -84,7 +86,10 @@ class FolderCheckpointIO(CheckpointIO):
         """
         folder = Path(path)
         check_same_architecture(self.config, load_config(folder), folder)
-        state = _read(folder / TRAINER_STATE, lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+        state = _read(
+            folder / TRAINER_STATE,
+            lambda file: torch.load(file, weights_only=True, map_location="cpu"),
+        )
         weights = read_weights(folder)
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
@@ -124,8 +129,8 @@ def load_config(folder: Path) -> MLAConfig:
     kind = raw.get("model_type")
     if kind not in (MLAConfig.model_type, "deepseek_v2", "deepseek_v3"):
         raise CheckpointError(
-            f"{folder} holds a model of type {kind!r}; infinite_context, deepseek_v2 and deepseek_v3 "
-            "(dense layers) can be loaded"
+            f"{folder} holds a model of type {kind!r}; infinite_context, and deepseek_v2 and "
+            "deepseek_v3 with dense layers, can be loaded"
         )
     return MLAConfig.from_dict(raw)
 
@@ -160,8 +165,8 @@ def load_model(folder: Path, attention: str = "torch") -> MLAForCausalLM:
 def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -> None:
     """Refuse weights of other dimensions, naming each that differs."""
     keys = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
         "tie_word_embeddings", "rope_interleave", "length_temperature", "nope_layers",
     )  # fmt: skip
     different = [
@@ -178,7 +183,9 @@ def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -
 
 def _read(file: Path, load: Any) -> Any:
     if not file.is_file():
-        raise CheckpointError(f"{file.parent} is not a complete checkpoint: it holds no {file.name}")
+        raise CheckpointError(
+            f"{file.parent} is not a complete checkpoint: it holds no {file.name}"
+        )
     try:
         return load(file)
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:

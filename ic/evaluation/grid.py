@@ -48,9 +48,7 @@ class PasskeyGridConfig:
             values = getattr(self, name)
             unknown = [value for value in values if value not in allowed]
             if unknown or not values:
-                raise ValueError(
-                    f"evaluation.{name}={values}: one or more of {', '.join(allowed)}"
-                )
+                raise ValueError(f"evaluation.{name}={values}: one or more of {', '.join(allowed)}")
         if self.split not in SPLITS[1:]:
             raise ValueError(f"evaluation.split={self.split!r}: choose validation or test")
         if not self.lengths or min(self.lengths) < 128:
@@ -62,7 +60,9 @@ class PasskeyGridConfig:
             ("prefill_chunk_tokens", 1), ("seed", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
-                raise ValueError(f"evaluation.{name}={getattr(self, name)}: must be at least {least}")
+                raise ValueError(
+                    f"evaluation.{name}={getattr(self, name)}: must be at least {least}"
+                )
         if min(self.samples_by_length.values(), default=1) < 1:
             raise ValueError(
                 f"evaluation.samples_by_length={self.samples_by_length}: counts must be at least 1"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ic.atomic_write import replacing
 from ic.evaluation.grid import CONTROL
 from ic.evaluation.statistics import wilson_interval
 
@@ -45,7 +45,7 @@ def pool(rows: list[dict[str, Any]]) -> list[Pooled]:
 
 def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     """One line a shown cell with its Wilson 95 % interval; depth `control` has no needle."""
-    with _replacing(path) as partial, partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["task", "length_tokens", "depth", "n", "correct", "accuracy", "low_95", "high_95"]
@@ -62,9 +62,11 @@ def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
 def write_png(
     rows: list[dict[str, Any]], path: Path, *, title: str, trained_length: int | None = None
 ) -> None:
-    """Draw a panel a task: exact tokens on a log2 axis, depth from 0 at the top, n and interval in each cell.
+    """Draw a panel a task: exact tokens on a log2 axis, depth from 0 at the top, n and interval in
+    each cell.
 
-    A dashed line marks the longest length that was trained; the strip below shows the control without needle.
+    A dashed line marks the longest length that was trained; the strip below shows the control
+    without needle.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
@@ -109,22 +111,34 @@ def write_png(
             mark = _just_after(trained_length, lengths, edges)
             axis.axvline(mark, color="#222222", linestyle="--", linewidth=1.4)
             if panel == 0:
-                axis.set_title(f"dashed: trained to {trained_length:,} tokens", fontsize=8, loc="right")
+                axis.set_title(
+                    f"dashed: trained to {trained_length:,} tokens", fontsize=8, loc="right"
+                )
         if not is_control:
-            axis.set_ylabel(f"{task}\ndepth of the needle" if len(tasks) > 1 else "depth of the needle")
+            axis.set_ylabel(
+                f"{task}\ndepth of the needle" if len(tasks) > 1 else "depth of the needle"
+            )
     axes[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes[-1].set_xlabel("prompt length in tokens")
     figure.suptitle(title, fontsize=11)
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
     bar.set_label("share of exact answers")
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         figure.savefig(partial, dpi=150, format="png")
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:
     """Accuracy by length with n, interval, worst depth, and the control, for the terminal."""
     table = Table(title="passkey retrieval, greedy decoding, synthetic data")
-    for name in ("task", "tokens", "correct", "accuracy", "95 % interval", "worst cell", "no needle"):
+    for name in (
+        "task",
+        "tokens",
+        "correct",
+        "accuracy",
+        "95 % interval",
+        "worst cell",
+        "no needle",
+    ):
         table.add_column(name, justify="left" if name == "task" else "right")
     cells = pool(rows)
     for task, length in dict.fromkeys((cell.task, cell.length_tokens) for cell in cells):
@@ -164,21 +178,3 @@ def _just_after(trained: int, lengths: list[int], edges: np.ndarray) -> float:
     if trained in lengths:
         return float(edges[lengths.index(trained) + 1])
     return float(trained)
-
-
-class _replacing:
-    """Write to a temporary name, then rename; nothing half-written on an error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.partial
-
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink(missing_ok=True)

@@ -52,11 +52,13 @@ def build_prompt(
     room = cell.length_tokens - len(question) - sum(map(len, needles + others))
     if room < 0:
         raise ValueError(
-            f"evaluation.lengths: {cell.length_tokens} tokens cannot hold the task {cell.task} with "
-            f"{grid.num_needles} needles; it takes {cell.length_tokens - room}"
+            f"evaluation.lengths: {cell.length_tokens} tokens cannot hold the task {cell.task} "
+            f"with {grid.num_needles} needles; it takes {cell.length_tokens - room}"
         )
     filler = _filler_tokens(rng, tokenizer, cell.filler, room)
-    places = [round(cell.depth * room)] * len(needles) + list(rng.integers(0, room + 1, len(others)))
+    places = [round(cell.depth * room)] * len(needles) + list(
+        rng.integers(0, room + 1, len(others))
+    )
     if cell.task == "multi_value":
         places.sort()  # the values are asked for in the order of the text
     ids = _insert(filler, needles + others, places)
@@ -131,8 +133,8 @@ def evaluate_grid(
 ) -> list[dict[str, Any]]:
     """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
 
-    A line is appended as each cell ends, so an interrupted evaluation continues where it stopped. Returns this
-    grid's rows, old and new, in the grid's order.
+    A line is appended as each cell ends, so an interrupted evaluation continues where it stopped.
+    Returns this grid's rows, old and new, in the grid's order.
 
     Raises:
         ValueError: a length beyond the model's positions.
@@ -145,9 +147,9 @@ def evaluate_grid(
         )
     identity = {"model": fingerprint(model), "settings": settings_hash(grid)}
     done = {
-        json.dumps({key: row[key] for key in ("task", "length_tokens", "depth", "filler", "samples")}): row
-        for row in read_rows(results_file)
-        if all(row.get(key) == value for key, value in identity.items())
+        json.dumps({key: row[key] for key in ("task", "length_tokens", "depth", "filler",
+        "samples")}): row for row in read_rows(results_file) if all(row.get(key) == value for key,
+        value in identity.items())
     }  # fmt: skip
     results_file.parent.mkdir(parents=True, exist_ok=True)
     was_training = model.training
@@ -194,10 +196,14 @@ def fingerprint(model: torch.nn.Module) -> str:
     """Identity of the weights: exact integer sums over their bits, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.int8)
+        kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(
+            tensor.element_size(), torch.int8
+        )
         bits = tensor.detach().contiguous().view(kind).flatten().long()
         weights = torch.arange(len(bits), device=bits.device) % 8191 + 1
-        digest.update(f"{name}{tuple(tensor.shape)}{int(bits.sum())}{int((bits * weights).sum())}".encode())
+        digest.update(
+            f"{name}{tuple(tensor.shape)}{int(bits.sum())}{int((bits * weights).sum())}".encode()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -225,4 +231,3 @@ def _insert(filler: np.ndarray, pieces: Iterable[np.ndarray], places: list[int])
         out += [filler[last:place], piece]
         last = place
     return np.concatenate([*out, filler[last:]])
-

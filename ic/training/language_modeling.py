@@ -81,6 +81,28 @@ class LanguageModelingModule(LightningModule):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+        """One row a question: the answer expected, and the arg max of each of its tokens."""
+        if "answer_mask" not in batch:
+            raise ValueError("predict needs data that marks answers, such as data=passkey")
+        _, _, predicted = self._loss(batch)
+        assert predicted is not None
+        rows, at = [], 0
+        for row, marks in enumerate(batch["answer_mask"].cpu()):
+            for start, end in _runs(marks):
+                expected = batch["labels"][row, start:end]
+                given = predicted[at : at + len(expected)]
+                at += len(expected)
+                rows.append(
+                    {
+                        "step": batch["step"], "row": row, "position": start,
+                        "expected": self.tokenizer.decode(expected),
+                        "predicted": self.tokenizer.decode(given),
+                        "correct": bool((given == expected).all()),
+                    }
+                )  # fmt: skip
+        return rows
+
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = build_optimizer(self.model, self.optimizer_config)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -102,8 +124,8 @@ class LanguageModelingModule(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
 
-    def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Loss, whether each answer token is right (None without marks), and each one's loss."""
+    def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Loss, and of each answer token whether it is right and the arg max (None if unmarked)."""
         outputs = self.model.model(
             input_ids=batch["input_ids"],
             position_ids=batch.get("position_ids"),
@@ -114,7 +136,7 @@ class LanguageModelingModule(LightningModule):
         labels_M = shift_labels(batch["labels"]).flatten()
         weight = self.model.lm_head.weight
         if "answer_mask" not in batch:
-            return linear_cross_entropy(hidden_MD, weight, labels_M), None, hidden_MD
+            return linear_cross_entropy(hidden_MD, weight, labels_M), None, None
         answers = torch.nn.functional.pad(batch["answer_mask"][:, 1:], (0, 1)).flatten()
         at = answers.nonzero().flatten()
         loss = linear_cross_entropy(hidden_MD[at], weight, labels_M[at])
@@ -124,7 +146,7 @@ class LanguageModelingModule(LightningModule):
             loss = loss + self.objective.all_tokens_weight * linear_cross_entropy(
                 hidden_MD, weight, labels_M
             )
-        return loss, predicted == labels_M[at], hidden_MD
+        return loss, predicted == labels_M[at], predicted
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         loss, correct, _ = self._loss(batch)
@@ -134,6 +156,12 @@ class LanguageModelingModule(LightningModule):
         if correct is not None:
             metrics["answer_accuracy"].update(correct.int(), torch.ones_like(correct.int()))
             self.log(f"{stage}/answer_accuracy", metrics["answer_accuracy"], prog_bar=True)
+
+
+def _runs(marks: Tensor) -> list[tuple[int, int]]:
+    """Contiguous True runs of a mask (T,) as (start, end)."""
+    edges = torch.nn.functional.pad(marks.int(), (1, 1)).diff().nonzero().flatten().tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def elapsed_share(trainer: Trainer) -> float:

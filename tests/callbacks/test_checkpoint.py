@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint, resolve_checkpoint, trained_length
+from ic.callbacks.checkpoint import (
+    CheckpointConfig,
+    FolderCheckpoint,
+    resolve_checkpoint,
+    trained_length,
+)
 from tests.conftest import SHORT
 
 RUN = (*SHORT, "callbacks.passkey=null", "callbacks.memory=null", "callbacks.context_length=null")
@@ -61,7 +66,9 @@ def test_unknown_monitor(ic: Callable[..., int], capsys: pytest.CaptureFixture[s
 
 
 def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
-    """A real SIGINT to a real process: exit code 130, a whole checkpoint, the losses of an unbroken run."""
+    """A real SIGINT to a real process: exit code 130, a whole checkpoint, the losses of an unbroken
+    run.
+    """
     args = [
         sys.executable, "-m", "ic", *RUN, "trainer.max_steps=40", "trainer.val_check_interval=100",
     ]  # fmt: skip
@@ -86,7 +93,9 @@ def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
 
     def after(run: str) -> dict[str, str]:
         rows = csv.DictReader((tmp_path / f"runs/debug/{run}/csv/metrics.csv").open())
-        return {r["step"]: r["train/loss"] for r in rows if r["train/loss"] and int(r["step"]) >= step}
+        return {
+            r["step"]: r["train/loss"] for r in rows if r["train/loss"] and int(r["step"]) >= step
+        }
 
     assert after("broken") == after("whole")
     assert len(after("whole")) == 40 - step

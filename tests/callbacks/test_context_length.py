@@ -19,7 +19,9 @@ def trainer_of(data: object) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def drive(callback: AdaptiveContextLength, trainer: SimpleNamespace, accuracies: list[float]) -> list:
+def drive(
+    callback: AdaptiveContextLength, trainer: SimpleNamespace, accuracies: list[float]
+) -> list:
     lengths = []
     for accuracy in accuracies:
         trainer.global_step += 1

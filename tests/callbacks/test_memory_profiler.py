@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
+from ic.atomic_write import replacing, write_json
 from ic.callbacks import oom_snapshot
-from ic.callbacks.atomic_write import replacing, write_json
 from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_profiler import MemoryProfiler, MemoryProfilerConfig, memory_phase

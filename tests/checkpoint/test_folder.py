@@ -88,7 +88,9 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_other_architecture(saved: Path) -> None:
     other = MLAForCausalLM(MLAConfig(**{**SIZES, "hidden_size": 48, "num_hidden_layers": 3}))
-    with pytest.raises(CheckpointError, match=r"hidden_size 32 \(configured 48\).*num_hidden_layers 2"):
+    with pytest.raises(
+        CheckpointError, match=r"hidden_size 32 \(configured 48\).*num_hidden_layers 2"
+    ):
         io_of(other).load_checkpoint(saved)
 
 

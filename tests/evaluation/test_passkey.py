@@ -15,7 +15,13 @@ from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import TASKS, answer_keys
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import COLORS, pool, write_csv, write_png
-from ic.evaluation.passkey import build_prompt, evaluate_grid, fingerprint, greedy_answers, read_rows
+from ic.evaluation.passkey import (
+    build_prompt,
+    evaluate_grid,
+    fingerprint,
+    greedy_answers,
+    read_rows,
+)
 from ic.model import MLAForCausalLM
 
 TOKENIZER = ByteTokenizer()
@@ -37,16 +43,20 @@ def test_prompt_has_exact_length_and_depth(task: str, filler: str, depth: float)
     assert set(prompt.expected) <= set(answer_keys(text))
     if task == "single":
         start = text.index(" The pass key is " + prompt.expected[0])
-        room = 2000 - len(" What is the pass key? The pass key is") - len(
-            f" The pass key is {'0' * 5}. Remember it. {'0' * 5} is the pass key. "
+        room = (
+            2000
+            - len(" What is the pass key? The pass key is")
+            - len(f" The pass key is {'0' * 5}. Remember it. {'0' * 5} is the pass key. ")
         )
         assert start == round(depth * room)
-    assert prompt.expected == build_prompt(
-        TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 7
-    ).expected
-    assert prompt.expected != build_prompt(
-        TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 8
-    ).expected
+    assert (
+        prompt.expected
+        == build_prompt(TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 7).expected
+    )
+    assert (
+        prompt.expected
+        != build_prompt(TOKENIZER, grid, Cell(task, 2000, depth, filler, 1), 8).expected
+    )
 
 
 def test_control_has_no_needle() -> None:
@@ -149,8 +159,9 @@ def test_fingerprint_sees_a_swap(make_model) -> None:
 
 
 ROWS = [
-    {"task": "single", "length_tokens": length, "depth": depth, "filler": filler, "n": 10, "correct": c}
-    for length, depth, c in [(512, 0.0, 10), (512, 1.0, 0), (4096, 0.0, 5), (4096, 1.0, 10),
+    {"task": "single", "length_tokens": length, "depth": depth, "filler": filler, "n": 10,
+    "correct": c} for length, depth, c in [(512, 0.0, 10), (512, 1.0, 0), (4096, 0.0, 5), (4096,
+    1.0, 10),
                              (512, CONTROL, 0), (4096, CONTROL, 0)]
     for filler in ("noise", "random")
 ]  # fmt: skip

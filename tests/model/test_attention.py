@@ -1,4 +1,6 @@
-"""Expanded = absorbed = cached step by step = chunked prefill, at odd lengths and with left padding."""
+"""Expanded = absorbed = cached step by step = chunked prefill, at odd lengths and with left
+padding.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,9 @@ def test_gradients_equal_with_and_without_checkpointing(model: MLAForCausalLM) -
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kwargs", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "kwargs", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}]
+)
 def test_generate_with_beams_and_samples(make_model: Make, kwargs: dict) -> None:
     model, x = make_model(), draw(11)
     torch.manual_seed(3)
@@ -110,9 +114,11 @@ def test_generate_with_beams_and_samples(make_model: Make, kwargs: dict) -> None
 
 
 def test_temperature_counts_visible_keys(make_model: Make) -> None:
-    temperature = make_model(length_temperature="llama4", length_temperature_original=4).model.layers[
-        0
-    ].self_attn.length_temperature
+    temperature = (
+        make_model(length_temperature="llama4", length_temperature_original=4)
+        .model.layers[0]
+        .self_attn.length_temperature
+    )
     got = temperature(torch.tensor([[1, 4, 5, 8, 9]])).flatten()
     expected = 1 + 0.1 * torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0]).log()
     torch.testing.assert_close(got, expected)

@@ -51,8 +51,10 @@ def test_every_tensor_follows_the_table(tied: bool) -> None:
         elif rule == "1 / ln(1024)":
             torch.testing.assert_close(tensor, torch.full_like(tensor, 1 / math.log(1024)))
         else:
-            std = {"std 1": 1.0, "std D^-0.5": 256**-0.5, "std fan_in^-0.5": tensor.shape[-1] ** -0.5}[
-                rule.removeprefix("normal, ")
-            ]
+            std = {
+                "std 1": 1.0,
+                "std D^-0.5": 256**-0.5,
+                "std fan_in^-0.5": tensor.shape[-1] ** -0.5,
+            }[rule.removeprefix("normal, ")]
             assert tensor.std().item() == pytest.approx(std, rel=0.02), name
             assert abs(tensor.mean().item()) < 0.02 * std, name

@@ -23,7 +23,9 @@ def test_equals_whole_logits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> No
     got_grads = torch.autograd.grad(got, (hidden, weight))
     expected = F.cross_entropy(hidden @ weight.T, labels, ignore_index=-100)
     torch.testing.assert_close(got, expected)
-    for ours, theirs in zip(got_grads, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+    for ours, theirs in zip(
+        got_grads, torch.autograd.grad(expected, (hidden, weight)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 

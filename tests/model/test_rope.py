@@ -44,7 +44,9 @@ def test_positions_up_to_two_million(interleave: bool) -> None:
 
 
 def test_float32_angles_would_fail() -> None:
-    """The check above has teeth: the usual float32 angle is off by more than a thousand times as much."""
+    """The check above has teeth: the usual float32 angle is off by more than a thousand times as
+    much.
+    """
     inv_freq = 1e6 ** (-torch.arange(0, 64, 2) / 64)
     angle = torch.tensor(float(2**20 + 1)) * inv_freq
     exact = [(2**20 + 1) * 1e6 ** (-2 * i / 64) for i in range(32)]
