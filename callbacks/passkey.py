@@ -15,6 +15,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ic.callbacks.memory_profiler import memory_phase
+from ic.callbacks.throughput import throughput_paused
 from ic.evaluation.grid import Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import pool, summary_table, write_csv, write_png
 from ic.evaluation.passkey import evaluate_grid
@@ -114,7 +116,11 @@ class PasskeyEvaluation(Callback):
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
         if trainer.is_global_zero:
-            with trainer.precision_plugin.forward_context():
+            with (
+                memory_phase(trainer, "passkey"),
+                throughput_paused(trainer),
+                trainer.precision_plugin.forward_context(),
+            ):
                 rows = run_grid(
                     pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
                     quiet=quiet,

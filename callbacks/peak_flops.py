@@ -16,21 +16,10 @@ import torch
 _PEAKS: tuple[tuple[str, float, str], ...] = (
     (r"B200", 2250e12, "NVIDIA HGX B200 datasheet"),
     (r"H200", 989.4e12, "NVIDIA H200 datasheet, SXM"),
-    (r"H200 NVL", 835.5e12, "NVIDIA H200 datasheet, NVL"),
-    (r"GH200 (480|144|120)G.*", 989.4e12, "NVIDIA GH200 datasheet"),
     (r"H100 80GB HBM3", 989.4e12, "NVIDIA H100 datasheet, SXM"),
-    (r"H100 NVL", 835.5e12, "NVIDIA H100 datasheet, NVL"),
-    (r"H100 PCIe", 756e12, "NVIDIA H100 datasheet, PCIe"),
     (r"A100[- ].*", 312e12, "NVIDIA A100 datasheet"),
     (r"A30", 165e12, "NVIDIA A30 datasheet"),
-    (r"A40", 149.7e12, "NVIDIA A40 datasheet"),
-    (r"A10", 125e12, "NVIDIA A10 datasheet"),
-    (r"RTX A6000", 154.8e12, "NVIDIA RTX A6000 datasheet"),
     (r"L40S", 362.05e12, "NVIDIA L40S datasheet"),
-    (r"L40", 181.05e12, "NVIDIA L40 datasheet"),
-    (r"L4", 121e12, "NVIDIA L4 datasheet"),
-    (r"GeForce RTX 4090", 165.2e12, "NVIDIA Ada GPU architecture whitepaper"),
-    (r"GeForce RTX 3090", 71e12, "NVIDIA Ampere GA102 whitepaper"),
 )
 
 

@@ -2,11 +2,10 @@
 
 A sequence is cut into slots of 64 bytes. Up to 3/8 of the number of slots are pairs, each taking
 two slots: `The pass key for <name> is <key>.` is stated once and again later in the same words, and
-the digits of the second statement are answer tokens. One needle task and its question, in the last
-slots, make the sequence end like an evaluation prompt. The rest is filler.
+the second statement's digits and full stop are answer tokens. One needle task and its question,
+in the last slots, make the sequence end like an evaluation prompt. The rest is filler.
 
-Dense pairs are what makes retrieval form quickly: a sequence asks up to 97 questions instead of
-    one.
+Dense pairs are what makes retrieval form quickly: a sequence asks up to 97 questions, not one.
 """
 
 from __future__ import annotations
@@ -66,7 +65,8 @@ def draw_sequence(
     for text, slot in zip(needles, needle_slots, strict=True):
         _write(rng, tokens, first + int(slot) * SLOT_BYTES, text.encode())
     tokens[length - len(ending) :] = np.frombuffer(ending, dtype=np.uint8)
-    _mark_digits(is_answer, tokens, length - len(sample.answer))
+    # From the first digit to the full stop: a key that goes on after five digits is another key.
+    is_answer[length - len(sample.answer) + 1 :] = True
 
     _write_pairs(rng, tokens, is_answer, free[len(needles) :], slots, first, split)
     positions = draw_positions(rng, length, max_position, skip_probability, num_skips)
@@ -100,10 +100,6 @@ def _write(rng: np.random.Generator, tokens: np.ndarray, start: int, text: bytes
     tokens[start : start + len(text)] = np.frombuffer(text, dtype=np.uint8)
 
 
-def _mark_digits(is_answer: np.ndarray, tokens: np.ndarray, start: int) -> None:
-    is_answer[start:] = (tokens[start:] >= ord("0")) & (tokens[start:] <= ord("9"))
-
-
 def _write_pairs(
     rng: np.random.Generator,
     tokens: np.ndarray,
@@ -129,4 +125,4 @@ def _write_pairs(
         jitter = rng.integers(SLOT_BYTES - len(_PAIR) + 1, size=count)
         starts = first + pair_slots[nth] * SLOT_BYTES + jitter
         tokens[starts[:, None] + np.arange(len(_PAIR))] = text
-    is_answer[(starts[:, None] + _KEY_AT + np.arange(KEY_DIGITS)).ravel()] = True
+    is_answer[(starts[:, None] + _KEY_AT + np.arange(KEY_DIGITS + 1)).ravel()] = True

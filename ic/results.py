@@ -23,7 +23,7 @@ from ic.evaluation.statistics import wilson_interval
 
 
 def write_results(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `{command, commit, date, device, versions, config, rows}`; units stand in the rows' keys."""
+    """Write `{command, commit, date, device, versions, config, rows}`; row keys name units."""
     write_json(
         path,
         {
@@ -58,7 +58,7 @@ def run_rows(run_dir: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def passkey_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a shown cell with its Wilson interval, then seconds of prefill and answer by length."""
+    """One row a shown cell, fillers pooled, with its Wilson 95 % interval."""
     rows: list[dict[str, Any]] = []
     for cell in pool(cells):
         low, high = wilson_interval(cell.correct, cell.n)

@@ -166,7 +166,8 @@ def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -
     """Refuse weights of other dimensions, naming each that differs."""
     keys = (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "num_attention_heads", "q_lora_rank",
+        "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
         "tie_word_embeddings", "rope_interleave", "length_temperature", "nope_layers",
     )  # fmt: skip
     different = [

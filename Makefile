@@ -1,0 +1,46 @@
+# Two commands are all a new user needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench tables clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "installing what the tests need ..."
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap (about six minutes)
+	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true
+
+test: $(VENV)/.dev  ## run the tests on two processes
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.dev  ## ruff and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+bench: $(VENV)/.run  ## time one training step of mla_tiny, CPU; GPU figures come from `fit` itself
+	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true run_id=bench trainer.max_steps=60 \
+	  callbacks.passkey=null callbacks.context_length=null
+
+tables: $(VENV)/.run  ## regenerate the README's tables from docs/results
+	$(BIN)/python -m ic.tables
+
+clean:  ## remove runs, caches and the virtual environment
+	rm -rf runs multirun build dist *.egg-info $(VENV) .pytest_cache .mypy_cache .ruff_cache
