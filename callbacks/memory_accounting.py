@@ -99,6 +99,7 @@ class CudaMeter:
     name = "cuda_allocator"
 
     def __init__(self, device: torch.device) -> None:
+        torch.cuda.init()  # the counters cannot be reset before the allocator exists
         self.device = device
 
     def current(self) -> int:

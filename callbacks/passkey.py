@@ -60,6 +60,7 @@ class PasskeyEvaluation(Callback):
         self.config = config
         self.grid = grid
         self._last_step = -1
+        self.final_rows: list[dict[str, Any]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -95,6 +96,7 @@ class PasskeyEvaluation(Callback):
             title=f"{Path(trainer.default_root_dir).parent.name}: passkey retrieval on synthetic "
             f"text, step {trainer.global_step:,}",
         )  # fmt: skip
+        self.final_rows = rows
         self._log(trainer, rows)
         self._log_image(trainer, folder / "heatmap.png")
         console = Console()

@@ -56,7 +56,8 @@ class ByteTokenizer(PreTrainedTokenizer):
         return self._bytes.get(token)
 
     def _convert_id_to_token(self, index: int) -> str | None:
-        return chr(index) if index < 256 else None
+        # The rows of the head past the last token exist for alignment alone; they spell nothing.
+        return chr(index) if index < 256 else ""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         out = bytearray()

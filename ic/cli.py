@@ -33,7 +33,7 @@ EXAMPLES = {
     "test": "python -m ic test experiment=mla_tiny ckpt_path=best",
     "predict": "python -m ic predict experiment=mla_tiny ckpt_path=last",
     "evaluate": "python -m ic evaluate checkpoint=runs/mla_tiny/default/checkpoints/last",
-    "generate": "python -m ic generate checkpoint=PATH \"prompt='The pass key is'\"",
+    "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
 }
 
 
@@ -162,7 +162,27 @@ def _quieten() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    _plain_log()
+
+
+class _NoAdvice(logging.Filter):
+    """Drops what Lightning says on every run, whatever the run."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(
+            ("💡 Tip", "TPU available", "GPU available", "`weights_only` was not set",
+             "`Trainer(limit_val_batches")
+        )  # fmt: skip
+
+
+def _plain_log() -> None:
+    """Lightning's messages as plain lines on today's stderr, each once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_NoAdvice())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -61,7 +61,17 @@ def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
             raise UsageError(
                 f"{arg!r} is neither key=value nor a flag; write key=value or --key value"
             )
-    return flags, overrides
+    return flags, [_quote(override, "multirun" in flags) for override in overrides]
+
+
+def _quote(override: str, multirun: bool) -> str:
+    """Quote a value that Hydra's grammar would stumble over: a path with `step=2`, a sentence."""
+    key, _, value = override.partition("=")
+    special = "=!?;'\"&<>#()" + ("" if multirun else ",")
+    if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in special):
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def compose_config(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.table import Table
@@ -21,10 +22,11 @@ from ic.callbacks.checkpoint import (
     resolve_checkpoint,
     trained_length,
 )
-from ic.callbacks.passkey import run_grid
+from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.config import EvaluateConfig, GenerateConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.results import passkey_rows, run_rows, write_results
 
 
 def fit(config: RunConfig) -> int:
@@ -39,10 +41,17 @@ def fit(config: RunConfig) -> int:
         f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache a token, run in {run_dir}"
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # a sweep's next run in this process needs its own
     checkpoints = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]
     if any(c.interrupted for c in checkpoints):
         rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
         return INTERRUPTED_EXIT_CODE
+    if trainer.is_global_zero:
+        evaluations = [c for c in trainer.callbacks if isinstance(c, PasskeyEvaluation)]
+        cells = evaluations[0].final_rows if evaluations else []
+        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir, cells))
     if checkpoints:
         rank_zero_info(f"checkpoint: {run_dir / 'checkpoints' / 'last'}")
     return 0
@@ -84,6 +93,7 @@ def evaluate(config: EvaluateConfig) -> int:
         title=f"{folder.resolve().name}: passkey retrieval on synthetic text",
         trained_length=config.trained_length or trained_length(folder),
     )  # fmt: skip
+    write_results(output / "results.json", asdict(config), passkey_rows(rows))
     console = Console()
     console.print(summary_table(rows))
     console.print(f"heatmap: {output / 'heatmap.png'}", soft_wrap=True, highlight=False)

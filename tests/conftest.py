@@ -24,6 +24,13 @@ SMALL = {
 }  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture
 def make_model() -> Callable[..., MLAForCausalLM]:
     """A small model whose every weight, zero-initialised ones too, is random."""

@@ -121,6 +121,7 @@ def write_png(
     axes[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes[-1].set_xlabel("prompt length in tokens")
     figure.suptitle(title, fontsize=11)
+    assert image is not None
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
     bar.set_label("share of exact answers")
     with replacing(path) as partial:

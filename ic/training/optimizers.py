@@ -27,7 +27,7 @@ class OptimizerConfig:
 
     name: str = "muon"
     lr: float = 1e-3
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     momentum: float = 0.95
     warmup_steps: int = 100

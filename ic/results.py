@@ -1,0 +1,107 @@
+"""Results files: what was measured, by which command, on what, from which commit."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+
+from ic.atomic_write import write_json
+from ic.evaluation.grid import CONTROL
+from ic.evaluation.heatmap import pool
+from ic.evaluation.statistics import wilson_interval
+
+
+def write_results(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write `{command, commit, date, device, versions, config, rows}`; units stand in the rows' keys."""
+    write_json(
+        path,
+        {
+            "command": "python -m ic " + shlex.join(sys.argv[1:]),
+            "commit": commit(),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": device(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "transformers": transformers.__version__,
+            },
+            "config": config,
+            "rows": rows,
+        },
+    )
+
+
+def run_rows(run_dir: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a training run: throughput by context length, peak memory, passkey cells."""
+    rows: list[dict[str, Any]] = []
+    throughput = _read(run_dir / "throughput.json")
+    for entry in throughput.get("by_context_length", []):
+        rows.append({"what": "training", **entry})
+    memory = _read(run_dir / "memory" / "memory.json")
+    if memory:
+        rows.append(
+            {"what": "memory", "meter": memory["meter"], "peak_bytes": memory["run_peak_bytes"]}
+        )
+    return rows + passkey_rows(cells)
+
+
+def passkey_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a shown cell with its Wilson interval, then seconds of prefill and answer by length."""
+    rows: list[dict[str, Any]] = []
+    for cell in pool(cells):
+        low, high = wilson_interval(cell.correct, cell.n)
+        rows.append(
+            {
+                "what": "passkey",
+                "task": cell.task,
+                "length_tokens": cell.length_tokens,
+                "depth": "control" if cell.depth == CONTROL else cell.depth,
+                "n": cell.n,
+                "correct": cell.correct,
+                "accuracy": cell.accuracy,
+                "low_95": low,
+                "high_95": high,
+            }
+        )
+    return rows
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git."""
+    if given := os.environ.get("IC_COMMIT"):
+        return given
+    root = Path(__file__).resolve().parents[1]
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device() -> str:
+    """Name of the GPU, or of the processor and its number of cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *args], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
