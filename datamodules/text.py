@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.packing import cut_rows
@@ -27,6 +27,8 @@ from ic.datamodules.text_stream import (
     EvaluationBatches,
     Progress,
     StreamPosition,
+    TextBatches,
+    TextLoader,
     TokenStream,
     TrainingBatches,
 )
@@ -312,8 +314,8 @@ class TextDataModule(LightningDataModule):
         # One worker: several would each pack everything.
         return self._loader(batches, min(1, self.config.num_workers))
 
-    def _loader(self, batches: IterableDataset, num_workers: int) -> DataLoader:
-        return DataLoader(
+    def _loader(self, batches: TextBatches, num_workers: int) -> DataLoader:
+        return TextLoader(
             batches,
             batch_size=None,
             num_workers=num_workers,

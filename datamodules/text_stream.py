@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.packing import PackedRow, collate_rows, pack_documents
@@ -193,7 +193,44 @@ class Progress:
     streams: list[StreamPosition]
 
 
-class TrainingBatches(IterableDataset):
+@dataclass
+class BrokenData:
+    """What a worker hands over in place of a batch when the data are at fault."""
+
+    message: str
+
+
+class TextBatches(IterableDataset):
+    """Batches whose `ValueError` reaches the user as it was raised; see `TextLoader`."""
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BrokenData]:
+        try:
+            yield from self.batches()
+        except ValueError as error:
+            if get_worker_info() is None:
+                raise
+            yield BrokenData(str(error))
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+
+class TextLoader(DataLoader):
+    """Raises for broken data here; else the loader adds a worker's traceback to the message."""
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        for batch in iterator:
+            if isinstance(batch, BrokenData):
+                break
+            yield batch
+        else:
+            return
+        del iterator  # ends the workers; the traceback would keep them
+        raise ValueError(batch.message)
+
+
+class TrainingBatches(TextBatches):
     """Endless batches; batch i comes from stream i % S and from worker (i - start) % W.
 
     The batches do not depend on the number of workers. A worker tokenizes the streams that its
@@ -217,7 +254,7 @@ class TrainingBatches(IterableDataset):
         self.rows_per_batch = rows_per_batch
         self.context_length = context_length
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         num_streams = len(self.streams)
@@ -246,7 +283,7 @@ class TrainingBatches(IterableDataset):
             }
 
 
-class EvaluationBatches(IterableDataset):
+class EvaluationBatches(TextBatches):
     """One pass over the data in file order; rows go round the ranks.
 
     Every rank packs all of the data and keeps every R-th row, because under sharded training all
@@ -271,7 +308,7 @@ class EvaluationBatches(IterableDataset):
         self.context_length = context_length
         self.pad_token_id = pad_token_id
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[dict[str, Any]]:
         documents = self.stream.documents(StreamPosition(), repeat=False)
         own: list[list[np.ndarray]] = []
         num_rows, step = 0, 0

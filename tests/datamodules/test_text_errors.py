@@ -57,14 +57,15 @@ def test_a_malformed_row_far_into_the_second_file_is_named_by_a_worker(
     )  # fmt: skip
     datamodule = TextDataModule(config, tokenizer)
     datamodule.setup("fit")  # looks at the first sequence only
-    with pytest.raises(ValueError, match=r"b\.jsonl:601: not valid JSON"):
+    # The message alone, without the worker's traceback.
+    with pytest.raises(ValueError, match=r"^\S+b\.jsonl:601: not valid JSON .*$"):
         list(islice(datamodule.train_dataloader(), 100))
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_a_file_that_is_not_utf_8(tokenizer: ByteTokenizer, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"latin{suffix}"
-    file.write_bytes(f"{GOOD}\n{GOOD}\n".encode() + b'{"text": "caf\xe9"}\n')
+    file.write_bytes(f"{GOOD}\n{GOOD}\n".encode() + b'{"text": "na\xefve"}\n')
     with pytest.raises(ValueError, match=rf"latin\{suffix}:3: not valid UTF-8"):
         fit_setup(tokenizer, [str(file)])
 
