@@ -1,0 +1,103 @@
+"""Markdown tables made from `docs/results`, so that no figure in a document is typed by hand.
+
+`python -m ic.tables` rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->` in the README; a test
+fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ic.atomic_write import replacing
+from ic.evaluation.statistics import wilson_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+# (name shown, file of the training run, file of the passkey grid; one file may hold both)
+RUNS = (
+    ("`mla_tiny`", "mla_tiny-fit.json", "mla_tiny-fit.json"),
+    ("`mla_32k`", "mla_32k-fit.json", "mla_32k-passkey.json"),
+)
+
+
+def passkey_table() -> str:
+    """Accuracy by run and length, depths and fillers pooled, with Wilson's interval and the control."""
+    lines = [
+        "| run | tokens | exact answers | 95 % interval | worst depth | no needle | commit |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for name, _, file in RUNS:
+        data = _load(file)
+        rows = [r for r in data["rows"] if r["what"] == "passkey"]
+        for length in sorted({r["length_tokens"] for r in rows}):
+            here = [r for r in rows if r["length_tokens"] == length and r["depth"] != "control"]
+            control = [r for r in rows if r["length_tokens"] == length and r["depth"] == "control"]
+            n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
+            low, high = wilson_interval(correct, n)
+            worst = min(here, key=lambda r: r["accuracy"])
+            lines.append(
+                f"| {name} | {length:,} | {correct}/{n} | {100 * low:.1f}-{100 * high:.1f} % "
+                f"| {worst['correct']}/{worst['n']} | {control[0]['correct']}/{control[0]['n']} "
+                f"| {data['commit'][:9]} |"
+            )
+    return "\n".join(lines)
+
+
+def training_table() -> str:
+    """Speed and memory by run and context length."""
+    lines = [
+        "| run | device | context | steps | tokens/s | step, median | MFU | peak memory |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, file, _ in RUNS:
+        data = _load(file)
+        rows = [r for r in data["rows"] if r["what"] == "training" and r["num_steps_timed"]]
+        (memory,) = [r for r in data["rows"] if r["what"] == "memory"]
+        # The shortest and the longest say how speed changes with context; the file has them all.
+        for row in [rows[0], rows[-1]]:
+            mfu = f"{100 * row['mfu']:.0f} %" if row.get("mfu") else "-"
+            lines.append(
+                f"| {name} | {data['device']} | {row['context_length_tokens']:,} "
+                f"| {row['num_steps_timed']} | {row['tokens_per_s']:,.0f} "
+                f"| {row['step_time_median_s']:.3f} s | {mfu} "
+                f"| {memory['peak_bytes'] / 2**30:.1f} GiB |"
+            )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"passkey": passkey_table, "training": training_table}
+
+
+def refresh(text: str) -> str:
+    """A document with every marked table made anew.
+
+    Raises:
+        ValueError: a marker names no table.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in TABLES:
+            raise ValueError(f"no table {name!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table: {name} -->\n{TABLES[name]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.S)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    text = refresh(readme.read_text())
+    with replacing(readme) as partial:
+        partial.write_text(text)
+
+
+def _load(file: str) -> dict[str, Any]:
+    return json.loads((RESULTS / file).read_text())
+
+
+if __name__ == "__main__":
+    main()
