@@ -32,6 +32,8 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor)
     if hidden_MD.is_cuda and LigerFusedLinearCrossEntropyLoss is not None:
         fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
         return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M) / count
+    if hidden_MD.shape[0] <= CHUNK_TOKENS:
+        return _summed(hidden_MD, weight_WD, labels_M) / count
     total = hidden_MD.new_zeros((), dtype=torch.float32)
     for start in range(0, hidden_MD.shape[0], CHUNK_TOKENS):
         chunk = slice(start, start + CHUNK_TOKENS)

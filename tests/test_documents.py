@@ -1,0 +1,62 @@
+"""Documents say what is: tables are fresh, commands compose, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ic.cli import CONF, VERBS
+from ic.overrides import compose_config, split_flags
+from ic.tables import refresh
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_tables_are_fresh() -> None:
+    assert refresh(README) == README, "run make tables"
+
+
+def test_an_unknown_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="no table 'speed'"):
+        refresh("<!-- table: speed -->\n<!-- end -->")
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\w*\n(.*?)```", README, flags=re.S)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python -m ic ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_compose(command: str) -> None:
+    verb, *rest = shlex.split(command)[3:]
+    assert verb in VERBS
+    flags, overrides = split_flags(rest)
+    if "multirun" in flags:
+        overrides = [o.partition(",")[0] for o in overrides]
+    compose_config(CONF, verb, overrides)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for document in DOCUMENTS:
+        for target in re.findall(r"`?make (\w+)", document.read_text()):
+            assert target in targets, f"{document.name}: make {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_files_exist(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for target in re.findall(r"`((?:docs|ic|tests|conf|callbacks|datamodules)/[\w./-]+\.(?:py|md|json|yaml))`", text):
+        assert (ROOT / target).exists(), target
