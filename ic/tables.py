@@ -1,6 +1,7 @@
 """Markdown tables made from `docs/results`, so that no figure in a document is typed by hand.
 
-`python -m ic.tables` rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->` in the README; a test
+`python -m ic.tables` rewrites what stands in the README between `<!-- table: NAME -->` and
+`<!-- end -->`; a test
 fails when it is stale.
 """
 
@@ -25,7 +26,7 @@ RUNS = (
 
 
 def passkey_table() -> str:
-    """Accuracy by run and length, depths and fillers pooled, with Wilson's interval and the control."""
+    """Accuracy by run and length, depths and fillers pooled, with interval and control."""
     lines = [
         "| run | tokens | exact answers | 95 % interval | worst depth | no needle | commit |",
         "|---|--:|--:|--:|--:|--:|---|",

@@ -58,5 +58,7 @@ def test_links_and_files_exist(document: Path) -> None:
     text = document.read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (document.parent / target).exists(), target
-    for target in re.findall(r"`((?:docs|ic|tests|conf|callbacks|datamodules)/[\w./-]+\.(?:py|md|json|yaml))`", text):
+    for target in re.findall(
+        r"`((?:docs|ic|tests|conf|callbacks|datamodules)/[\w./-]+\.(?:py|md|json|yaml))`", text
+    ):
         assert (ROOT / target).exists(), target

@@ -93,6 +93,12 @@ class MLAAttention(nn.Module):
         self.o_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
         if config.length_temperature != "none":
             self.length_temperature = LengthTemperature(config)
+        self.triton = None
+        if config.attention_backend == "triton":
+            # Only here: Triton is not installed where there is no GPU.
+            from ic.model import triton_backend
+
+            self.triton = triton_backend
 
     def forward(
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
@@ -150,6 +156,11 @@ class MLAAttention(nn.Module):
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
         k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
+        if self.triton is not None and context.mask_BTS is None:
+            return self.triton.expanded(
+                q_BTHK, k_BSHK, v_BSHV,
+                scale=config.softmax_scale, document_ids_BT=context.document_ids_BT,
+            )  # fmt: skip
         return causal_attention(
             q_BTHK, k_BSHK, v_BSHV,
             scale=config.softmax_scale, mask_BTS=context.mask_BTS, segments=context.segments,
@@ -163,10 +174,16 @@ class MLAAttention(nn.Module):
         q_BTHC = torch.cat(
             (torch.einsum("bthn,hnr->bthr", q_nope, w_k_HNR.to(q_nope.dtype)), q_rope), dim=-1
         )
+        triton, tokens = self.triton, q_BTHK.shape[1]
+        if triton is not None and context.mask_BTS is None and tokens <= triton.MAX_DECODE_QUERIES:
+            out_BTHR = triton.absorbed(
+                q_BTHC, cache_BSC, rank=config.kv_lora_rank, scale=config.softmax_scale
+            )
+            return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR.to(out_BTHR.dtype))
         scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC) * config.softmax_scale
         visible = context.mask_BTS
-        if visible is None and q_BTHK.shape[1] > 1:
-            tokens, keys = q_BTHK.shape[1], cache_BSC.shape[1]
+        if visible is None and tokens > 1:
+            keys = cache_BSC.shape[1]
             index = torch.arange(keys, device=q_BTHK.device)
             visible = index <= index[keys - tokens :, None]
         if visible is not None:

@@ -30,7 +30,8 @@ class MLAConfig(PreTrainedConfig):
             (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale,
             mscale_all_dim`).
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
-        attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU).
+        attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU). Padded
+            batches, and decoding of more than four tokens at once, run on `torch` either way.
         absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
         length_temperature: scale on the query by the number of visible keys n:
             `none`; `llama4`: 1 + beta * log(1 + floor((n - 1) / original)); `ssmax`: a learned

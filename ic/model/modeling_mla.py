@@ -158,12 +158,14 @@ class MLAModel(MLAPreTrainedModel):
                 else visible_BT - 1
             )
         cos_BTF, sin_BTF = self.rotary_emb(position_ids)
+        # The Triton kernel reads the ids themselves; segments cost a copy to the host.
+        needs_segments = document_ids is not None and config.attention_backend == "torch"
         return AttentionContext(
             cos_BTF,
             sin_BTF,
             visible_BT=visible_BT,
             mask_BTS=_padding_mask(attention_mask, past, tokens),
-            segments=None if document_ids is None else _segments(document_ids),
+            segments=_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
             document_ids_BT=document_ids,
         )
 
