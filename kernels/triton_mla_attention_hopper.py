@@ -46,10 +46,13 @@ def _forward_range(T, S, DOCUMENT_START, m0, b64, BLOCK_M: gl.constexpr, BLOCK_N
 
 
 @gluon.jit
-def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START, m0, batch, head,
+def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
                       q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                       BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
                       HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+    m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     last, _right, _left, total = _forward_range(
         T, S, DOCUMENT_START, m0, batch.to(gl.int64), 128, BLOCK_N, HAS_DOCUMENTS
     )
@@ -90,7 +93,7 @@ def _mask(s, n0, pos_q, start_q, LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, HA
 
 
 @gluon.jit
-def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, batch, head,
+def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                       q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                       WARPGROUP: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
                       D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
@@ -101,6 +104,9 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, ba
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     ROW: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     O_ROW: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
+    m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     last, right, left, total = _forward_range(
         T, S, DOCUMENT_START, m0, b64, 128, BLOCK_N, HAS_DOCUMENTS
@@ -120,9 +126,7 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, ba
     mbarrier.arrive(k_empty.index(0), count=1)
     s = _mask(s, last * BLOCK_N, pos_q, start_q, S_LAYOUT, BLOCK_N, HAS_DOCUMENTS)
     row_max = gl.max(s, 1) * scale_log2
-    shift = row_max
-    if HAS_DOCUMENTS:
-        shift = gl.where(row_max == float("-inf"), 0.0, row_max)
+    shift = gl.where(row_max == float("-inf"), 0.0, row_max)  # a row may see no key of this block
     p32 = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
     row_sum = gl.sum(p32, 1)
     p = gl.convert_layout(p32.to(DTYPE), P_LAYOUT)
@@ -151,9 +155,8 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, ba
                 s = _mask(s, (last - i) * BLOCK_N, pos_q, start_q, S_LAYOUT, BLOCK_N, HAS_DOCUMENTS)
             new_max = gl.maximum(row_max, gl.max(s, 1) * scale_log2)
             shift = new_max
-            if HAS_DOCUMENTS:
-                if part != 1:
-                    shift = gl.where(new_max == float("-inf"), 0.0, new_max)
+            if part != 1:
+                shift = gl.where(new_max == float("-inf"), 0.0, new_max)
             alpha = gl.exp2(row_max - shift)
             p32 = gl.exp2(s * scale_log2 - gl.expand_dims(shift, 1))
             row_sum = row_sum * alpha + gl.sum(p32, 1)
@@ -184,9 +187,6 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
                           scale_log2, H, T, S,
                           BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
                           D2: gl.constexpr, DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
-    m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
-    head = gl.program_id(1) % H
-    batch = gl.program_id(1) // H
     DTYPE: gl.constexpr = q_desc1.dtype
     q1_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D1], q_desc1.layout)
     q2_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D2], q_desc2.layout)
@@ -208,14 +208,14 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, batch, head,
+            (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                                  0, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S, m0, batch, head,
+            (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                                  1, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_forward_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START, m0,
-                                 batch, head, q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty,
+            (_forward_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
+                                 q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty,
                                  v_full, v_empty, BLOCK_N, STAGES, D1, HAS_DOCUMENTS)),
         ],
         [4, 1],
@@ -258,7 +258,7 @@ def hopper_forward(
     num_keys, v_width = v.shape[1], v.shape[-1]
     d1, d2 = v_width, width - v_width
     block_n, stages = _FORWARD_TILE
-    grid = (triton.cdiv(num_queries, 128), num_batch * num_heads)
+    grid = (triton.cdiv(num_queries, 128), num_heads, num_batch)
     hopper_forward_kernel[grid](
         descriptor(q, 64, d1), descriptor(q, 64, d2), descriptor(k, block_n, d1),
         descriptor(k, block_n, d2), descriptor(v, block_n, v_width), descriptor(out, 64, v_width),

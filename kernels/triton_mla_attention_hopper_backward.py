@@ -31,9 +31,9 @@ def hopper_row_statistics_kernel(
 
     Both are what the accumulators of q.k and dout.v start from, so neither costs a register or an instruction."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    bh = tl.program_id(1)
-    head = (bh % H).to(tl.int64)
-    batch = (bh // H).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    batch = tl.program_id(2).to(tl.int64)
+    bh = batch * H + head
     columns = tl.arange(0, DV)[None, :]
     inside = rows < T
     r64 = rows.to(tl.int64)[:, None]
@@ -41,10 +41,39 @@ def hopper_row_statistics_kernel(
     grad_offset = batch * stride_gb + head * stride_gh + r64 * stride_gt + columns
     out = tl.load(OUT + out_offset, mask=inside[:, None], other=0.0).to(tl.float32)
     dout = tl.load(DOUT + grad_offset, mask=inside[:, None], other=0.0).to(tl.float32)
-    lse = tl.load(LSE + bh.to(tl.int64) * T + rows, mask=inside, other=float("inf"))
-    block = (bh.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * 2 * BLOCK + tl.arange(0, BLOCK)
+    lse = tl.load(LSE + bh * T + rows, mask=inside, other=float("inf"))
+    block = (bh * tl.num_programs(0) + tl.program_id(0)) * 2 * BLOCK + tl.arange(0, BLOCK)
     tl.store(STATISTICS + block, -lse * inverse_scale)
     tl.store(STATISTICS + block + BLOCK, -tl.sum(out * dout, 1))
+
+
+@gluon.jit
+def _round_packed(x, DTYPE: gl.constexpr):
+    """x.to(DTYPE) two at a time. A plain cast of a value with two uses is done one by one at a quarter of
+    the rate, and the halves stay in a register each, which no longer fit."""
+    if DTYPE == gl.bfloat16:
+        return gl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2
+        )
+    else:
+        return gl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.float16, is_pure=True, pack=2
+        )
+
+
+@gluon.jit
+def _widen_packed(x):
+    """x.to(float32) from packed pairs."""
+    if x.dtype == gl.bfloat16:
+        return gl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=gl.float32,
+            is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return gl.inline_asm_elementwise(
+            "{.reg .b16 a, b; mov.b32 {a, b}, $2; cvt.f32.f16 $0, a; cvt.f32.f16 $1, b;}", "=r,=r,r", [x],
+            dtype=gl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -73,8 +102,8 @@ def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
                  BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     STATS: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 16], [32], [1], [0])
     n0 = gl.program_id(0) * 128
-    head = gl.program_id(1) % H
-    batch = gl.program_id(1) // H
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     first, _a, _b, total = _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
     kv_bytes: gl.constexpr = (
@@ -118,14 +147,10 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     ROW: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     COLUMN: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     n0 = gl.program_id(0) * 128
-    head = gl.program_id(1) % H
-    batch = gl.program_id(1) // H
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     first, diagonal, whole, total = _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
-    keys = n0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
-    key_end = keys
-    if HAS_DOCUMENTS:
-        key_end = gl.load(DOCUMENT_END + b64 * S + keys, mask=keys < S, other=0)
     k1 = k1_s.index(WARPGROUP).reshape([64, D1])
     k2 = k2_s.index(WARPGROUP).reshape([64, D2])
     v = v_s.index(WARPGROUP).reshape([64, DV])
@@ -134,6 +159,8 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     dv = gl.zeros([64, DV], gl.float32, LV)
     zero = gl.zeros([64, BLOCK_Q], gl.float32, S_LAYOUT)
     mbarrier.wait(kv_full, 0)
+    stage = 0
+    phase = 0
 
     for part in gl.static_range(3 if HAS_DOCUMENTS else 2):
         if part == 0:
@@ -146,34 +173,38 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
             lo = whole
             hi = total
         for i in range(lo, hi):
-            stage = i % STAGES
             q1 = q1_s.index(stage).reshape([BLOCK_Q, D1])
             q2 = q2_s.index(stage).reshape([BLOCK_Q, D2])
             dout = g_s.index(stage).reshape([BLOCK_Q, DV])
             stats = stats_s.index(stage)
-            mbarrier.wait(q_full.index(stage), (i // STAGES) & 1)
+            mbarrier.wait(q_full.index(stage), phase)
             neg_lse = gl.expand_dims(stats.slice(0, BLOCK_Q).load(COLUMN), 0)
             s_token = warpgroup_mma(k1, q1.permute([1, 0]), gl.broadcast(neg_lse, zero)[0], is_async=True)
             s_token = warpgroup_mma(k2, q2.permute([1, 0]), s_token, is_async=True)
             s = warpgroup_mma_wait(0, deps=[s_token])
             p = gl.exp2(s * scale_log2)
             if part != 1:
+                keys = n0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
                 pos_q = S - T + (first + i) * BLOCK_Q + gl.arange(0, BLOCK_Q, COLUMN)
                 visible = gl.expand_dims(keys, 1) <= gl.expand_dims(pos_q, 0)
-                if HAS_DOCUMENTS:
+                if HAS_DOCUMENTS:  # loaded here: held through the main loop it would cost registers
+                    key_end = gl.load(DOCUMENT_END + b64 * S + keys, mask=keys < S, other=0)
                     visible = visible & (gl.expand_dims(key_end, 1) > gl.expand_dims(pos_q, 0))
                 p = gl.where(visible, p, 0.0)
-            p16 = gl.convert_layout(p.to(DTYPE), P_LAYOUT)
+            p_half = _round_packed(p, DTYPE)
+            p16 = gl.convert_layout(p_half, P_LAYOUT)
             dv = warpgroup_mma(p16, dout, dv, is_async=True)
             neg_delta = gl.expand_dims(stats.slice(BLOCK_Q, BLOCK_Q).load(COLUMN), 0)
             dp_token = warpgroup_mma(v, dout.permute([1, 0]), gl.broadcast(neg_delta, zero)[0], is_async=True)
             dp, dv = warpgroup_mma_wait(0, deps=[dp_token, dv])
-            p = gl.convert_layout(p16, S_LAYOUT).to(gl.float32)
-            ds = (p * dp).to(DTYPE)
+            ds = _round_packed(_widen_packed(p_half) * dp, DTYPE)
             dk1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), q1, dk1, is_async=True)
             dk2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), q2, dk2, is_async=True)
             dk1, dk2 = warpgroup_mma_wait(0, deps=[dk1, dk2])
             mbarrier.arrive(q_empty.index(stage), count=1)
+            wrap = stage == STAGES - 1
+            stage = gl.where(wrap, 0, stage + 1)
+            phase = gl.where(wrap, phase ^ 1, phase)
 
     dk_s1 = k1_s.index(WARPGROUP)
     dk_s2 = k2_s.index(WARPGROUP)
@@ -251,8 +282,8 @@ def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_STA
                 BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
                 HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
-    head = gl.program_id(1) % H
-    batch = gl.program_id(1) // H
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     last, _right, _left, total = _key_range(
         T, S, DOCUMENT_START, m0, batch.to(gl.int64), BLOCK_N, HAS_DOCUMENTS
     )
@@ -304,8 +335,8 @@ def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log
     L2: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D2, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
-    head = gl.program_id(1) % H
-    batch = gl.program_id(1) // H
+    head = gl.program_id(1)
+    batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     last, right, left, total = _key_range(T, S, DOCUMENT_START, m0, b64, BLOCK_N, HAS_DOCUMENTS)
     rows = m0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
@@ -449,10 +480,9 @@ def hopper_backward(
     num_batch, num_queries, num_heads, width = q.shape
     num_keys, v_width = v.shape[1], v.shape[-1]
     d1, d2 = v_width, width - v_width
-    bh = num_batch * num_heads
     num_blocks = triton.cdiv(num_queries, _QUERY_BLOCK)
-    statistics = torch.empty((bh, num_blocks, 2, _QUERY_BLOCK), dtype=torch.float32, device=q.device)
-    hopper_row_statistics_kernel[(num_blocks, bh)](
+    statistics = torch.empty((num_batch * num_heads, num_blocks, 2, _QUERY_BLOCK), dtype=torch.float32, device=q.device)
+    hopper_row_statistics_kernel[(num_blocks, num_heads, num_batch)](
         out, dout, lse, statistics, num_heads, num_queries, 1.0 / scale, *out.stride()[:3],
         *dout.stride()[:3], DV=v_width, BLOCK=_QUERY_BLOCK,
     )  # fmt: skip
@@ -463,13 +493,13 @@ def hopper_backward(
         "CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24, "num_warps": 4, "maxnreg": 168,
     }  # fmt: skip
     rows = _QUERY_BLOCK
-    hopper_backward_kv_kernel[(triton.cdiv(num_keys, 128), bh)](
+    hopper_backward_kv_kernel[(triton.cdiv(num_keys, 128), num_heads, num_batch)](
         descriptor(q, rows, d1), descriptor(q, rows, d2), descriptor(k, 64, d1), descriptor(k, 64, d2),
         descriptor(v, 64, v_width), descriptor(dout, rows, v_width), descriptor(dk, 64, d1),
         descriptor(dk, 64, d2), descriptor(dv, 64, v_width), statistics, end, *sizes,
         BLOCK_Q=rows, STAGES=_QUERY_STAGES, **common,
     )  # fmt: skip
-    hopper_backward_q_kernel[(triton.cdiv(num_queries, 128), bh)](
+    hopper_backward_q_kernel[(triton.cdiv(num_queries, 128), num_heads, num_batch)](
         descriptor(q, 64, d1), descriptor(q, 64, d2), descriptor(k, _KEY_BLOCK, d1),
         descriptor(k, _KEY_BLOCK, d2), descriptor(v, _KEY_BLOCK, v_width), descriptor(dout, 64, v_width), descriptor(dq, 64, d1),
         descriptor(dq, 64, d2), statistics, start, *sizes,
