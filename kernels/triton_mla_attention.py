@@ -161,11 +161,10 @@ def mla_attention_forward_kernel(
 # (BLOCK_M, BLOCK_N, num_warps, num_stages) by compute capability (the largest not above the device's), then by
 # D + V <= key for 16-bit inputs. Each entry compiles without spills and within the chip's shared memory.
 _FORWARD_TILES: dict[int, dict[int, tuple[int, int, int, int]]] = {
-    0: {10**6: (32, 32, 4, 1)},
-    80: {192: (128, 64, 8, 2), 10**6: (128, 64, 8, 2)},
-    86: {192: (128, 32, 4, 2), 10**6: (64, 32, 4, 2)},
-    90: {192: (128, 64, 8, 3), 10**6: (128, 128, 8, 2)},
-    100: {192: (128, 64, 8, 3), 10**6: (128, 64, 8, 2)},
+    0: {10**6: (32, 32, 4, 1)},  # interpreter
+    80: {10**6: (128, 64, 8, 2)},
+    90: {192: (128, 64, 8, 3), 10**6: (128, 64, 8, 4)},
+    100: {10**6: (128, 64, 8, 2)},
 }
 _FP32_TILE = (32, 16, 4, 1)
 

@@ -92,7 +92,7 @@ def _key_step(
 def mla_attention_backward_kv_kernel(
     Q, K, V, DOUT, LSE, DELTA, DK, DVALUE, DOCUMENT_START, DOCUMENT_END, scale, scale_log2, H, T, S,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    stride_vb, stride_vt, stride_vh, stride_gb, stride_gt, stride_gh,
+    stride_vb, stride_vt, stride_vh, stride_gb, stride_gt, stride_gh, stride_dkt, stride_dvt,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -162,16 +162,16 @@ def mla_attention_backward_kv_kernel(
     # dk and dv are contiguous (B, S, H, .).
     k_row = (b64 * S * H + head) * (D1 + D2)
     dk_desc1 = tl.make_tensor_descriptor(
-        DK + k_row, [S, D1], [H.to(tl.int64) * (D1 + D2), 1], [BLOCK_N, D1]
+        DK + k_row, [S, D1], [stride_dkt, 1], [BLOCK_N, D1]
     )
     dk_desc1.store([n0, 0], (dk1 * scale).to(DK.dtype.element_ty))
     if D2 > 0:
         dk_desc2 = tl.make_tensor_descriptor(
-            DK + k_row + D1, [S, D2], [H.to(tl.int64) * (D1 + D2), 1], [BLOCK_N, D2]
+            DK + k_row + D1, [S, D2], [stride_dkt, 1], [BLOCK_N, D2]
         )
         dk_desc2.store([n0, 0], (dk2 * scale).to(DK.dtype.element_ty))
     dv_desc = tl.make_tensor_descriptor(
-        DVALUE + (b64 * S * H + head) * DV, [S, DV], [H.to(tl.int64) * DV, 1], [BLOCK_N, DV]
+        DVALUE + (b64 * S * H + head) * DV, [S, DV], [stride_dvt, 1], [BLOCK_N, DV]
     )
     dv_desc.store([n0, 0], dv.to(DVALUE.dtype.element_ty))
 
@@ -208,7 +208,7 @@ def _query_step(
 def mla_attention_backward_q_kernel(
     Q, K, V, DOUT, LSE, DELTA, DQ, DOCUMENT_START, scale, scale_log2, H, T, S,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
-    stride_vb, stride_vt, stride_vh, stride_gb, stride_gt, stride_gh,
+    stride_vb, stride_vt, stride_vh, stride_gb, stride_gt, stride_gh, stride_dqt,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -276,23 +276,22 @@ def mla_attention_backward_q_kernel(
     # dq is contiguous (B, T, H, D).
     q_row = (b64 * T * H + head) * (D1 + D2)
     dq_desc1 = tl.make_tensor_descriptor(
-        DQ + q_row, [T, D1], [H.to(tl.int64) * (D1 + D2), 1], [BLOCK_M, D1]
+        DQ + q_row, [T, D1], [stride_dqt, 1], [BLOCK_M, D1]
     )
     dq_desc1.store([m0, 0], (dq1 * scale).to(DQ.dtype.element_ty))
     if D2 > 0:
         dq_desc2 = tl.make_tensor_descriptor(
-            DQ + q_row + D1, [T, D2], [H.to(tl.int64) * (D1 + D2), 1], [BLOCK_M, D2]
+            DQ + q_row + D1, [T, D2], [stride_dqt, 1], [BLOCK_M, D2]
         )
         dq_desc2.store([m0, 0], (dq2 * scale).to(DQ.dtype.element_ty))
 
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages) of the dk/dv and the dq kernel, keyed as in triton_mla_attention.py.
 _BACKWARD_TILES: dict[int, dict[int, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]] = {
-    0: {10**6: ((32, 32, 4, 1), (32, 32, 4, 1))},
-    80: {192: ((64, 64, 8, 2), (64, 64, 4, 2)), 10**6: ((64, 64, 8, 1), (64, 32, 4, 2))},
-    86: {192: ((32, 64, 4, 2), (64, 32, 4, 2)), 10**6: ((32, 64, 8, 1), (64, 32, 4, 1))},
+    0: {10**6: ((32, 32, 4, 1), (32, 32, 4, 1))},  # interpreter
+    80: {192: ((32, 64, 4, 2), (64, 32, 8, 2)), 10**6: ((32, 32, 4, 2), (32, 64, 8, 2))},
     90: {192: ((64, 64, 8, 2), (64, 64, 4, 2)), 10**6: ((64, 64, 8, 2), (128, 64, 8, 2))},
-    100: {192: ((64, 64, 8, 2), (64, 64, 4, 2)), 10**6: ((64, 64, 8, 2), (128, 64, 8, 2))},
+    100: {192: ((64, 64, 8, 2), (64, 32, 4, 2)), 10**6: ((64, 64, 8, 2), (128, 64, 8, 2))},
 }
 _FP32_TILES = ((16, 32, 4, 1), (32, 16, 4, 1))
 
@@ -361,12 +360,12 @@ def attention_backward(
     flags = {"HAS_DOCUMENTS": bounds is not None, "PRECISION": "ieee"}
     block_m, block_n, num_warps, num_stages = kv_tile
     mla_attention_backward_kv_kernel[(triton.cdiv(num_keys, block_n), bh)](
-        q, k, v, dout, lse, delta, dk, dv, start, end, *sizes, *strides, **widths,
+        q, k, v, dout, lse, delta, dk, dv, start, end, *sizes, *strides, dk.stride(1), dv.stride(1), **widths,
         BLOCK_M=block_m, BLOCK_N=block_n, **flags, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     block_m, block_n, num_warps, num_stages = q_tile
     mla_attention_backward_q_kernel[(triton.cdiv(num_queries, block_m), bh)](
-        q, k, v, dout, lse, delta, dq, start, *sizes, *strides, **widths,
+        q, k, v, dout, lse, delta, dq, start, *sizes, *strides, dq.stride(1), **widths,
         BLOCK_M=block_m, BLOCK_N=block_n, **flags, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return dq, dk, dv

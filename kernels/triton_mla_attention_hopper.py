@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import torch
@@ -240,10 +241,15 @@ def hopper_supports(q: Tensor, v: Tensor) -> bool:
     )
 
 
+@functools.cache
+def _layout(num_rows: int, num_columns: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([1, 1, num_rows, num_columns], _GLUON_DTYPE[dtype])
+
+
 def descriptor(x_BTHX: Tensor, num_rows: int, num_columns: int) -> TensorDescriptor:
     """TMA descriptor of (B, H, T, X), a block being num_rows of T and num_columns of X."""
     block = [1, 1, num_rows, num_columns]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _GLUON_DTYPE[x_BTHX.dtype])
+    layout = _layout(num_rows, num_columns, x_BTHX.dtype)
     x = x_BTHX.transpose(1, 2)
     unit = 16 // x.element_size()  # a dimension of extent 1 may carry any stride; TMA wants multiples of 16 bytes
     strides = [s if n > 1 else unit for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True)]

@@ -77,10 +77,9 @@ def _widen_packed(x):
 
 
 @gluon.jit
-def _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
+def _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
     """Query blocks of BLOCK_Q that see keys n0 .. n0 + 127: from `first`, [0, diagonal) are cut by the
     diagonal, [diagonal, whole) see all of them, [whole, total) are cut by a document's end."""
-    offset = S - T
     first = gl.maximum(n0 - offset, 0) // BLOCK_Q
     end = T
     whole_end = T
@@ -97,7 +96,7 @@ def _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMEN
 
 
 @gluon.jit
-def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END, H, T, S,
+def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END, H, T, S, offset,
                  q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                  BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     STATS: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 16], [32], [1], [0])
@@ -105,7 +104,7 @@ def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
     head = gl.program_id(1)
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
-    first, _a, _b, total = _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
+    first, _a, _b, total = _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
     kv_bytes: gl.constexpr = (
         2 * (k_desc1.block_type.nbytes + k_desc2.block_type.nbytes + v_desc.block_type.nbytes)
     )
@@ -134,7 +133,7 @@ def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
 
 
 @gluon.jit
-def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S,
+def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
                  q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                  WARPGROUP: gl.constexpr, BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
                  DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
@@ -150,7 +149,7 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     head = gl.program_id(1)
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
-    first, diagonal, whole, total = _query_range(T, S, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
+    first, diagonal, whole, total = _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
     k1 = k1_s.index(WARPGROUP).reshape([64, D1])
     k2 = k2_s.index(WARPGROUP).reshape([64, D2])
     v = v_s.index(WARPGROUP).reshape([64, DV])
@@ -162,49 +161,39 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     stage = 0
     phase = 0
 
-    for part in gl.static_range(3 if HAS_DOCUMENTS else 2):
-        if part == 0:
-            lo = 0
-            hi = diagonal
-        elif part == 1:
-            lo = diagonal
-            hi = whole
-        else:
-            lo = whole
-            hi = total
-        for i in range(lo, hi):
-            q1 = q1_s.index(stage).reshape([BLOCK_Q, D1])
-            q2 = q2_s.index(stage).reshape([BLOCK_Q, D2])
-            dout = g_s.index(stage).reshape([BLOCK_Q, DV])
-            stats = stats_s.index(stage)
-            mbarrier.wait(q_full.index(stage), phase)
-            neg_lse = gl.expand_dims(stats.slice(0, BLOCK_Q).load(COLUMN), 0)
-            s_token = warpgroup_mma(k1, q1.permute([1, 0]), gl.broadcast(neg_lse, zero)[0], is_async=True)
-            s_token = warpgroup_mma(k2, q2.permute([1, 0]), s_token, is_async=True)
-            s = warpgroup_mma_wait(0, deps=[s_token])
-            p = gl.exp2(s * scale_log2)
-            if part != 1:
-                keys = n0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
-                pos_q = S - T + (first + i) * BLOCK_Q + gl.arange(0, BLOCK_Q, COLUMN)
-                visible = gl.expand_dims(keys, 1) <= gl.expand_dims(pos_q, 0)
-                if HAS_DOCUMENTS:  # loaded here: held through the main loop it would cost registers
-                    key_end = gl.load(DOCUMENT_END + b64 * S + keys, mask=keys < S, other=0)
-                    visible = visible & (gl.expand_dims(key_end, 1) > gl.expand_dims(pos_q, 0))
-                p = gl.where(visible, p, 0.0)
-            p_half = _round_packed(p, DTYPE)
-            p16 = gl.convert_layout(p_half, P_LAYOUT)
-            dv = warpgroup_mma(p16, dout, dv, is_async=True)
-            neg_delta = gl.expand_dims(stats.slice(BLOCK_Q, BLOCK_Q).load(COLUMN), 0)
-            dp_token = warpgroup_mma(v, dout.permute([1, 0]), gl.broadcast(neg_delta, zero)[0], is_async=True)
-            dp, dv = warpgroup_mma_wait(0, deps=[dp_token, dv])
-            ds = _round_packed(_widen_packed(p_half) * dp, DTYPE)
-            dk1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), q1, dk1, is_async=True)
-            dk2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), q2, dk2, is_async=True)
-            dk1, dk2 = warpgroup_mma_wait(0, deps=[dk1, dk2])
-            mbarrier.arrive(q_empty.index(stage), count=1)
-            wrap = stage == STAGES - 1
-            stage = gl.where(wrap, 0, stage + 1)
-            phase = gl.where(wrap, phase ^ 1, phase)
+    for i in range(0, total):
+        q1 = q1_s.index(stage).reshape([BLOCK_Q, D1])
+        q2 = q2_s.index(stage).reshape([BLOCK_Q, D2])
+        dout = g_s.index(stage).reshape([BLOCK_Q, DV])
+        stats = stats_s.index(stage)
+        mbarrier.wait(q_full.index(stage), phase)
+        start = gl.broadcast(gl.expand_dims(stats.slice(0, BLOCK_Q).load(COLUMN), 0), zero)[0]
+        if (i < diagonal) | (i >= whole):  # a masked score starts, and so ends, at -inf
+            keys = n0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
+            pos_q = gl.expand_dims(offset + (first + i) * BLOCK_Q + gl.arange(0, BLOCK_Q, COLUMN), 0)
+            visible = gl.expand_dims(keys, 1) <= pos_q
+            if HAS_DOCUMENTS:  # loaded here: held through the main loop it would cost registers
+                key_end = gl.load(DOCUMENT_END + b64 * S + keys, mask=keys < S, other=0)
+                visible = visible & (gl.expand_dims(key_end, 1) > pos_q)
+            start = gl.where(visible, start, float("-inf"))
+        s_token = warpgroup_mma(k1, q1.permute([1, 0]), start, is_async=True)
+        s_token = warpgroup_mma(k2, q2.permute([1, 0]), s_token, is_async=True)
+        s = warpgroup_mma_wait(0, deps=[s_token])
+        p = gl.exp2(s * scale_log2)
+        p_half = _round_packed(p, DTYPE)
+        p16 = gl.convert_layout(p_half, P_LAYOUT)
+        dv = warpgroup_mma(p16, dout, dv, is_async=True)
+        neg_delta = gl.expand_dims(stats.slice(BLOCK_Q, BLOCK_Q).load(COLUMN), 0)
+        dp_token = warpgroup_mma(v, dout.permute([1, 0]), gl.broadcast(neg_delta, zero)[0], is_async=True)
+        dp, dv = warpgroup_mma_wait(0, deps=[dp_token, dv])
+        ds = _round_packed(_widen_packed(p_half) * dp, DTYPE)
+        dk1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), q1, dk1, is_async=True)
+        dk2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), q2, dk2, is_async=True)
+        dk1, dk2 = warpgroup_mma_wait(0, deps=[dk1, dk2])
+        mbarrier.arrive(q_empty.index(stage), count=1)
+        wrap = stage == STAGES - 1
+        stage = gl.where(wrap, 0, stage + 1)
+        phase = gl.where(wrap, phase ^ 1, phase)
 
     dk_s1 = k1_s.index(WARPGROUP)
     dk_s2 = k2_s.index(WARPGROUP)
@@ -221,7 +210,7 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
 
 @gluon.jit
 def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, dk_desc1, dk_desc2, dv_desc,
-                              STATISTICS, DOCUMENT_END, scale, scale_log2, H, T, S,
+                              STATISTICS, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
                               BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
                               DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = q_desc1.dtype
@@ -243,14 +232,14 @@ def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S,
+            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
                             q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                             0, BLOCK_Q, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S,
+            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
                             q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                             1, BLOCK_Q, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
             (_kv_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END,
-                            H, T, S, q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full,
+                            H, T, S, offset, q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full,
                             q_full, q_empty, BLOCK_Q, STAGES, D1, HAS_DOCUMENTS)),
         ],
         [4, 1],
@@ -259,10 +248,9 @@ def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc
 
 
 @gluon.jit
-def _key_range(T, S, DOCUMENT_START, m0, b64, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
+def _key_range(T, S, offset, DOCUMENT_START, m0, b64, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
     """Key blocks seen by queries m0 .. m0 + 127, from the last to the first: iterations [0, right) are cut
     by the diagonal, [right, left) are visible as a whole, [left, total) are cut by a document's start."""
-    offset = S - T
     last = gl.cdiv(gl.minimum(offset + m0 + 128, S), BLOCK_N) - 1
     first = 0
     full_first = 0
@@ -277,7 +265,7 @@ def _key_range(T, S, DOCUMENT_START, m0, b64, BLOCK_N: gl.constexpr, HAS_DOCUMEN
 
 
 @gluon.jit
-def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S,
+def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S, offset,
                 q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                 BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
                 HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
@@ -285,7 +273,7 @@ def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_STA
     head = gl.program_id(1)
     batch = gl.program_id(2)
     last, _right, _left, total = _key_range(
-        T, S, DOCUMENT_START, m0, batch.to(gl.int64), BLOCK_N, HAS_DOCUMENTS
+        T, S, offset, DOCUMENT_START, m0, batch.to(gl.int64), BLOCK_N, HAS_DOCUMENTS
     )
     q_bytes: gl.constexpr = (
         2 * (q_desc1.block_type.nbytes + q_desc2.block_type.nbytes + g_desc.block_type.nbytes)
@@ -324,7 +312,7 @@ def _score_gradient(s, dp, neg_lse, neg_delta, scale_log2, pos_q, start_q, n0, M
 
 
 @gluon.jit
-def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S,
+def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
                 q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                 WARPGROUP: gl.constexpr, STATISTICS_BLOCK: gl.constexpr, BLOCK_N: gl.constexpr,
                 STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
@@ -338,9 +326,9 @@ def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log
     head = gl.program_id(1)
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
-    last, right, left, total = _key_range(T, S, DOCUMENT_START, m0, b64, BLOCK_N, HAS_DOCUMENTS)
+    last, right, left, total = _key_range(T, S, offset, DOCUMENT_START, m0, b64, BLOCK_N, HAS_DOCUMENTS)
     rows = m0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
-    pos_q = S - T + rows
+    pos_q = offset + rows
     inside = rows < T
     start_q = pos_q
     if HAS_DOCUMENTS:
@@ -423,7 +411,7 @@ def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log
 
 @gluon.jit
 def hopper_backward_q_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, dq_desc1, dq_desc2,
-                             STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S,
+                             STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
                              STATISTICS_BLOCK: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
                              D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
                              HAS_DOCUMENTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
@@ -450,13 +438,13 @@ def hopper_backward_q_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc,
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S,
+            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
                            q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                            0, STATISTICS_BLOCK, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S,
+            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
                            q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                            1, STATISTICS_BLOCK, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_q_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S,
+            (_q_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S, offset,
                            q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                            BLOCK_N, STAGES, D1, HAS_DOCUMENTS)),
         ],
@@ -466,8 +454,8 @@ def hopper_backward_q_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc,
 
 
 # Queries a step of the dk/dv kernel and its buffers; keys a step of the dq kernel and its buffers.
-_QUERY_BLOCK = 32
-_QUERY_STAGES = 4
+_QUERY_BLOCK = 64
+_QUERY_STAGES = 3
 _KEY_BLOCK = 64
 _KEY_STAGES = 3
 
@@ -487,7 +475,7 @@ def hopper_backward(
         *dout.stride()[:3], DV=v_width, BLOCK=_QUERY_BLOCK,
     )  # fmt: skip
     start, end = (lse, lse) if document_bounds is None else document_bounds
-    sizes = (scale, scale * LOG2_E, num_heads, num_queries, num_keys)
+    sizes = (scale, scale * LOG2_E, num_heads, num_queries, num_keys, num_keys - num_queries)
     common = {
         "D1": d1, "D2": d2, "DV": v_width, "HAS_DOCUMENTS": document_bounds is not None,
         "CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24, "num_warps": 4, "maxnreg": 168,

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ic.kernels.arguments import FLOATS, check_tensor
+from ic.kernels.arguments import FLOATS, check_tensor, compute_capability
 
 
 @triton.jit
@@ -92,15 +92,14 @@ def rms_norm_weight_gradient_kernel(
     tl.store(DWEIGHT + columns, total.to(DWEIGHT.dtype.element_ty), mask=columns < D)
 
 
-# By the power of two that holds D: (rows a program, warps) forward; (rows, warps, programs a multiprocessor, loop
-# stages) backward. Measured on sm_90; the larger chips take the same, the bytes in flight are what matters.
-_FORWARD: dict[int, tuple[int, int]] = {1024: (4, 4), 2048: (2, 4), 4096: (1, 4), 8192: (1, 8), 65536: (1, 16)}
-_BACKWARD: dict[int, tuple[int, int, int, int]] = {
-    1024: (4, 4, 4, 2),
-    2048: (2, 4, 4, 2),
-    4096: (1, 8, 2, 2),
-    8192: (1, 8, 2, 2),
-    65536: (1, 16, 1, 1),
+# By the power of two that holds D. Forward: (rows a program, warps). Backward: (rows a step, warps, programs a
+# multiprocessor, loop stages); stages > 1 copy ahead into shared memory, which pays from sm_80 on and fits from sm_90.
+_FORWARD: dict[int, tuple[int, int]] = {
+    1024: (4, 4), 2048: (2, 4), 4096: (1, 4), 8192: (1, 16), 65536: (1, 16),
+}  # fmt: skip
+_BACKWARD: dict[int, dict[int, tuple[int, int, int, int]]] = {
+    0: {1024: (4, 4, 4, 1), 2048: (2, 4, 4, 1), 4096: (1, 4, 4, 1), 8192: (1, 8, 2, 1), 65536: (1, 16, 1, 1)},
+    90: {1024: (4, 4, 2, 3), 2048: (4, 8, 1, 3), 4096: (2, 8, 1, 3), 8192: (1, 8, 1, 3), 65536: (1, 16, 1, 1)},
 }
 
 
@@ -113,9 +112,10 @@ def forward_tile(width: int) -> tuple[int, int]:
     return next(t for limit, t in _FORWARD.items() if _block(width) <= limit)
 
 
-def backward_tile(width: int) -> tuple[int, int, int, int]:
-    """(rows a step, warps, programs a multiprocessor, loop stages)."""
-    return next(t for limit, t in _BACKWARD.items() if _block(width) <= limit)
+def backward_tile(capability: int, width: int) -> tuple[int, int, int, int]:
+    """(rows a step, warps, programs a multiprocessor, loop stages) on a chip (90 for sm_90)."""
+    table = _BACKWARD[max(c for c in _BACKWARD if c <= capability)]
+    return next(t for limit, t in table.items() if _block(width) <= limit)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _backward(
     num_rows = h2.shape[0]
     if num_rows == 0:
         return dx, dweight.zero_()
-    rows, num_warps, per_multiprocessor, stages = backward_tile(width)
+    rows, num_warps, per_multiprocessor, stages = backward_tile(compute_capability(h), width)
     num_programs = _num_programs(h, per_multiprocessor, triton.cdiv(num_rows, rows))
     parts = torch.empty((num_programs, width), dtype=torch.float32, device=h.device)
     rms_norm_backward_kernel[(num_programs,)](
