@@ -32,6 +32,7 @@ class DecodeConfig:
     max_registers: int | None = None
     pdl: bool = False
     e4m3_bits: bool = False
+    many_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def decode_config(
     return replace(
         config,
         combined=combined,
+        many_heads=hopper and not device.interpreted,
         pdl=device.capability >= 90 and not device.interpreted,
         e4m3_bits=device.capability < 89 or device.interpreted,
     )
@@ -116,6 +118,23 @@ def choose_decode_config(
     rows = q_latent.shape[1] * q_latent.shape[2]
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
+    )
+
+
+def many_heads_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode` takes the shape (its configuration says whether the device does)."""
+    return (
+        q_latent.shape[1] * q_latent.shape[2] >= 64
+        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
+        and cache.dtype == q_latent.dtype
+        and cache.dtype in (torch.bfloat16, torch.float16)
+        and cache.is_contiguous()
+        and cache.data_ptr() % 16 == 0
+        and cache.shape[0] * cache.shape[1] < 2**31
+        and (not paged or cache.shape[1] % 64 == 0)
+        and cache.numel() > 0
     )
 
 

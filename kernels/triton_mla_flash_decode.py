@@ -48,6 +48,7 @@ from ic.kernels.mla_decode_launch import (
     choose_decode_config,
     choose_num_splits,
     combine_blocks,
+    many_heads_applies,
 )
 from ic.kernels.mla_decode_tiles import attend, load_query, tile_offsets, tile_pages, widen
 
@@ -242,6 +243,22 @@ def _combine_kernel(
         tl.store(lse_ptr + at_row, tl.where(empty, float("-inf"), (m + tl.log2(mass)) * LN2))
 
 
+def _combine(
+    partial: torch.Tensor,
+    partial_lse: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    rows: int,
+    pdl: dict[str, bool],
+) -> None:
+    B, num_splits, _, R = partial.shape
+    block_s, block_r, num_warps = combine_blocks(num_splits, R)
+    _combine_kernel[(B * rows, triton.cdiv(R, block_r))](
+        partial, partial_lse, out, lse, rows, num_splits, R=R, BLOCK_S=block_s, BLOCK_R=block_r,
+        PDL=bool(pdl), num_warps=num_warps, **pdl,
+    )  # fmt: skip
+
+
 def launch_decode(
     q_latent_BQHR: torch.Tensor,
     q_rope_BQHP: torch.Tensor,
@@ -269,6 +286,16 @@ def launch_decode(
         partial = q_latent_BQHR.new_empty(B, num_splits, rows, R, dtype=torch.float32)
         partial_lse = lse.new_empty(B, num_splits, rows)
     pdl = {"launch_pdl": True} if config.pdl and num_splits > 1 else {}
+    if config.many_heads and many_heads_applies(q_latent_BQHR, q_rope_BQHP, cache, paged):
+        from ic.kernels.gluon_mla_decode import launch_many_heads
+
+        launch_many_heads(
+            q_latent_BQHR, q_rope_BQHP, cache, seq_lens_B, block_table, softmax_scale * LOG2E,
+            num_splits, partial, partial_lse,
+        )  # fmt: skip
+        if num_splits > 1:
+            _combine(partial, partial_lse, out, lse, rows, {})
+        return out, lse
     bits = config.e4m3_bits and cache.dtype == torch.float8_e4m3fn
     half = quantized or q_latent_BQHR.dtype == torch.float16
     _decode_kernel[(B * num_splits * row_blocks,)](
@@ -286,11 +313,7 @@ def launch_decode(
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )  # fmt: skip
     if num_splits > 1:
-        block_s, block_r, num_warps = combine_blocks(num_splits, R)
-        _combine_kernel[(B * rows, triton.cdiv(R, block_r))](
-            partial, partial_lse, out, lse, rows, num_splits, R=R, BLOCK_S=block_s,
-            BLOCK_R=block_r, PDL=bool(pdl), num_warps=num_warps, **pdl,
-        )  # fmt: skip
+        _combine(partial, partial_lse, out, lse, rows, pdl)
     return out, lse
 
 
