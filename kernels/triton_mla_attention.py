@@ -276,14 +276,10 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     q, k, v, scale, document_ids = inputs
     ctx.save_for_backward(q, k, v, *output, document_ids)
     ctx.scale = scale
-    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad_out, grad_lse):  # type: ignore[no-untyped-def]
-    if grad_lse is not None:
-        raise RuntimeError("mla_attention: the log-sum-exp is not differentiable; detach it")
-    if grad_out is None:
-        return None, None, None, None, None
+def _backward(ctx, grad_out, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, document_ids = ctx.saved_tensors
     dq, dk, dv = mla_attention_backward_op(grad_out, q, k, v, out, lse, ctx.scale, document_ids)
     return dq, dk, dv, None, None

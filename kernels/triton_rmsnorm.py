@@ -231,6 +231,7 @@ def _(
 def _setup_norm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward_norm(ctx, dy, _):  # type: ignore[no-untyped-def]
@@ -242,6 +243,7 @@ def _backward_norm(ctx, dy, _):  # type: ignore[no-untyped-def]
 def _setup_add_norm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, h, inverse = output
     ctx.save_for_backward(h, inputs[2], inverse)
+    ctx.mark_non_differentiable(inverse)
     ctx.set_materialize_grads(False)
 
 

@@ -159,9 +159,9 @@ def test_opcheck(device: torch.device) -> None:
 
 def test_log_sum_exp_has_no_gradient(device: torch.device) -> None:
     q, k, v = make_inputs(device, torch.float32, 1, 4, 4, 1, 32, 16)
-    _, lse = mla_attention_op(q, k, v, 0.2, None)
-    with pytest.raises(RuntimeError, match="log-sum-exp"):
-        lse.sum().backward()
+    out, lse = mla_attention_op(q, k, v, 0.2, None)
+    assert out.requires_grad
+    assert not lse.requires_grad
 
 
 def bad_calls(device: torch.device) -> list[tuple[str, tuple, dict]]:
@@ -180,7 +180,7 @@ def bad_calls(device: torch.device) -> list[tuple[str, tuple, dict]]:
         ("k_BSHD", (good[0], z(1, 8, 2, 32, dtype=torch.float16), good[2]), {}),
         ("v_BSHV", (*good[:2], z(1, 7, 2, 16)), {}),
         ("v_BSHV", (*good[:2], z(1, 8, 2, 24)), {}),
-        ("v_BSHV", (*good[:2], z(1, 8, 2, 16).to("meta")), {}),
+        ("v_BSHV", (*good[:2], z(1, 8, 2, 8)), {}),
         ("scale", good, {"scale": 0.0}),
         ("scale", good, {"scale": float("nan")}),
         ("document_ids", good, {"document_ids": ids.long()}),
