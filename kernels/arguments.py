@@ -34,7 +34,8 @@ def check_tensor(
         raise ValueError(f"{name}: on {x.device}, the first argument is on {like.device}; move one")
     if not x.is_cuda and not (INTERPRETED and x.device.type == "cpu"):
         raise ValueError(
-            f"{name}: on {x.device}; Triton kernels need a CUDA device (or TRITON_INTERPRET=1 on the CPU)"
+            f"{name}: on {x.device}; Triton kernels need a CUDA device "
+            "(or TRITON_INTERPRET=1 on the CPU)"
         )
     if last_stride_one and x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(

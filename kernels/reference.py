@@ -172,7 +172,9 @@ def rms_norm_reference(
     return (wide * inverse * _wide(weight)).to(x.dtype), total
 
 
-def rope_reference(x_BTHP: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+def rope_reference(
+    x_BTHP: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, interleaved: bool
+) -> torch.Tensor:
     """Rotate pairs (2i, 2i+1) when interleaved (DeepSeek's view_as_complex), else (i, i + P/2).
 
     cos and sin are (B or 1, T, P/2); the result keeps the layout of the input.

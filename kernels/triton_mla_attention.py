@@ -3,26 +3,31 @@
     out_t = sum_s softmax_s(scale * q_t . k_s) v_s      over the visible keys s
     lse_t = log sum_s exp(scale * q_t . k_s)
 
-Key s (of S) is visible to query t (of T) when s <= t + (S - T) and both lie in the same document. The queries are
-the last T of the S positions, so T < S is chunked prefill against a longer cache. A document is a maximal
-run of equal `document_ids`; an id that comes back later starts a new document.
+Key s (of S) is visible to query t (of T) when s <= t + (S - T) and both lie in the same document.
+The queries are the last T of the S positions, so T < S is chunked prefill against a longer cache. A
+document is a maximal run of equal `document_ids`; an id that comes back later starts a new
+document.
 
-Shapes: B batch, T queries, S keys, H heads, D = D1 + D2 width of q and k, V width of v. D1 is the largest
-power of two not above D; 192 is loaded as 128 + 64 columns, so nothing is padded in memory or in the matrix product.
+Shapes: B batch, T queries, S keys, H heads, D = D1 + D2 width of q and k, V width of v. D1 is the
+largest power of two not above D; 192 is loaded as 128 + 64 columns, so nothing is padded in memory
+or in the matrix product.
 
-Tiling: a program owns BLOCK_M queries of one head and walks over the visible keys BLOCK_N at a time with the online
-softmax (base 2, log2(e) folded into the scale). Blocks that are visible as a whole run without a mask. Loads go
-through tensor descriptors: the TMA engine on Hopper and newer, masked pointer loads before.
+Tiling: a program owns BLOCK_M queries of one head and walks over the visible keys BLOCK_N at a time
+with the online softmax (base 2, log2(e) folded into the scale). Blocks that are visible as a whole
+run without a mask. Loads go through tensor descriptors: the TMA engine on Hopper and newer, masked
+pointer loads before.
 
-Memory traffic: q and out once, lse once; k and v once from device memory (one head's k and v stay in the L2 cache
-while its queries are worked off: heads are the slow grid axis), T / BLOCK_M times from L2.
-FLOP counted: 2 * (D + V) for each visible pair (query, key).
+Memory traffic: q and out once, lse once; k and v once from device memory (one head's k and v stay
+in the L2 cache while its queries are worked off: heads are the slow grid axis), T / BLOCK_M times
+from L2. FLOP counted: 2 * (D + V) for each visible pair (query, key).
 
-Limits: fp16, bf16, fp32; D a power of two or a sum of two with each >= 16; V a power of two >= 16; T, S < 2**31.
-Strides of B, T and H are free; the last must be 1. Rows that are not 16-byte aligned are copied once.
+Limits: fp16, bf16, fp32; D a power of two or a sum of two with each >= 16; V a power of two >= 16;
+T, S < 2**31. Strides of B, T and H are free; the last must be 1. Rows that are not 16-byte aligned
+are copied once.
 
-Source: Dao, "FlashAttention-2", arXiv 2307.08691; Milakov and Gimelshein, arXiv 1805.02867 (online softmax).
-The backward pass is in triton_mla_attention_backward.py, the specification in reference.attention_reference.
+Source: Dao, "FlashAttention-2", arXiv 2307.08691; Milakov and Gimelshein, arXiv 1805.02867 (online
+softmax). The backward pass is in triton_mla_attention_backward.py, the specification in
+reference.attention_reference.
 """
 
 from __future__ import annotations
@@ -158,8 +163,10 @@ def mla_attention_forward_kernel(
     tl.store(LSE + (b64 * H + head) * T + rows, lse, mask=rows < T)
 
 
-# (BLOCK_M, BLOCK_N, num_warps, num_stages) by compute capability (the largest not above the device's), then by
-# D + V <= key for 16-bit inputs. Each entry compiles without spills and within the chip's shared memory.
+# (BLOCK_M, BLOCK_N, num_warps, num_stages) by compute capability (the largest not above the
+# device's), then by
+# D + V <= key for 16-bit inputs. Each entry compiles without spills and within the chip's shared
+# memory.
 _FORWARD_TILES: dict[int, dict[int, tuple[int, int, int, int]]] = {
     0: {10**6: (32, 32, 4, 1)},  # interpreter
     80: {10**6: (128, 64, 8, 2)},
@@ -214,14 +221,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, document_ids: Tensor |
     num_batch, num_queries, num_heads, width = q.shape
     check_tensor("k_BSHD", k, shape=(num_batch, None, num_heads, width), dtypes=(q.dtype,), like=q)
     num_keys = k.shape[1]
-    check_tensor("v_BSHV", v, shape=(num_batch, num_keys, num_heads, None), dtypes=(q.dtype,), like=q)
+    check_tensor(
+        "v_BSHV", v, shape=(num_batch, num_keys, num_heads, None), dtypes=(q.dtype,), like=q
+    )
     if num_queries > num_keys:
         raise ValueError(
-            f"q_BTHD: {num_queries} queries but k_BSHD holds {num_keys} keys; the queries are the last "
-            "positions of the keys, so there cannot be more of them"
+            f"q_BTHD: {num_queries} queries, but k_BSHD holds {num_keys} keys, of which the "
+            "queries are the last positions; give at most as many"
         )
     if num_batch * num_heads > 65535:
-        raise ValueError(f"q_BTHD: batch x heads is {num_batch * num_heads}, at most 65535; split it")
+        raise ValueError(
+            f"q_BTHD: batch x heads is {num_batch * num_heads}, at most 65535; split it"
+        )
     split_width(width)
     v_width = v.shape[-1]
     if v_width < 16 or v_width & (v_width - 1):
@@ -229,7 +240,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, document_ids: Tensor |
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale: {scale} given, a positive finite number expected")
     if compute_capability(q) and compute_capability(q) < 80:
-        raise ValueError("q_BTHD: this kernel needs sm_80 or newer; use the torch attention backend")
+        raise ValueError(
+            "q_BTHD: this kernel needs sm_80 or newer; use the torch attention backend"
+        )
     if document_ids is not None:
         check_tensor(
             "document_ids", document_ids, shape=(num_batch, num_keys), dtypes=(torch.int32,), like=q

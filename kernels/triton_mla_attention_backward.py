@@ -1,4 +1,5 @@
-"""Causal attention for training with unequal head widths: backward, without atomics, so every gradient is reproducible.
+"""Causal attention for training with unequal head widths: backward, without atomics, so every
+gradient is reproducible.
 
 With p_ts = exp(scale * q_t . k_s - lse_t) and delta_t = sum_v out_tv dout_tv:
 
@@ -6,18 +7,18 @@ With p_ts = exp(scale * q_t . k_s - lse_t) and delta_t = sum_v out_tv dout_tv:
     ds_ts = p_ts (dout_t . v_s - delta_t)
     dk_s = scale * sum_t ds_ts q_t            dq_t = scale * sum_s ds_ts k_s
 
-Three launches: delta; then dk and dv (a program owns BLOCK_N keys and walks over the queries that see them); then dq
-(a program owns BLOCK_M queries and walks over the keys it sees). The probabilities are computed twice, once
-in each walk: 2 * (5 D + 4 V) FLOP for each visible pair are executed (2304 at 192/128), of which 2 * (3 D + 2 V)
-(1664) are counted in every figure, as for kernels that add dq up with atomics. What that buys: no fp32 dq
-buffer (4 T H D bytes), no order dependence, and every second matrix product takes its left operand from
-registers.
+Three launches: delta; then dk and dv (a program owns BLOCK_N keys and walks over the queries that
+see them); then dq (a program owns BLOCK_M queries and walks over the keys it sees). The
+probabilities are computed twice, once in each walk: 2 * (5 D + 4 V) FLOP for each visible pair are
+executed (2304 at 192/128), of which 2 * (3 D + 2 V) (1664) are counted in every figure, as for
+kernels that add dq up with atomics. What that buys: no fp32 dq buffer (4 T H D bytes), no order
+dependence, and every second matrix product takes its left operand from registers.
 
-Memory traffic: q, k, v, dout once each a kernel from device memory, out once, three gradients once; from L2 the
-walked-over tensors T / BLOCK times.
+Memory traffic: q, k, v, dout once each a kernel from device memory, out once, three gradients once;
+from L2 the walked-over tensors T / BLOCK times.
 
-Masks, limits and shapes: as in triton_mla_attention.py. Source: Dao, "FlashAttention-2", arXiv 2307.08691, algorithm 2,
-split in two as in Triton's fused-attention tutorial.
+Masks, limits and shapes: as in triton_mla_attention.py. Source: Dao, "FlashAttention-2", arXiv
+2307.08691, algorithm 2, split in two as in Triton's fused-attention tutorial.
 """
 
 from __future__ import annotations
@@ -161,9 +162,7 @@ def mla_attention_backward_kv_kernel(
 
     # dk and dv are contiguous (B, S, H, .).
     k_row = (b64 * S * H + head) * (D1 + D2)
-    dk_desc1 = tl.make_tensor_descriptor(
-        DK + k_row, [S, D1], [stride_dkt, 1], [BLOCK_N, D1]
-    )
+    dk_desc1 = tl.make_tensor_descriptor(DK + k_row, [S, D1], [stride_dkt, 1], [BLOCK_N, D1])
     dk_desc1.store([n0, 0], (dk1 * scale).to(DK.dtype.element_ty))
     if D2 > 0:
         dk_desc2 = tl.make_tensor_descriptor(
@@ -275,9 +274,7 @@ def mla_attention_backward_q_kernel(
 
     # dq is contiguous (B, T, H, D).
     q_row = (b64 * T * H + head) * (D1 + D2)
-    dq_desc1 = tl.make_tensor_descriptor(
-        DQ + q_row, [T, D1], [stride_dqt, 1], [BLOCK_M, D1]
-    )
+    dq_desc1 = tl.make_tensor_descriptor(DQ + q_row, [T, D1], [stride_dqt, 1], [BLOCK_M, D1])
     dq_desc1.store([m0, 0], (dq1 * scale).to(DQ.dtype.element_ty))
     if D2 > 0:
         dq_desc2 = tl.make_tensor_descriptor(
@@ -286,8 +283,11 @@ def mla_attention_backward_q_kernel(
         dq_desc2.store([m0, 0], (dq2 * scale).to(DQ.dtype.element_ty))
 
 
-# (BLOCK_M, BLOCK_N, num_warps, num_stages) of the dk/dv and the dq kernel, keyed as in triton_mla_attention.py.
-_BACKWARD_TILES: dict[int, dict[int, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]] = {
+# (BLOCK_M, BLOCK_N, num_warps, num_stages) of the dk/dv and the dq kernel, keyed as in
+# triton_mla_attention.py.
+_BACKWARD_TILES: dict[
+    int, dict[int, tuple[tuple[int, int, int, int], tuple[int, int, int, int]]]
+] = {
     0: {10**6: ((32, 32, 4, 1), (32, 32, 4, 1))},  # interpreter
     80: {192: ((32, 64, 4, 2), (64, 32, 8, 2)), 10**6: ((32, 32, 4, 2), (32, 64, 8, 2))},
     90: {192: ((64, 64, 8, 2), (64, 64, 4, 2)), 10**6: ((64, 64, 8, 2), (128, 64, 8, 2))},
@@ -360,7 +360,8 @@ def attention_backward(
     flags = {"HAS_DOCUMENTS": bounds is not None, "PRECISION": "ieee"}
     block_m, block_n, num_warps, num_stages = kv_tile
     mla_attention_backward_kv_kernel[(triton.cdiv(num_keys, block_n), bh)](
-        q, k, v, dout, lse, delta, dk, dv, start, end, *sizes, *strides, dk.stride(1), dv.stride(1), **widths,
+        q, k, v, dout, lse, delta, dk, dv, start, end, *sizes, *strides, dk.stride(1),
+        dv.stride(1), **widths,
         BLOCK_M=block_m, BLOCK_N=block_n, **flags, num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     block_m, block_n, num_warps, num_stages = q_tile

@@ -1,4 +1,17 @@
-"""Causal attention, forward, for Hopper (sm_90) in Gluon: warp-specialised, wgmma and TMA written out."""
+"""Causal attention, forward, for Hopper (sm_90) in Gluon: what Triton's own pipeliner does not
+reach there.
+
+The maths, the masks and the shapes are those of triton_mla_attention.py. A program owns 128 queries
+of one head. Two warpgroups of four warps hold 64 queries each; one more warp copies blocks of 128
+keys and values to shared memory with the TMA engine, two ahead. A warpgroup issues q k^T of a block
+before p v of the block before it and computes the softmax of the one under the product of the
+other; the other warpgroup fills what is left. Key blocks are walked from the last to the first, so
+that the block on the diagonal, the only one that needs the mask, comes first.
+
+Memory traffic: as in triton_mla_attention.py; k and v are read from L2 once for 128 queries.
+Limits: sm_90, fp16 and bf16, 192/128 and 96/64; other shapes take the portable kernel.
+Source: Shah et al., "FlashAttention-3", arXiv 2407.08608.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +74,7 @@ def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT
     for w in gl.static_range(2):
         _tma_load(q_desc1, [batch, head, m0 + 64 * w, 0], q_full, q1_s.index(w))
         _tma_load(q_desc2, [batch, head, m0 + 64 * w, D1], q_full, q2_s.index(w))
-    for i in range(0, total):
+    for i in range(total):
         stage = i % STAGES
         phase = ((i // STAGES) & 1) ^ 1
         n0 = (last - i) * BLOCK_N
@@ -80,12 +93,16 @@ def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT
 def _scores(q1, q2, k1, k2, LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, D1: gl.constexpr,
             D2: gl.constexpr):  # fmt: skip
     zero = gl.zeros([64, BLOCK_N], gl.float32, LAYOUT)
-    s = warpgroup_mma(q1, k1.reshape([BLOCK_N, D1]).permute([1, 0]), zero, use_acc=False, is_async=True)
+    s = warpgroup_mma(
+        q1, k1.reshape([BLOCK_N, D1]).permute([1, 0]), zero, use_acc=False, is_async=True
+    )
     return warpgroup_mma(q2, k2.reshape([BLOCK_N, D2]).permute([1, 0]), s, is_async=True)
 
 
 @gluon.jit
-def _mask(s, n0, pos_q, start_q, LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
+def _mask(
+    s, n0, pos_q, start_q, LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr
+):
     keys = n0 + gl.arange(0, BLOCK_N, gl.SliceLayout(0, LAYOUT))
     visible = gl.expand_dims(keys, 0) <= gl.expand_dims(pos_q, 1)
     if HAS_DOCUMENTS:
@@ -146,10 +163,14 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
         for i in range(lo, hi):
             stage = i % STAGES
             mbarrier.wait(k_full.index(stage), (i // STAGES) & 1)
-            s_token = _scores(q1, q2, k1_s.index(stage), k2_s.index(stage), S_LAYOUT, BLOCK_N, D1, D2)
+            s_token = _scores(
+                q1, q2, k1_s.index(stage), k2_s.index(stage), S_LAYOUT, BLOCK_N, D1, D2
+            )
             v_stage = (i - 1) % STAGES
             mbarrier.wait(v_full.index(v_stage), ((i - 1) // STAGES) & 1)
-            acc_token = warpgroup_mma(p, v_s.index(v_stage).reshape([BLOCK_N, DV]), acc, is_async=True)
+            acc_token = warpgroup_mma(
+                p, v_s.index(v_stage).reshape([BLOCK_N, DV]), acc, is_async=True
+            )
             s = warpgroup_mma_wait(1, deps=[s_token])
             mbarrier.arrive(k_empty.index(stage), count=1)
             if part != 1:
@@ -187,7 +208,8 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
 def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, LSE, DOCUMENT_START,
                           scale_log2, H, T, S,
                           BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
-                          D2: gl.constexpr, DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                          D2: gl.constexpr, DV: gl.constexpr,
+                          HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = q_desc1.dtype
     q1_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D1], q_desc1.layout)
     q2_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D2], q_desc2.layout)
@@ -210,10 +232,12 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
     gl.warp_specialize(
         [
             (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
-                                 q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
+                                 q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full,
+                                 v_empty,
                                  0, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
             (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
-                                 q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
+                                 q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full,
+                                 v_empty,
                                  1, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
             (_forward_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty,
@@ -251,13 +275,21 @@ def descriptor(x_BTHX: Tensor, num_rows: int, num_columns: int) -> TensorDescrip
     block = [1, 1, num_rows, num_columns]
     layout = _layout(num_rows, num_columns, x_BTHX.dtype)
     x = x_BTHX.transpose(1, 2)
-    unit = 16 // x.element_size()  # a dimension of extent 1 may carry any stride; TMA wants multiples of 16 bytes
+    unit = (
+        16 // x.element_size()
+    )  # a dimension of extent 1 may carry any stride; TMA wants multiples of 16 bytes
     strides = [s if n > 1 else unit for n, s in zip(x.shape[:-1], x.stride()[:-1], strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], block, layout)
 
 
 def hopper_forward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, document_start: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    document_start: Tensor | None,
+    scale: float,
 ) -> None:
     """Fill out and lse."""
     num_batch, num_queries, num_heads, width = q.shape

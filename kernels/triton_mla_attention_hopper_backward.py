@@ -1,4 +1,21 @@
-"""Causal attention, backward, for Hopper (sm_90) in Gluon: warp-specialised, wgmma and TMA written out."""
+"""Causal attention, backward, for Hopper (sm_90) in Gluon: row statistics, then dk and dv, then dq.
+
+The maths is that of triton_mla_attention_backward.py: no atomics, reproducible, the scores computed
+twice.
+
+In the dk/dv kernel two warpgroups of four warps own 64 keys each of the program's 128; scores are
+held transposed, (keys, queries), so that p and ds enter their products from registers. One warp
+copies 64 queries a step to shared memory. The accumulators of dk and dv take 160 registers a thread
+at 192/128; what makes the rest fit in 240 is that
+- the score accumulator starts from -lse / scale, and that of dout v^T from -delta: neither costs a
+  register;
+- a masked score starts from -inf, so the mask is gone before the exponentials;
+- p is kept packed in 16 bits from the first product to the second.
+
+Memory traffic, limits and shapes: as in triton_mla_attention_hopper.py. A NaN among the inputs of
+one document can reach its neighbours in the same block here, because the mask is added, not
+selected.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +33,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ic.kernels.triton_mla_attention_hopper import LOG2_E, descriptor
-
-_tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+from ic.kernels.triton_mla_attention_hopper import LOG2_E, _tma_load, _tma_store, descriptor
+from ic.kernels.triton_mla_attention_hopper_query import hopper_backward_q_kernel
 
 
 @triton.jit
 def hopper_row_statistics_kernel(
     OUT, DOUT, LSE, STATISTICS, H, T, inverse_scale,
-    stride_ob, stride_ot, stride_oh, stride_gb, stride_gt, stride_gh, DV: tl.constexpr, BLOCK: tl.constexpr,
+    stride_ob, stride_ot, stride_oh, stride_gb, stride_gt, stride_gh, DV: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """STATISTICS (B H, cdiv(T, BLOCK), 2, BLOCK) fp32: -lse / scale, -inf past the end; then -rowsum(out dout).
+    """STATISTICS (B H, cdiv(T, BLOCK), 2, BLOCK) fp32: -lse / scale, -inf past the end; then
+    -rowsum(out dout).
 
-    Both are what the accumulators of q.k and dout.v start from, so neither costs a register or an instruction."""
+    Both are what the accumulators of q.k and dout.v start from, so neither costs a register or an
+    instruction."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -49,9 +67,10 @@ def hopper_row_statistics_kernel(
 
 @gluon.jit
 def _round_packed(x, DTYPE: gl.constexpr):
-    """x.to(DTYPE) two at a time. A plain cast of a value with two uses is done one by one at a quarter of
+    """x.to(DTYPE) two at a time. A plain cast of a value with two uses is done one by one at a
+    quarter of
     the rate, and the halves stay in a register each, which no longer fit."""
-    if DTYPE == gl.bfloat16:
+    if gl.bfloat16 == DTYPE:
         return gl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2
         )
@@ -71,14 +90,18 @@ def _widen_packed(x):
         )  # fmt: skip
     else:
         return gl.inline_asm_elementwise(
-            "{.reg .b16 a, b; mov.b32 {a, b}, $2; cvt.f32.f16 $0, a; cvt.f32.f16 $1, b;}", "=r,=r,r", [x],
+            "{.reg .b16 a, b; mov.b32 {a, b}, $2; cvt.f32.f16 $0, a; cvt.f32.f16 $1, b;}",
+            "=r,=r,r", [x],
             dtype=gl.float32, is_pure=True, pack=2,
         )  # fmt: skip
 
 
 @gluon.jit
-def _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
-    """Query blocks of BLOCK_Q that see keys n0 .. n0 + 127: from `first`, [0, diagonal) are cut by the
+def _query_range(
+    T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMENTS: gl.constexpr
+):
+    """Query blocks of BLOCK_Q that see keys n0 .. n0 + 127: from `first`, [0, diagonal) are cut by
+    the
     diagonal, [diagonal, whole) see all of them, [whole, total) are cut by a document's end."""
     first = gl.maximum(n0 - offset, 0) // BLOCK_Q
     end = T
@@ -96,17 +119,19 @@ def _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS
 
 
 @gluon.jit
-def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END, H, T, S, offset,
+def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END, H,
+    T, S, offset,
                  q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
-                 BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                 BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
+                 HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     STATS: gl.constexpr = gl.BlockedLayout([BLOCK_Q // 16], [32], [1], [0])
     n0 = gl.program_id(0) * 128
     head = gl.program_id(1)
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     first, _a, _b, total = _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
-    kv_bytes: gl.constexpr = (
-        2 * (k_desc1.block_type.nbytes + k_desc2.block_type.nbytes + v_desc.block_type.nbytes)
+    kv_bytes: gl.constexpr = 2 * (
+        k_desc1.block_type.nbytes + k_desc2.block_type.nbytes + v_desc.block_type.nbytes
     )
     mbarrier.expect(kv_full, kv_bytes)
     for w in gl.static_range(2):
@@ -118,7 +143,7 @@ def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
     q_bytes: gl.constexpr = (
         q_desc1.block_type.nbytes + q_desc2.block_type.nbytes + g_desc.block_type.nbytes
     )
-    for i in range(0, total):
+    for i in range(total):
         stage = i % STAGES
         m0 = (first + i) * BLOCK_Q
         bar = q_full.index(stage)
@@ -135,7 +160,8 @@ def _kv_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
 @gluon.jit
 def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
                  q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
-                 WARPGROUP: gl.constexpr, BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
+                 WARPGROUP: gl.constexpr, BLOCK_Q: gl.constexpr, STAGES: gl.constexpr,
+                 D1: gl.constexpr, D2: gl.constexpr,
                  DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = v_s.dtype
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_Q, 16])
@@ -149,7 +175,9 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     head = gl.program_id(1)
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
-    first, diagonal, whole, total = _query_range(T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS)
+    first, diagonal, whole, total = _query_range(
+        T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q, HAS_DOCUMENTS
+    )
     k1 = k1_s.index(WARPGROUP).reshape([64, D1])
     k2 = k2_s.index(WARPGROUP).reshape([64, D2])
     v = v_s.index(WARPGROUP).reshape([64, DV])
@@ -161,7 +189,7 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
     stage = 0
     phase = 0
 
-    for i in range(0, total):
+    for i in range(total):
         q1 = q1_s.index(stage).reshape([BLOCK_Q, D1])
         q2 = q2_s.index(stage).reshape([BLOCK_Q, D2])
         dout = g_s.index(stage).reshape([BLOCK_Q, DV])
@@ -170,7 +198,9 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
         start = gl.broadcast(gl.expand_dims(stats.slice(0, BLOCK_Q).load(COLUMN), 0), zero)[0]
         if (i < diagonal) | (i >= whole):  # a masked score starts, and so ends, at -inf
             keys = n0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
-            pos_q = gl.expand_dims(offset + (first + i) * BLOCK_Q + gl.arange(0, BLOCK_Q, COLUMN), 0)
+            pos_q = gl.expand_dims(
+                offset + (first + i) * BLOCK_Q + gl.arange(0, BLOCK_Q, COLUMN), 0
+            )
             visible = gl.expand_dims(keys, 1) <= pos_q
             if HAS_DOCUMENTS:  # loaded here: held through the main loop it would cost registers
                 key_end = gl.load(DOCUMENT_END + b64 * S + keys, mask=keys < S, other=0)
@@ -184,11 +214,17 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
         p16 = gl.convert_layout(p_half, P_LAYOUT)
         dv = warpgroup_mma(p16, dout, dv, is_async=True)
         neg_delta = gl.expand_dims(stats.slice(BLOCK_Q, BLOCK_Q).load(COLUMN), 0)
-        dp_token = warpgroup_mma(v, dout.permute([1, 0]), gl.broadcast(neg_delta, zero)[0], is_async=True)
+        dp_token = warpgroup_mma(
+            v, dout.permute([1, 0]), gl.broadcast(neg_delta, zero)[0], is_async=True
+        )
         dp, dv = warpgroup_mma_wait(0, deps=[dp_token, dv])
         ds = _round_packed(_widen_packed(p_half) * dp, DTYPE)
-        dk1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), q1, dk1, is_async=True)
-        dk2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), q2, dk2, is_async=True)
+        dk1 = warpgroup_mma(
+            gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), q1, dk1, is_async=True
+        )
+        dk2 = warpgroup_mma(
+            gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), q2, dk2, is_async=True
+        )
         dk1, dk2 = warpgroup_mma_wait(0, deps=[dk1, dk2])
         mbarrier.arrive(q_empty.index(stage), count=1)
         wrap = stage == STAGES - 1
@@ -209,10 +245,14 @@ def _kv_consumer(dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H
 
 
 @gluon.jit
-def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, dk_desc1, dk_desc2, dv_desc,
+def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, dk_desc1,
+    dk_desc2, dv_desc,
                               STATISTICS, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
-                              BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr,
-                              DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr):  # fmt: skip
+                              BLOCK_Q: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
+                              D2: gl.constexpr,
+                              DV: gl.constexpr, HAS_DOCUMENTS: gl.constexpr,
+                              CONSUMER_REGISTERS: gl.constexpr,
+                              PRODUCER_REGISTERS: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = q_desc1.dtype
     k1_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D1], k_desc1.layout)
     k2_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D2], k_desc2.layout)
@@ -220,7 +260,9 @@ def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc
     q1_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_Q, D1], q_desc1.layout)
     q2_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_Q, D2], q_desc2.layout)
     g_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_Q, DV], g_desc.layout)
-    stats_s = gl.allocate_shared_memory(gl.float32, [STAGES, 2 * BLOCK_Q], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    stats_s = gl.allocate_shared_memory(
+        gl.float32, [STAGES, 2 * BLOCK_Q], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
     bar_layout: gl.constexpr = mbarrier.MBarrierLayout()
     kv_full = gl.allocate_shared_memory(gl.int64, [1], bar_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
@@ -232,221 +274,18 @@ def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
+            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S,
+            offset,
                             q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                             0, BLOCK_Q, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S, offset,
+            (_kv_consumer, (dk_desc1, dk_desc2, dv_desc, DOCUMENT_END, scale, scale_log2, H, T, S,
+            offset,
                             q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full, q_full, q_empty,
                             1, BLOCK_Q, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_kv_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS, DOCUMENT_END,
+            (_kv_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, STATISTICS,
+            DOCUMENT_END,
                             H, T, S, offset, q1_s, q2_s, g_s, k1_s, k2_s, v_s, stats_s, kv_full,
                             q_full, q_empty, BLOCK_Q, STAGES, D1, HAS_DOCUMENTS)),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )  # fmt: skip
-
-
-@gluon.jit
-def _key_range(T, S, offset, DOCUMENT_START, m0, b64, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr):
-    """Key blocks seen by queries m0 .. m0 + 127, from the last to the first: iterations [0, right) are cut
-    by the diagonal, [right, left) are visible as a whole, [left, total) are cut by a document's start."""
-    last = gl.cdiv(gl.minimum(offset + m0 + 128, S), BLOCK_N) - 1
-    first = 0
-    full_first = 0
-    if HAS_DOCUMENTS:
-        starts = DOCUMENT_START + b64 * S + offset
-        first = gl.load(starts + m0) // BLOCK_N
-        full_first = gl.cdiv(gl.load(starts + gl.minimum(m0 + 128, T) - 1), BLOCK_N)
-    total = last - first + 1
-    right = gl.minimum(gl.maximum(last - (offset + m0 + 1) // BLOCK_N + 1, 1), total)
-    left = gl.minimum(gl.maximum(last - full_first + 1, right), total)
-    return last, right, left, total
-
-
-@gluon.jit
-def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S, offset,
-                q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
-                BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
-                HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
-    m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
-    head = gl.program_id(1)
-    batch = gl.program_id(2)
-    last, _right, _left, total = _key_range(
-        T, S, offset, DOCUMENT_START, m0, batch.to(gl.int64), BLOCK_N, HAS_DOCUMENTS
-    )
-    q_bytes: gl.constexpr = (
-        2 * (q_desc1.block_type.nbytes + q_desc2.block_type.nbytes + g_desc.block_type.nbytes)
-    )
-    mbarrier.expect(q_full, q_bytes)
-    for w in gl.static_range(2):
-        _tma_load(q_desc1, [batch, head, m0 + 64 * w, 0], q_full, q1_s.index(w))
-        _tma_load(q_desc2, [batch, head, m0 + 64 * w, D1], q_full, q2_s.index(w))
-        _tma_load(g_desc, [batch, head, m0 + 64 * w, 0], q_full, g_s.index(w))
-    for i in range(0, total):
-        stage = i % STAGES
-        phase = ((i // STAGES) & 1) ^ 1
-        n0 = (last - i) * BLOCK_N
-        k_bar = k_full.index(stage)
-        mbarrier.wait(k_empty.index(stage), phase)
-        mbarrier.expect(k_bar, k_desc1.block_type.nbytes + k_desc2.block_type.nbytes)
-        _tma_load(k_desc1, [batch, head, n0, 0], k_bar, k1_s.index(stage))
-        _tma_load(k_desc2, [batch, head, n0, D1], k_bar, k2_s.index(stage))
-        v_bar = v_full.index(stage)
-        mbarrier.wait(v_empty.index(stage), phase)
-        mbarrier.expect(v_bar, v_desc.block_type.nbytes)
-        _tma_load(v_desc, [batch, head, n0, 0], v_bar, v_s.index(stage))
-
-
-@gluon.jit
-def _score_gradient(s, dp, neg_lse, neg_delta, scale_log2, pos_q, start_q, n0, MASKED: gl.constexpr,
-                    HAS_DOCUMENTS: gl.constexpr, BLOCK_N: gl.constexpr, LAYOUT: gl.constexpr):  # fmt: skip
-    p = gl.exp2(s * scale_log2 + gl.expand_dims(neg_lse, 1))
-    if MASKED:
-        keys = n0 + gl.arange(0, BLOCK_N, gl.SliceLayout(0, LAYOUT))
-        visible = gl.expand_dims(keys, 0) <= gl.expand_dims(pos_q, 1)
-        if HAS_DOCUMENTS:
-            visible = visible & (gl.expand_dims(keys, 0) >= gl.expand_dims(start_q, 1))
-        p = gl.where(visible, p, 0.0)
-    return p * (dp + gl.expand_dims(neg_delta, 1))
-
-
-@gluon.jit
-def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
-                q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
-                WARPGROUP: gl.constexpr, STATISTICS_BLOCK: gl.constexpr, BLOCK_N: gl.constexpr,
-                STAGES: gl.constexpr, D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
-                HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
-    DTYPE: gl.constexpr = v_s.dtype
-    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    L1: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D1, 16])
-    L2: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D2, 16])
-    ROW: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
-    m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
-    head = gl.program_id(1)
-    batch = gl.program_id(2)
-    b64 = batch.to(gl.int64)
-    last, right, left, total = _key_range(T, S, offset, DOCUMENT_START, m0, b64, BLOCK_N, HAS_DOCUMENTS)
-    rows = m0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
-    pos_q = offset + rows
-    inside = rows < T
-    start_q = pos_q
-    if HAS_DOCUMENTS:
-        start_q = gl.load(DOCUMENT_START + b64 * S + pos_q, mask=inside, other=0)
-    stats = STATISTICS + (b64 * H + head) * gl.cdiv(T, STATISTICS_BLOCK) * 2 * STATISTICS_BLOCK
-    where = rows // STATISTICS_BLOCK * 2 * STATISTICS_BLOCK + rows % STATISTICS_BLOCK
-    neg_lse = gl.load(stats + where, mask=inside, other=float("-inf")) * scale_log2
-    neg_delta = gl.load(stats + where + STATISTICS_BLOCK, mask=inside, other=0.0)
-    q1 = q1_s.index(WARPGROUP).reshape([64, D1])
-    q2 = q2_s.index(WARPGROUP).reshape([64, D2])
-    dout = g_s.index(WARPGROUP).reshape([64, DV])
-    dq1 = gl.zeros([64, D1], gl.float32, L1)
-    dq2 = gl.zeros([64, D2], gl.float32, L2)
-    zero = gl.zeros([64, BLOCK_N], gl.float32, S_LAYOUT)
-
-    mbarrier.wait(q_full, 0)
-    mbarrier.wait(k_full.index(0), 0)
-    k1 = k1_s.index(0).reshape([BLOCK_N, D1])
-    k2 = k2_s.index(0).reshape([BLOCK_N, D2])
-    s_token = warpgroup_mma(q1, k1.permute([1, 0]), zero, use_acc=False, is_async=True)
-    s_token = warpgroup_mma(q2, k2.permute([1, 0]), s_token, is_async=True)
-    mbarrier.wait(v_full.index(0), 0)
-    v = v_s.index(0).reshape([BLOCK_N, DV])
-    dp_token = warpgroup_mma(dout, v.permute([1, 0]), zero, use_acc=False, is_async=True)
-    s, dp = warpgroup_mma_wait(0, deps=[s_token, dp_token])
-    mbarrier.arrive(v_empty.index(0), count=1)
-    ds = _score_gradient(s, dp, neg_lse, neg_delta, scale_log2, pos_q, start_q, last * BLOCK_N, True,
-                         HAS_DOCUMENTS, BLOCK_N, S_LAYOUT).to(DTYPE)  # fmt: skip
-
-    for part in gl.static_range(3 if HAS_DOCUMENTS else 2):
-        if part == 0:
-            lo = 1
-            hi = right
-        elif part == 1:
-            lo = right
-            hi = left
-        else:
-            lo = left
-            hi = total
-        for i in range(lo, hi):
-            stage = i % STAGES
-            previous = (i - 1) % STAGES
-            k1 = k1_s.index(stage).reshape([BLOCK_N, D1])
-            k2 = k2_s.index(stage).reshape([BLOCK_N, D2])
-            v = v_s.index(stage).reshape([BLOCK_N, DV])
-            phase = (i // STAGES) & 1
-            mbarrier.wait(k_full.index(stage), phase)
-            s_token = warpgroup_mma(q1, k1.permute([1, 0]), zero, use_acc=False, is_async=True)
-            s_token = warpgroup_mma(q2, k2.permute([1, 0]), s_token, is_async=True)
-            mbarrier.wait(v_full.index(stage), phase)
-            dp_token = warpgroup_mma(dout, v.permute([1, 0]), zero, use_acc=False, is_async=True)
-            k1 = k1_s.index(previous).reshape([BLOCK_N, D1])
-            k2 = k2_s.index(previous).reshape([BLOCK_N, D2])
-            dq1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), k1, dq1, is_async=True)
-            dq2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), k2, dq2, is_async=True)
-            s, dp = warpgroup_mma_wait(2, deps=[s_token, dp_token])
-            mbarrier.arrive(v_empty.index(stage), count=1)
-            ds32 = _score_gradient(s, dp, neg_lse, neg_delta, scale_log2, pos_q, start_q,
-                                   (last - i) * BLOCK_N, part != 1, HAS_DOCUMENTS, BLOCK_N, S_LAYOUT)  # fmt: skip
-            dq1, dq2 = warpgroup_mma_wait(0, deps=[dq1, dq2])
-            mbarrier.arrive(k_empty.index(previous), count=1)
-            ds = ds32.to(DTYPE)
-
-    previous = (total - 1) % STAGES
-    k1 = k1_s.index(previous).reshape([BLOCK_N, D1])
-    k2 = k2_s.index(previous).reshape([BLOCK_N, D2])
-    dq1 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L1, 2)), k1, dq1, is_async=True)
-    dq2 = warpgroup_mma(gl.convert_layout(ds, gl.DotOperandLayout(0, L2, 2)), k2, dq2, is_async=True)
-    dq1, dq2 = warpgroup_mma_wait(0, deps=[dq1, dq2])
-
-    dq_s1 = q1_s.index(WARPGROUP)
-    dq_s2 = q2_s.index(WARPGROUP)
-    dq_s1.reshape([64, D1]).store((dq1 * scale).to(DTYPE))
-    dq_s2.reshape([64, D2]).store((dq2 * scale).to(DTYPE))
-    fence_async_shared()
-    _tma_store(dq_desc1, [batch, head, m0 + 64 * WARPGROUP, 0], dq_s1)
-    _tma_store(dq_desc2, [batch, head, m0 + 64 * WARPGROUP, D1], dq_s2)
-    tma.store_wait(0)
-
-
-@gluon.jit
-def hopper_backward_q_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, dq_desc1, dq_desc2,
-                             STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
-                             STATISTICS_BLOCK: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-                             D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
-                             HAS_DOCUMENTS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
-                             PRODUCER_REGISTERS: gl.constexpr):  # fmt: skip
-    DTYPE: gl.constexpr = q_desc1.dtype
-    q1_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D1], q_desc1.layout)
-    q2_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D2], q_desc2.layout)
-    g_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, DV], g_desc.layout)
-    k1_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D1], k_desc1.layout)
-    k2_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D2], k_desc2.layout)
-    v_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, DV], v_desc.layout)
-    bar_layout: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [1], bar_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    mbarrier.init(q_full, count=1)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_empty.index(i), count=2)
-    fence_async_shared()
-    gl.warp_specialize(
-        [
-            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
-                           q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
-                           0, STATISTICS_BLOCK, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T, S, offset,
-                           q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
-                           1, STATISTICS_BLOCK, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
-            (_q_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_START, H, T, S, offset,
-                           q1_s, q2_s, g_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
-                           BLOCK_N, STAGES, D1, HAS_DOCUMENTS)),
         ],
         [4, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
@@ -469,7 +308,9 @@ def hopper_backward(
     num_keys, v_width = v.shape[1], v.shape[-1]
     d1, d2 = v_width, width - v_width
     num_blocks = triton.cdiv(num_queries, _QUERY_BLOCK)
-    statistics = torch.empty((num_batch * num_heads, num_blocks, 2, _QUERY_BLOCK), dtype=torch.float32, device=q.device)
+    statistics = torch.empty(
+        (num_batch * num_heads, num_blocks, 2, _QUERY_BLOCK), dtype=torch.float32, device=q.device
+    )
     hopper_row_statistics_kernel[(num_blocks, num_heads, num_batch)](
         out, dout, lse, statistics, num_heads, num_queries, 1.0 / scale, *out.stride()[:3],
         *dout.stride()[:3], DV=v_width, BLOCK=_QUERY_BLOCK,
@@ -482,14 +323,16 @@ def hopper_backward(
     }  # fmt: skip
     rows = _QUERY_BLOCK
     hopper_backward_kv_kernel[(triton.cdiv(num_keys, 128), num_heads, num_batch)](
-        descriptor(q, rows, d1), descriptor(q, rows, d2), descriptor(k, 64, d1), descriptor(k, 64, d2),
+        descriptor(q, rows, d1), descriptor(q, rows, d2), descriptor(k, 64, d1), descriptor(k, 64,
+        d2),
         descriptor(v, 64, v_width), descriptor(dout, rows, v_width), descriptor(dk, 64, d1),
         descriptor(dk, 64, d2), descriptor(dv, 64, v_width), statistics, end, *sizes,
         BLOCK_Q=rows, STAGES=_QUERY_STAGES, **common,
     )  # fmt: skip
     hopper_backward_q_kernel[(triton.cdiv(num_queries, 128), num_heads, num_batch)](
         descriptor(q, 64, d1), descriptor(q, 64, d2), descriptor(k, _KEY_BLOCK, d1),
-        descriptor(k, _KEY_BLOCK, d2), descriptor(v, _KEY_BLOCK, v_width), descriptor(dout, 64, v_width), descriptor(dq, 64, d1),
+        descriptor(k, _KEY_BLOCK, d2), descriptor(v, _KEY_BLOCK, v_width), descriptor(dout, 64,
+        v_width), descriptor(dq, 64, d1),
         descriptor(dq, 64, d2), statistics, start, *sizes,
         STATISTICS_BLOCK=rows, BLOCK_N=_KEY_BLOCK, STAGES=_KEY_STAGES, **common,
     )  # fmt: skip

@@ -2,18 +2,21 @@
 
     h = x + residual (rounded to the dtype of x; h = x without a residual)
     r = 1 / sqrt(mean(h^2) + eps),  xhat = h r,  y = xhat * weight
-    dh = r (g - xhat mean(g xhat)) + dh_from_above,  g = dy * weight;  dweight = sum over rows of dy * xhat
+    dh = r (g - xhat mean(g xhat)) + dh_from_above,
+     g = dy * weight;  dweight = sum over rows of dy * xhat
 
 All arithmetic is fp32; y, h and the gradients are rounded once.
 
-Tiling: forward, a program holds ROWS whole rows in registers. Backward, a fixed number of programs walks over the
-rows in strides, keeps its part of dweight in fp32 registers and writes it out once; a second small kernel adds the
-parts up in a fixed order, so dweight is reproducible.
+Tiling: forward, a program holds ROWS whole rows in registers. Backward, a fixed number of programs
+walks over the rows in strides, keeps its part of dweight in fp32 registers and writes it out once;
+a second small kernel adds the parts up in a fixed order, so dweight is reproducible.
 
-Memory traffic per row of D elements of b bytes (weight and r are negligible): forward 2 D b (read x, write y), with
-residual 4 D b; backward 3 D b (read h, dy, write dx), with residual 4 D b; plus 8 D bytes a program for dweight.
+Memory traffic per row of D elements of b bytes (weight and r are negligible): forward 2 D b (read
+x, write y), with residual 4 D b; backward 3 D b (read h, dy, write dx), with residual 4 D b; plus 8
+D bytes a program for dweight.
 
-Limits: fp16, bf16, fp32; D <= 65536; rows are addressed with int64 and may be strided, the last stride must be 1.
+Limits: fp16, bf16, fp32; D <= 65536; rows are addressed with int64 and may be strided,
+the last stride must be 1.
 Source: Zhang and Sennrich, arXiv 1910.07467; the walk over rows as in Triton's layer-norm tutorial.
 """
 
@@ -50,7 +53,8 @@ def rms_norm_forward_kernel(
 
 @triton.jit
 def rms_norm_backward_kernel(
-    H, WEIGHT, INVERSE, DY, DH_ABOVE, DX, DWEIGHT_PARTS, num_rows, stride_h, stride_dy, stride_above, D,
+    H, WEIGHT, INVERSE, DY, DH_ABOVE, DX, DWEIGHT_PARTS, num_rows, stride_h, stride_dy,
+    stride_above, D,
     HAS_ABOVE: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK_D)
@@ -70,7 +74,9 @@ def rms_norm_backward_kernel(
         mean = tl.sum(g * normed, 1)[:, None] / D
         dx = (g - normed * mean) * inverse
         if HAS_ABOVE:
-            above = tl.load(DH_ABOVE + r64 * stride_above + columns[None, :], mask=inside, other=0.0)
+            above = tl.load(
+                DH_ABOVE + r64 * stride_above + columns[None, :], mask=inside, other=0.0
+            )
             dx += above.to(tl.float32)
         dweight += dy * normed
         tl.store(DX + r64 * D + columns[None, :], dx.to(DX.dtype.element_ty), mask=inside)
@@ -92,14 +98,28 @@ def rms_norm_weight_gradient_kernel(
     tl.store(DWEIGHT + columns, total.to(DWEIGHT.dtype.element_ty), mask=columns < D)
 
 
-# By the power of two that holds D. Forward: (rows a program, warps). Backward: (rows a step, warps, programs a
-# multiprocessor, loop stages); stages > 1 copy ahead into shared memory, which pays from sm_80 on and fits from sm_90.
+# By the power of two that holds D. Forward: (rows a program, warps). Backward: (rows a step, warps,
+# programs a
+# multiprocessor, loop stages); stages > 1 copy ahead into shared memory, which pays from sm_80 on
+# and fits from sm_90.
 _FORWARD: dict[int, tuple[int, int]] = {
     1024: (4, 4), 2048: (2, 4), 4096: (1, 4), 8192: (1, 16), 65536: (1, 16),
 }  # fmt: skip
 _BACKWARD: dict[int, dict[int, tuple[int, int, int, int]]] = {
-    0: {1024: (4, 4, 4, 1), 2048: (2, 4, 4, 1), 4096: (1, 4, 4, 1), 8192: (1, 8, 2, 1), 65536: (1, 16, 1, 1)},
-    90: {1024: (4, 4, 2, 3), 2048: (4, 8, 1, 3), 4096: (2, 8, 1, 3), 8192: (1, 8, 1, 3), 65536: (1, 16, 1, 1)},
+    0: {
+        1024: (4, 4, 4, 1),
+        2048: (2, 4, 4, 1),
+        4096: (1, 4, 4, 1),
+        8192: (1, 8, 2, 1),
+        65536: (1, 16, 1, 1),
+    },
+    90: {
+        1024: (4, 4, 2, 3),
+        2048: (4, 8, 1, 3),
+        4096: (2, 8, 1, 3),
+        8192: (1, 8, 1, 3),
+        65536: (1, 16, 1, 1),
+    },
 }
 
 
@@ -141,7 +161,8 @@ def _forward(
     if x2.shape[0]:
         rms_norm_forward_kernel[(triton.cdiv(x2.shape[0], rows),)](
             x2, r2, weight, y, h, inverse, eps, x2.shape[0], x2.stride(0), r2.stride(0), width,
-            HAS_RESIDUAL=residual is not None, BLOCK_D=_block(width), ROWS=rows, num_warps=num_warps,
+            HAS_RESIDUAL=residual is not None, BLOCK_D=_block(width), ROWS=rows,
+            num_warps=num_warps,
         )  # fmt: skip
     return y, h, inverse
 

@@ -1,21 +1,24 @@
-"""Decoupled RoPE, forward and backward: the RoPE parts of all query heads and of the one shared key in one launch.
+"""Decoupled RoPE, forward and backward: the RoPE parts of all query heads and of the one shared key
+in one launch.
 
     (a', b') = (a cos - b sin, a sin + b cos)
 
-for the pairs (a, b) = (x_2i, x_2i+1) when interleaved (DeepSeek's view_as_complex; the output stays interleaved), else
+for the pairs (a, b) = (x_2i,
+x_2i+1) when interleaved (DeepSeek's view_as_complex; the output stays interleaved), else
 (x_i, x_{i + P/2}). The backward pass is the same rotation with -sin, by the same kernel.
 
-Shapes: B batch, T tokens, H query heads, P qk_rope_head_dim. q (B, T, H, P), k (B, T, 1, P), cos and sin (B or 1, T,
-P/2) fp32.
+Shapes: B batch, T tokens, H query heads, P qk_rope_head_dim. q (B, T, H, P), k (B, T, 1, P), cos
+and sin (B or 1, T, P/2) fp32.
 
-Tiling: a program rotates BLOCK_T tokens of BLOCK_H heads; the programs of the first head block rotate the key too. Rows
-are read and written whole, so every access is 16 bytes wide in both layouts.
+Tiling: a program rotates BLOCK_T tokens of BLOCK_H heads; the programs of the first head block
+rotate the key too. Rows are read and written whole, so every access is 16 bytes wide in both
+layouts.
 
-Memory traffic: q and k read and written once, (H + 1) 4 P bytes a token in 16 bits; cos and sin 4 P bytes a token and
-head block.
+Memory traffic: q and k read and written once, (H + 1) 4 P bytes a token in 16 bits; cos and sin 4 P
+bytes a token and head block.
 
-Limits: fp16, bf16, fp32; P a power of two >= 16; strides of B, T and H are free, the last must be 1.
-Source: Su et al., arXiv 2104.09864; DeepSeek-V2, arXiv 2405.04434 (decoupled RoPE).
+Limits: fp16, bf16, fp32; P a power of two >= 16; strides of B, T and H are free, the last must be
+1. Source: Su et al., arXiv 2104.09864; DeepSeek-V2, arXiv 2405.04434 (decoupled RoPE).
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from ic.kernels.arguments import check_tensor
 
 @triton.jit
 def _rotate(
-    X, Y, rows, columns, inside, half_columns, cos, sin, INTERLEAVED: tl.constexpr, SHAPE: tl.constexpr,
+    X, Y, rows, columns, inside, half_columns, cos, sin, INTERLEAVED: tl.constexpr,
+    SHAPE: tl.constexpr,
     HALF_SHAPE: tl.constexpr, PAIRS: tl.constexpr, P: tl.constexpr, out_rows,
 ):  # fmt: skip
     if INTERLEAVED:
@@ -163,7 +167,8 @@ rope_op.register_autograd(_backward, setup_context=_setup_context)
 def apply_rope(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rotate q (B, T, H, P) and k (B, T, 1, P) by cos, sin (B or 1, T, P/2) fp32; differentiable in q and k.
+    """Rotate q (B, T, H, P) and k (B, T, 1, P) by cos, sin (B or 1, T, P/2) fp32; differentiable in
+    q and k.
 
     Raises:
         ValueError: naming the argument whose dtype, device, shape or stride is not supported.

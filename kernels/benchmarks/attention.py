@@ -1,8 +1,8 @@
 """Causal attention for training, 16 heads of 192/128, bf16: batch 1 x 32k and 4 x 4k.
 
-FLOP counted for a visible pair (query, key) and head: forward 2 * (192 + 128); backward 2 * (3 * 192 + 2 * 128),
-each of its five matrix products once, although ours computes two of them twice. Of the gradients the case
-"backward" compares dq and "both" dk; the tests compare all.
+FLOP counted for a visible pair (query, key) and head: forward 2 * (192 + 128); backward 2 * (3 *
+192 + 2 * 128), each of its five matrix products once, although ours computes two of them twice. Of
+the gradients the case "backward" compares dq and "both" dk; the tests compare all.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ def _make_inputs(batch: int, tokens: int, device: torch.device, seed: int) -> In
         return torch.randn(shape, generator=generator, device=device).bfloat16()
 
     inputs = {"q": randn(D), "k": randn(D), "v": randn(V), "dout": randn(V)}
-    inputs["out"], inputs["lse"] = mla_attention_op(inputs["q"], inputs["k"], inputs["v"], SCALE, None)
+    inputs["out"], inputs["lse"] = mla_attention_op(
+        inputs["q"], inputs["k"], inputs["v"], SCALE, None
+    )
     return inputs
 
 
 def _reference(inputs: Inputs) -> dict[str, Tensor]:
     """fp32, head by head and 1024 queries at a time, so that 32k tokens fit."""
     q, k, v, dout = (inputs[name] for name in ("q", "k", "v", "dout"))
-    result = {name: torch.zeros(x.shape, device=x.device) for name, x in zip("oqk", (v, q, k), strict=True)}
+    result = {
+        name: torch.zeros(x.shape, device=x.device)
+        for name, x in zip("oqk", (v, q, k), strict=True)
+    }
     tokens = q.shape[1]
     for b in range(q.shape[0]):
         for h in range(HEADS):
@@ -43,7 +48,9 @@ def _reference(inputs: Inputs) -> dict[str, Tensor]:
             for begin in range(0, tokens, 1024):
                 end = min(begin + 1024, tokens)
                 qh, gh = q[b, begin:end, h].float(), dout[b, begin:end, h].float()
-                hidden = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).triu(begin + 1)
+                hidden = torch.ones(end - begin, end, dtype=torch.bool, device=q.device).triu(
+                    begin + 1
+                )
                 p = (SCALE * qh @ kh[:end].T).masked_fill(hidden, float("-inf")).softmax(-1)
                 out = p @ vh[:end]
                 ds = SCALE * p * (gh @ vh[:end].T - (gh * out).sum(-1, keepdim=True))
@@ -84,7 +91,9 @@ def _autograd_peer(part: str, attention: Callable[[Tensor, Tensor, Tensor], Tens
             return lambda: attention(*detached).transpose(1, 2)
         if part == "backward":
             out = attention(*leaves)
-            return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)[0].transpose(1, 2)
+            return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)[0].transpose(
+                1, 2
+            )
         return lambda: torch.autograd.grad(attention(*leaves), leaves, dout)[1].transpose(1, 2)
 
     return prepare
@@ -94,7 +103,9 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=SCALE)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=SCALE
+        )
 
 
 @register("attention")
@@ -102,7 +113,13 @@ def cases() -> Iterable[BenchmarkCase]:
     for batch, tokens in ((1, 32768), (4, 4096)):
         pairs = batch * HEADS * tokens * (tokens + 1) // 2
         per_token = 2 * batch * tokens * HEADS  # bytes of one bf16 column over all tokens and heads
-        config: dict[str, Any] = {"batch": batch, "tokens": tokens, "heads": HEADS, "d_qk": D, "d_v": V}
+        config: dict[str, Any] = {
+            "batch": batch,
+            "tokens": tokens,
+            "heads": HEADS,
+            "d_qk": D,
+            "d_v": V,
+        }
 
         def make_inputs(
             device: torch.device, seed: int, batch: int = batch, tokens: int = tokens
@@ -120,7 +137,8 @@ def cases() -> Iterable[BenchmarkCase]:
                 config=config | {"part": part},
                 make_inputs=make_inputs,
                 ours=ours,
-                reference=lambda inputs, result=result: _reference(inputs)[result],  # type: ignore[misc]
+                reference=lambda inputs, result=result: _reference(inputs)[result],
+                # type: ignore[misc]
                 peers={"cudnn": _autograd_peer(part, _cudnn)},
                 bytes_moved=per_token * columns,
                 flops=pairs * num_flops,

@@ -17,7 +17,9 @@ def _make_inputs(dim: int, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator(device).manual_seed(seed)
     names = ("x", "residual", "dy")
     shape = (TOKENS, dim)
-    inputs: Inputs = {n: torch.randn(shape, generator=generator, device=device).bfloat16() for n in names}
+    inputs: Inputs = {
+        n: torch.randn(shape, generator=generator, device=device).bfloat16() for n in names
+    }
     inputs["weight"] = (1 + torch.randn(dim, generator=generator, device=device) / 4).bfloat16()
     inputs["inverse"] = rms_norm_op(inputs["x"], inputs["weight"], EPS)[1]
     return inputs
@@ -37,7 +39,9 @@ def _backward(inputs: Inputs) -> Call:
 
 
 def _backward_residual(inputs: Inputs) -> Call:
-    dy, above, x, weight, inverse = (inputs[n] for n in ("dy", "residual", "x", "weight", "inverse"))
+    dy, above, x, weight, inverse = (
+        inputs[n] for n in ("dy", "residual", "x", "weight", "inverse")
+    )
     return lambda: rms_norm_backward_op(dy, above, x, weight, inverse)
 
 
@@ -88,14 +92,16 @@ def cases() -> Iterable[BenchmarkCase]:
                 kernel="rmsnorm",
                 name=f"{part} {TOKENS} x {dim}",
                 config={"tokens": TOKENS, "dim": dim, "part": part},
-                make_inputs=lambda device, seed, dim=dim: _make_inputs(dim, device, seed),  # type: ignore[misc]
+                make_inputs=lambda device, seed, dim=dim: _make_inputs(dim, device, seed),
+                # type: ignore[misc]
                 ours=ours,
                 reference=lambda inputs, part=part: _reference(part, inputs),  # type: ignore[misc]
                 peers={}
                 if "residual" in part
                 else {
                     "liger": lambda inputs, b=backward: _liger(inputs, b),  # type: ignore[misc]
-                    "torch.compile": lambda inputs, b=backward: _compiled(inputs, b),  # type: ignore[misc]
+                    "torch.compile": lambda inputs, b=backward: _compiled(inputs, b),
+                    # type: ignore[misc]
                 },
                 bytes_moved=matrices * TOKENS * dim * 2,
                 flops=0,

@@ -20,7 +20,8 @@ def _make_inputs(heads: int, device: torch.device, seed: int) -> Inputs:
     generator = torch.Generator(device).manual_seed(seed)
     angle = 3 * torch.randn(1, TOKENS, WIDTH // 2, generator=generator, device=device)
     q, k = (
-        torch.randn(1, TOKENS, n, WIDTH, generator=generator, device=device).bfloat16() for n in (heads, 1)
+        torch.randn(1, TOKENS, n, WIDTH, generator=generator, device=device).bfloat16()
+        for n in (heads, 1)
     )
     return {"q": q, "k": k, "cos": angle.cos(), "sin": angle.sin()}
 
@@ -57,11 +58,20 @@ def cases() -> Iterable[BenchmarkCase]:
                 yield BenchmarkCase(
                     kernel="rope",
                     name=f"{part} {heads} + 1 heads, {layout}",
-                    config={"tokens": TOKENS, "heads": heads, "width": WIDTH, "layout": layout, "part": part},
-                    make_inputs=lambda device, seed, n=heads: _make_inputs(n, device, seed),  # type: ignore[misc]
+                    config={
+                        "tokens": TOKENS,
+                        "heads": heads,
+                        "width": WIDTH,
+                        "layout": layout,
+                        "part": part,
+                    },
+                    make_inputs=lambda device, seed, n=heads: _make_inputs(n, device, seed),
+                    # type: ignore[misc]
                     ours=lambda inputs, o=options: _ours(inputs, **o),  # type: ignore[misc]
-                    reference=lambda inputs, o=options: _reference(inputs, **o),  # type: ignore[misc]
-                    peers={"torch.compile": lambda inputs, o=options: _compiled(inputs, **o)},  # type: ignore[misc]
+                    reference=lambda inputs, o=options: _reference(inputs, **o),
+                    # type: ignore[misc]
+                    peers={"torch.compile": lambda inputs, o=options: _compiled(inputs, **o)},
+                    # type: ignore[misc]
                     bytes_moved=2 * 2 * TOKENS * (heads + 1) * WIDTH + 2 * 4 * TOKENS * WIDTH // 2,
                     flops=0,
                     tolerance=5e-3,

@@ -1,7 +1,7 @@
 """Compile the training kernels ahead of time, without a GPU, and print what the compiler used.
 
-Run by test_aot_compile_training.py in a process of its own, because the interpreter mode of the other tests replaces
-`triton.jit`:  python tests/kernels/aot_training.py CAPABILITY [KERNEL]
+Run by test_aot_compile_training.py in a process of its own, because the interpreter mode of the
+other tests replaces `triton.jit`:  python tests/kernels/aot_training.py CAPABILITY [KERNEL]
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from ic.kernels import triton_mla_attention as forward
 from ic.kernels import triton_mla_attention_backward as backward
 from ic.kernels import triton_rmsnorm as rmsnorm
 from ic.kernels import triton_rope as rope
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 SHARED_LIMIT = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 FLOATS = ("scale", "scale_log2", "eps")
@@ -41,7 +42,12 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def compile_kernel(
-    capability: int, fn: Any, pointers: dict[str, str], constants: dict[str, Any], make: Any = ASTSource, **options: Any
+    capability: int,
+    fn: Any,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    make: Any = ASTSource,
+    **options: Any,
 ) -> dict[str, Any]:
     """Pointers, strides and sizes are divisible by 16, as in the published shapes."""
     signature: dict[str, str] = {}
@@ -66,7 +72,7 @@ def compile_kernel(
 def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str, Any]]:
     dtype = torch.bfloat16
     d1, d2 = backward.split_width(d)
-    pointers = {name: "*bf16" for name in ("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DVALUE")}
+    pointers = dict.fromkeys(("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DVALUE"), "*bf16")
     pointers |= {"LSE": "*fp32", "DELTA": "*fp32", "DOCUMENT_START": "*i32", "DOCUMENT_END": "*i32"}
     common = {"D1": d1, "D2": d2, "DV": v, "HAS_DOCUMENTS": documents, "PRECISION": "ieee"}
     kv_tile, q_tile = backward.backward_tiles(capability, d + v, dtype)
@@ -88,10 +94,11 @@ def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str
 
 
 def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
-    from ic.kernels import triton_mla_attention_hopper as hopper_forward
-    from ic.kernels import triton_mla_attention_hopper_backward as hopper_backward
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels import triton_mla_attention_hopper as hopper_forward
+    from ic.kernels import triton_mla_attention_hopper_backward as hopper_backward
 
     def descriptor(rows: int, columns: int) -> str:
         layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], gl.bfloat16)
@@ -102,20 +109,27 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
     block_n, stages = hopper_forward._FORWARD_TILE
     query_block, key_block = hopper_backward._QUERY_BLOCK, hopper_backward._KEY_BLOCK
     plans = (
-        (hopper_forward.hopper_forward_kernel, 64, block_n, {"BLOCK_N": block_n, "STAGES": stages} | widths),
+        (hopper_forward.hopper_forward_kernel, 64, block_n, {"BLOCK_N": block_n,
+        "STAGES": stages} | widths),
         (
             hopper_backward.hopper_backward_kv_kernel, query_block, 64,
             {"BLOCK_Q": query_block, "STAGES": hopper_backward._QUERY_STAGES} | widths | registers,
         ),
         (
             hopper_backward.hopper_backward_q_kernel, 64, key_block,
-            {"STATISTICS_BLOCK": query_block, "BLOCK_N": key_block, "STAGES": hopper_backward._KEY_STAGES}
+            {"STATISTICS_BLOCK": query_block, "BLOCK_N": key_block,
+            "STAGES": hopper_backward._KEY_STAGES}
             | widths | registers,
         ),
     )  # fmt: skip
     results = []
     for fn, query_rows, key_rows, constants in plans:
-        pointers = {"LSE": "*fp32", "STATISTICS": "*fp32", "DOCUMENT_START": "*i32", "DOCUMENT_END": "*i32"}
+        pointers = {
+            "LSE": "*fp32",
+            "STATISTICS": "*fp32",
+            "DOCUMENT_START": "*i32",
+            "DOCUMENT_END": "*i32",
+        }
         for name in ("q_desc", "k_desc"):
             rows = query_rows if name == "q_desc" else key_rows
             pointers |= {f"{name}1": descriptor(rows, v), f"{name}2": descriptor(rows, d - v)}
@@ -124,7 +138,9 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
             pointers[name] = descriptor(64, v)
         pointers |= {name: descriptor(64, d - v) for name in ("dq_desc2", "dk_desc2")}
         results.append(
-            compile_kernel(90, fn, pointers, constants, make=GluonASTSource, num_warps=4, maxnreg=168)
+            compile_kernel(
+                90, fn, pointers, constants, make=GluonASTSource, num_warps=4, maxnreg=168
+            )
             | {"shape": f"{d}/{v}", "documents": documents}
         )
     return results
@@ -132,8 +148,23 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
 
 def elementwise(capability: int) -> list[dict[str, Any]]:
     kind = "fp16" if capability < 80 else "bf16"
-    tensors = ("X", "RESIDUAL", "WEIGHT", "Y", "H_OUT", "H", "DY", "DH_ABOVE", "DX", "DWEIGHT", "Q", "K", "Q_OUT", "K_OUT")
-    pointers = {name: f"*{kind}" for name in tensors}
+    tensors = (
+        "X",
+        "RESIDUAL",
+        "WEIGHT",
+        "Y",
+        "H_OUT",
+        "H",
+        "DY",
+        "DH_ABOVE",
+        "DX",
+        "DWEIGHT",
+        "Q",
+        "K",
+        "Q_OUT",
+        "K_OUT",
+    )
+    pointers = dict.fromkeys(tensors, f"*{kind}")
     pointers |= {"INVERSE": "*fp32", "DWEIGHT_PARTS": "*fp32", "COS": "*fp32", "SIN": "*fp32"}
     results = []
     for width in (2048, 7168):
@@ -141,19 +172,43 @@ def elementwise(capability: int) -> list[dict[str, Any]]:
         rows, num_warps = rmsnorm.forward_tile(width)
         constants: dict[str, Any] = {"HAS_RESIDUAL": True, "BLOCK_D": block, "ROWS": rows}
         results.append(
-            compile_kernel(capability, rmsnorm.rms_norm_forward_kernel, pointers, constants, num_warps=num_warps)
+            compile_kernel(
+                capability,
+                rmsnorm.rms_norm_forward_kernel,
+                pointers,
+                constants,
+                num_warps=num_warps,
+            )
         )
         rows, num_warps, _, stages = rmsnorm.backward_tile(capability, width)
         constants = {"HAS_ABOVE": True, "BLOCK_D": block, "ROWS": rows, "STAGES": stages}
         results.append(
-            compile_kernel(capability, rmsnorm.rms_norm_backward_kernel, pointers, constants, num_warps=num_warps)
+            compile_kernel(
+                capability,
+                rmsnorm.rms_norm_backward_kernel,
+                pointers,
+                constants,
+                num_warps=num_warps,
+            )
         )
     constants = {"BLOCK_D": 32, "BLOCK_PARTS": 64}
-    results.append(compile_kernel(capability, rmsnorm.rms_norm_weight_gradient_kernel, pointers, constants, num_warps=4))
+    results.append(
+        compile_kernel(
+            capability, rmsnorm.rms_norm_weight_gradient_kernel, pointers, constants, num_warps=4
+        )
+    )
     for interleaved in (True, False):
         block_t, block_h, num_warps = rope.rope_tile(16, 64)
-        constants = {"P": 64, "INTERLEAVED": interleaved, "INVERSE": True, "BLOCK_T": block_t, "BLOCK_H": block_h}
-        results.append(compile_kernel(capability, rope.rope_kernel, pointers, constants, num_warps=num_warps))
+        constants = {
+            "P": 64,
+            "INTERLEAVED": interleaved,
+            "INVERSE": True,
+            "BLOCK_T": block_t,
+            "BLOCK_H": block_h,
+        }
+        results.append(
+            compile_kernel(capability, rope.rope_kernel, pointers, constants, num_warps=num_warps)
+        )
     return results
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ic.kernels.reference import attention_reference, document_bounds
 from ic.kernels.triton_mla_attention import mla_attention, mla_attention_op
 
@@ -42,11 +43,15 @@ def check(
     out_ref, lse_ref = attention_reference(*wide, scale=scale, document_ids=document_ids)
     gradients_ref = torch.autograd.grad(out_ref, wide, dout.double())
     assert relative_error(out, out_ref) < tolerance
-    torch.testing.assert_close(lse.double(), lse_ref, rtol=0, atol=2e-5 if q.dtype == torch.float32 else 2e-3)
+    torch.testing.assert_close(
+        lse.double(), lse_ref, rtol=0, atol=2e-5 if q.dtype == torch.float32 else 2e-3
+    )
     size = float(dout.double().norm())
     for name, got, want in zip("qkv", gradients, gradients_ref, strict=True):
         assert torch.isfinite(got).all(), f"d{name} is not finite, or was never written"
-        wanted = float(want.norm())  # with one visible key dq and dk are zero: then compare with dout
+        wanted = float(
+            want.norm()
+        )  # with one visible key dq and dk are zero: then compare with dout
         error = float((got.double() - want).norm()) / (wanted if wanted > 1e-3 * size else size)
         assert error < tolerance, f"d{name}: {error:.2e}"
 
@@ -54,7 +59,9 @@ def check(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("D", "V"), WIDTHS)
 @pytest.mark.parametrize("T", [1, 63, 111])
-def test_matches_reference(device: torch.device, dtype: torch.dtype, D: int, V: int, T: int) -> None:
+def test_matches_reference(
+    device: torch.device, dtype: torch.dtype, D: int, V: int, T: int
+) -> None:
     check(*make_inputs(device, dtype, 2, T, T, 2, D, V))
 
 
@@ -69,7 +76,11 @@ def test_chunked_prefill(device: torch.device, T: int, S: int, documents: bool) 
     for D, V in WIDTHS[-2:]:
         dtype = torch.float16 if ON_GPU else torch.float32
         q, k, v = make_inputs(device, dtype, 2, T, S, 1, D, V)
-        ids = (torch.arange(S, device=device) // 23).int().expand(2, S).contiguous() if documents else None
+        ids = (
+            (torch.arange(S, device=device) // 23).int().expand(2, S).contiguous()
+            if documents
+            else None
+        )
         check(q, k, v, ids)
 
 
@@ -80,7 +91,9 @@ def test_documents(device: torch.device, lengths: list[int]) -> None:
     other[50:] = 3
     for D, V in WIDTHS[-2:]:
         dtype = torch.float16 if ON_GPU else torch.float32
-        check(*make_inputs(device, dtype, 2, 111, 111, 1, D, V), torch.stack([ids, other]).to(device))
+        check(
+            *make_inputs(device, dtype, 2, 111, 111, 1, D, V), torch.stack([ids, other]).to(device)
+        )
 
 
 def test_an_id_that_comes_back_is_a_new_document(device: torch.device) -> None:
@@ -113,7 +126,12 @@ def test_strided_inputs(device: torch.device) -> None:
             v = base_kv[..., D:].detach().requires_grad_()
             assert not q.is_contiguous()
             check(q, k, v)
-            odd = torch.randn(2, 50, 2, D + 1, device=device).to(dtype)[..., 1:].detach().requires_grad_()
+            odd = (
+                torch.randn(2, 50, 2, D + 1, device=device)
+                .to(dtype)[..., 1:]
+                .detach()
+                .requires_grad_()
+            )
             check(odd, k, v)
             shared = torch.randn(2, 50, 1, D, device=device).to(dtype).expand(-1, -1, 2, -1)
             check(q, shared.detach().requires_grad_(), v)

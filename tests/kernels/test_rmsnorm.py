@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+
 from ic.kernels.reference import rms_norm_reference
 from ic.kernels.triton_rmsnorm import add_rms_norm, add_rms_norm_op, rms_norm, rms_norm_op
 
 ON_GPU = torch.cuda.is_available()
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
-SHAPES = [(1, 1), (1, 63), (7, 111), (3, 5, 64), (1000, 16), (2, 2048)] + ([(9, 7168)] if ON_GPU else [])
+SHAPES = [(1, 1), (1, 63), (7, 111), (3, 5, 64), (1000, 16), (2, 2048)] + (
+    [(9, 7168)] if ON_GPU else []
+)
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
@@ -51,7 +54,9 @@ def test_add_rms_norm(device: torch.device, dtype: torch.dtype, shape: tuple[int
     expected = rms_norm_reference(*wide, 1e-6)[0]
     total, dweight = torch.autograd.grad(expected, wide, dy.double())
     assert relative_error(y, expected) < TOLERANCE[dtype]
-    for got, want in zip(gradients, (total + dh.double(), total + dh.double(), dweight), strict=True):
+    for got, want in zip(
+        gradients, (total + dh.double(), total + dh.double(), dweight), strict=True
+    ):
         assert relative_error(got, want) < TOLERANCE[dtype]
 
 
@@ -113,20 +118,20 @@ def test_opcheck(device: torch.device) -> None:
 
 def test_bad_input_names_the_argument(device: torch.device) -> None:
     x, weight = torch.zeros(4, 32, device=device), torch.ones(32, device=device)
-    with pytest.raises(ValueError, match="^x: dtype"):
+    with pytest.raises(ValueError, match=r"^x: dtype"):
         rms_norm(x.double(), weight, 1e-6)
-    with pytest.raises(ValueError, match="^x: the last stride"):
+    with pytest.raises(ValueError, match=r"^x: the last stride"):
         rms_norm(torch.zeros(32, 4, device=device).T, weight, 1e-6)
-    with pytest.raises(ValueError, match="^x: shape"):
+    with pytest.raises(ValueError, match=r"^x: shape"):
         rms_norm(torch.zeros(4, 0, device=device), weight[:0], 1e-6)
-    with pytest.raises(ValueError, match="^weight: shape"):
+    with pytest.raises(ValueError, match=r"^weight: shape"):
         rms_norm(x, weight[:16], 1e-6)
     if ON_GPU:
-        with pytest.raises(ValueError, match="^weight: on cpu"):
+        with pytest.raises(ValueError, match=r"^weight: on cpu"):
             rms_norm(x, weight.cpu(), 1e-6)
-    with pytest.raises(ValueError, match="^residual: shape"):
+    with pytest.raises(ValueError, match=r"^residual: shape"):
         add_rms_norm(x, x[:2], weight, 1e-6)
-    with pytest.raises(ValueError, match="^residual: dtype"):
+    with pytest.raises(ValueError, match=r"^residual: dtype"):
         add_rms_norm(x, x.half(), weight, 1e-6)
-    with pytest.raises(ValueError, match="^eps"):
+    with pytest.raises(ValueError, match=r"^eps"):
         rms_norm(x, weight, -1.0)

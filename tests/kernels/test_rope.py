@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ic.kernels.reference import rope_reference
 from ic.kernels.triton_rope import apply_rope, rope_op
 
@@ -17,7 +18,9 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out - reference).norm() / reference.norm())
 
 
-def make_inputs(device: torch.device, dtype: torch.dtype, B: int, T: int, H: int, P: int, batched: bool) -> list:
+def make_inputs(
+    device: torch.device, dtype: torch.dtype, B: int, T: int, H: int, P: int, batched: bool
+) -> list:
     generator = torch.Generator().manual_seed(B + T + H + P)
     q, k = (torch.randn(B, T, n, P, generator=generator).to(device, dtype) for n in (H, 1))
     angle = 3 * torch.randn(B if batched else 1, T, P // 2, generator=generator).to(device)
@@ -29,7 +32,11 @@ def make_inputs(device: torch.device, dtype: torch.dtype, B: int, T: int, H: int
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("batched", [True, False])
 def test_matches_reference(
-    device: torch.device, dtype: torch.dtype, interleaved: bool, shape: tuple[int, ...], batched: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    interleaved: bool,
+    shape: tuple[int, ...],
+    batched: bool,
 ) -> None:
     q, k, cos, sin = make_inputs(device, dtype, *shape, batched)
     rotated = apply_rope(q, k, cos, sin, interleaved)
@@ -48,7 +55,9 @@ def test_interleaved_is_complex_multiplication(device: torch.device) -> None:
     q, k, cos, sin = make_inputs(device, torch.float32, 2, 9, 3, 16, False)
     rotated, _ = apply_rope(q, k, cos, sin, True)
     turn = torch.complex(cos, sin)[:, :, None, :]
-    expected = torch.view_as_real(torch.view_as_complex(q.detach().unflatten(-1, (-1, 2))) * turn).flatten(-2)
+    expected = torch.view_as_real(
+        torch.view_as_complex(q.detach().unflatten(-1, (-1, 2))) * turn
+    ).flatten(-2)
     assert relative_error(rotated, expected) < 1e-6
 
 
@@ -68,7 +77,10 @@ def test_strided_inputs(device: torch.device) -> None:
         dq, dk = torch.autograd.grad(rotated[0].sum() + rotated[1].sum(), (q, k))
         ones = torch.ones_like(q)
         assert relative_error(dq, rope_reference(ones, cos, -sin, interleaved=interleaved)) < 1e-6
-        assert relative_error(dk, rope_reference(ones[:, :, :1], cos, -sin, interleaved=interleaved)) < 1e-6
+        assert (
+            relative_error(dk, rope_reference(ones[:, :, :1], cos, -sin, interleaved=interleaved))
+            < 1e-6
+        )
 
 
 def test_offsets_past_two_to_the_31(device: torch.device) -> None:
