@@ -285,14 +285,14 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     q, k, v, scale, document_ids = inputs
     ctx.save_for_backward(q, k, v, *output, document_ids)
     ctx.scale = scale
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad_out, _):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_out, _):
     q, k, v, out, lse, document_ids = ctx.saved_tensors
     dq, dk, dv = mla_attention_backward_op(grad_out, q, k, v, out, lse, ctx.scale, document_ids)
     return dq, dk, dv, None, None

@@ -249,26 +249,26 @@ def _(
     return h.new_empty(h.shape), weight.new_empty(weight.shape)
 
 
-def _setup_norm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_norm(ctx, inputs, output) -> None:
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward_norm(ctx, dy, _):  # type: ignore[no-untyped-def]
+def _backward_norm(ctx, dy, _):
     x, weight, inverse = ctx.saved_tensors
     dx, dweight = rms_norm_backward_op(dy, None, x, weight, inverse)
     return dx, dweight, None
 
 
-def _setup_add_norm(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_add_norm(ctx, inputs, output) -> None:
     _, h, inverse = output
     ctx.save_for_backward(h, inputs[2], inverse)
     ctx.mark_non_differentiable(inverse)
     ctx.set_materialize_grads(False)
 
 
-def _backward_add_norm(ctx, dy, dh, _):  # type: ignore[no-untyped-def]
+def _backward_add_norm(ctx, dy, dh, _):
     h, weight, inverse = ctx.saved_tensors
     if dy is None:
         return dh, dh, None, None

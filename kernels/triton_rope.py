@@ -149,12 +149,12 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     _, _, cos, sin, ctx.interleaved, ctx.inverse = inputs
     ctx.save_for_backward(cos, sin)
 
 
-def _backward(ctx, dq, dk):  # type: ignore[no-untyped-def]
+def _backward(ctx, dq, dk):
     cos, sin = ctx.saved_tensors
     dq, dk = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk))
     dq, dk = rope_op(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)

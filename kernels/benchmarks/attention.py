@@ -8,6 +8,7 @@ the gradients the case "backward" compares dq and "both" dk; the tests compare a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def _make_inputs(batch: int, tokens: int, device: torch.device, seed: int) -> In
     return inputs
 
 
-def _reference(inputs: Inputs) -> dict[str, Tensor]:
+def _reference(name: str, inputs: Inputs) -> Tensor:
     """fp32, head by head and 1024 queries at a time, so that 32k tokens fit."""
     q, k, v, dout = (inputs[name] for name in ("q", "k", "v", "dout"))
     result = {
@@ -57,7 +58,7 @@ def _reference(inputs: Inputs) -> dict[str, Tensor]:
                 result["o"][b, begin:end, h] = out
                 result["q"][b, begin:end, h] = ds @ kh[:end]
                 result["k"][b, :end, h] += ds.T @ qh
-    return result
+    return result[name]
 
 
 def _forward(inputs: Inputs) -> Call:
@@ -121,11 +122,6 @@ def cases() -> Iterable[BenchmarkCase]:
             "d_v": V,
         }
 
-        def make_inputs(
-            device: torch.device, seed: int, batch: int = batch, tokens: int = tokens
-        ) -> Inputs:
-            return _make_inputs(batch, tokens, device, seed)
-
         for part, ours, result, num_flops, columns in (
             ("forward", _forward, "o", 2 * (D + V), 2 * D + 2 * V),
             ("backward", _backward, "q", 2 * (3 * D + 2 * V), 4 * D + 4 * V),
@@ -135,10 +131,9 @@ def cases() -> Iterable[BenchmarkCase]:
                 kernel="attention",
                 name=f"{part} {batch} x {tokens // 1024}k",
                 config=config | {"part": part},
-                make_inputs=make_inputs,
+                make_inputs=partial(_make_inputs, batch, tokens),
                 ours=ours,
-                reference=lambda inputs, result=result: _reference(inputs)[result],
-                # type: ignore[misc]
+                reference=partial(_reference, result),
                 peers={"cudnn": _autograd_peer(part, _cudnn)},
                 bytes_moved=per_token * columns,
                 flops=pairs * num_flops,

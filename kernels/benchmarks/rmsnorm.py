@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -55,7 +56,7 @@ def _reference(part: str, inputs: Inputs) -> torch.Tensor:
     return dx + inputs["residual"].float() if part == "backward + residual" else dx
 
 
-def _liger(inputs: Inputs, backward: bool) -> Call:
+def _liger(backward: bool, inputs: Inputs) -> Call:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ def _liger(inputs: Inputs, backward: bool) -> Call:
     return lambda: torch.autograd.grad(y, (x, inputs["weight"]), inputs["dy"], retain_graph=True)
 
 
-def _compiled(inputs: Inputs, backward: bool) -> Call:
+def _compiled(backward: bool, inputs: Inputs) -> Call:
     norm = torch.compile(lambda x, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPS))
     if not backward:
         return lambda: norm(inputs["x"], inputs["weight"])
@@ -92,16 +93,14 @@ def cases() -> Iterable[BenchmarkCase]:
                 kernel="rmsnorm",
                 name=f"{part} {TOKENS} x {dim}",
                 config={"tokens": TOKENS, "dim": dim, "part": part},
-                make_inputs=lambda device, seed, dim=dim: _make_inputs(dim, device, seed),
-                # type: ignore[misc]
+                make_inputs=partial(_make_inputs, dim),
                 ours=ours,
-                reference=lambda inputs, part=part: _reference(part, inputs),  # type: ignore[misc]
+                reference=partial(_reference, part),
                 peers={}
                 if "residual" in part
                 else {
-                    "liger": lambda inputs, b=backward: _liger(inputs, b),  # type: ignore[misc]
-                    "torch.compile": lambda inputs, b=backward: _compiled(inputs, b),
-                    # type: ignore[misc]
+                    "liger": partial(_liger, backward),
+                    "torch.compile": partial(_compiled, backward),
                 },
                 bytes_moved=matrices * TOKENS * dim * 2,
                 flops=0,

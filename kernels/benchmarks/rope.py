@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -65,13 +66,10 @@ def cases() -> Iterable[BenchmarkCase]:
                         "layout": layout,
                         "part": part,
                     },
-                    make_inputs=lambda device, seed, n=heads: _make_inputs(n, device, seed),
-                    # type: ignore[misc]
-                    ours=lambda inputs, o=options: _ours(inputs, **o),  # type: ignore[misc]
-                    reference=lambda inputs, o=options: _reference(inputs, **o),
-                    # type: ignore[misc]
-                    peers={"torch.compile": lambda inputs, o=options: _compiled(inputs, **o)},
-                    # type: ignore[misc]
+                    make_inputs=partial(_make_inputs, heads),
+                    ours=partial(_ours, **options),
+                    reference=partial(_reference, **options),
+                    peers={"torch.compile": partial(_compiled, **options)},
                     bytes_moved=2 * 2 * TOKENS * (heads + 1) * WIDTH + 2 * 4 * TOKENS * WIDTH // 2,
                     flops=0,
                     tolerance=5e-3,
