@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ def cases() -> Iterable[BenchmarkCase]:
             for inverse in (False, True):
                 layout = "interleaved" if interleaved else "half-split"
                 part = "backward" if inverse else "forward"
-                options = {"interleaved": interleaved, "inverse": inverse}
+                options: dict[str, Any] = {"interleaved": interleaved, "inverse": inverse}
                 yield BenchmarkCase(
                     kernel="rope",
                     name=f"{part} {heads} + 1 heads, {layout}",
