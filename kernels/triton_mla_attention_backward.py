@@ -9,7 +9,7 @@ With p_ts = exp(scale * q_t . k_s - lse_t) and delta_t = sum_v out_tv dout_tv:
 
 Three launches: delta; then dk and dv (a program owns BLOCK_N keys and walks over the queries that
 see them); then dq (a program owns BLOCK_M queries and walks over the keys it sees). The
-probabilities are computed twice, once in each walk: 2 * (5 D + 4 V) FLOP for each visible pair are
+probabilities are computed twice, once in each walk: 2 * (4 D + 3 V) FLOP for each visible pair are
 executed (2304 at 192/128), of which 2 * (3 D + 2 V) (1664) are counted in every figure, as for
 kernels that add dq up with atomics. What that buys: no fp32 dq buffer (4 T H D bytes), no order
 dependence, and every second matrix product takes its left operand from registers.
