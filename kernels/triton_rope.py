@@ -94,10 +94,10 @@ def rope_kernel(
 
 
 def rope_tile(num_heads: int, width: int) -> tuple[int, int, int]:
-    """(BLOCK_T, BLOCK_H, num_warps): about 8192 elements a program."""
+    """(BLOCK_T, BLOCK_H, num_warps): about 2048 elements a program, 32 a thread."""
     block_h = min(triton.next_power_of_2(num_heads), 16)
-    block_t = max(1, 8192 // (block_h * width))
-    return block_t, block_h, 4
+    block_t = max(1, 2048 // (block_h * width))
+    return block_t, block_h, 2
 
 
 def _launch(

@@ -74,6 +74,9 @@ def _compiled(backward: bool, inputs: Inputs) -> Call:
     norm = torch.compile(lambda x, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPS))
     if not backward:
         return lambda: norm(inputs["x"], inputs["weight"])
+    from torch._functorch import config as functorch_config
+
+    functorch_config.donated_buffer = False  # or the second backward pass of one graph is refused
     x, weight = (inputs[name].clone().requires_grad_() for name in ("x", "weight"))
     y = norm(x, weight)
     return lambda: torch.autograd.grad(y, (x, weight), inputs["dy"], retain_graph=True)

@@ -197,6 +197,7 @@ def elementwise(capability: int) -> list[dict[str, Any]]:
             capability, rmsnorm.rms_norm_weight_gradient_kernel, pointers, constants, num_warps=4
         )
     )
+    del pointers["H"]  # the number of heads in the RoPE kernel
     for interleaved in (True, False):
         block_t, block_h, num_warps = rope.rope_tile(16, 64)
         constants = {
