@@ -1,0 +1,98 @@
+"""A benchmark's results as a table, a JSON file and a plot."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+
+def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, Any]:
+    """What a reader needs to repeat a run: command, commit, date, device, versions, config."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    commit_file = Path(__file__).resolve().parents[1] / "COMMIT"
+    commit = found.stdout.strip() or (commit_file.read_text().strip() if commit_file.exists() else "")
+    return {
+        "command": "python -m ic benchmark " + " ".join(argv),
+        "commit": commit or "unknown",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "config": {"ceilings": ceilings, "platform": sys.platform},
+    }
+
+
+def write_json(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run | {"rows": rows}, indent=1) + "\n")
+
+
+def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    ceilings = run["config"]["ceilings"]
+    table = Table(
+        title=f"{run['device']}: copy {ceilings['copy_tb_per_s']:.2f} TB/s, "
+        f"bf16 product {ceilings['matmul_bf16_tflop_per_s']:.0f} TFLOP/s"
+    )
+    for heading in ("kernel", "case", "by", "us", "spread", "% copy", "TFLOP/s", "ours is", "error"):
+        table.add_column(heading, justify="left" if heading in ("kernel", "case", "by") else "right")
+    for row in rows:
+        if "reason" in row:
+            table.add_row(row["kernel"], row["case"], row["by"], row["reason"])
+            continue
+        ratio = row.get("times_ours")
+        table.add_row(
+            row["kernel"],
+            row["case"],
+            row["by"],
+            f"{row['median_us']:.1f}",
+            f"{row['spread_us']:.1f}",
+            f"{row['percent_of_copy']:.0f}",
+            f"{row['tflop_per_s']:.0f}" if row["tflop_per_s"] else "-",
+            f"{ratio:.2f} x faster" if ratio and row["by"] != "ours" else "",
+            f"{row['relative_error']:.1e}",
+        )
+    Console(width=150).print(table)
+
+
+def plot(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Per case: our time and the peers' as a multiple of the time a copy of the bytes would take."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    timed = [row for row in rows if "median_us" in row]
+    cases = list(dict.fromkeys(row["case"] for row in timed))
+    names = list(dict.fromkeys(row["by"] for row in timed))
+    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(cases) + 1.6))
+    height = 0.8 / len(names)
+    for index, name in enumerate(names):
+        mine = {row["case"]: row["percent_of_ceiling"] for row in timed if row["by"] == name}
+        places = [cases.index(case) + (index - len(names) / 2 + 0.5) * height for case in mine]
+        axes.barh(places, list(mine.values()), height=height, label=name)
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    axes.set_xlabel("% of the measured ceiling (memory or matrix, whichever binds)")
+    axes.set_title(run["device"], fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,319 @@
+"""How `triton_mla_flash_decode` is launched: argument checks, tile configurations, split counts.
+
+Tiles are looked up, never tuned at run time: a serving process must not measure on its first request.
+The table's entries are the fastest of the sweeps described in docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+
+LOG2E = 1.4426950408889634
+MAX_QUERY_TOKENS = 4
+MAX_SPLITS = 1024
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """One tiling. `programs_per_sm` is how many fit on a multiprocessor at once."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    programs_per_sm: int
+    swap: bool = False
+    combined: bool = False
+    max_registers: int | None = None
+    pdl: bool = False
+    e4m3_bits: bool = False
+    many_heads: bool = False
+
+
+@dataclass(frozen=True)
+class Device:
+    capability: int
+    num_sms: int
+    shared_bytes: int
+    interpreted: bool = False
+
+
+@functools.lru_cache
+def _device(index: int | None) -> Device:
+    if index is None:  # the interpreter: pretend to be one small H100
+        return Device(capability=90, num_sms=4, shared_bytes=232448, interpreted=True)
+    properties = torch.cuda.get_device_properties(index)
+    return Device(
+        capability=properties.major * 10 + properties.minor,
+        num_sms=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+    )
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    return _device(tensor.device.index if tensor.is_cuda else None)
+
+
+def is_combined(latent_dim: int, rope_dim: int) -> bool:
+    """Whether one power-of-two tile holds latent and rope key together."""
+    total = latent_dim + rope_dim
+    return total & (total - 1) == 0
+
+
+def decode_config(
+    rows: int, latent_dim: int, rope_dim: int, itemsize: int, device: Device
+) -> DecodeConfig:
+    """The tiling for `rows` query rows of a sequence on a device.
+
+    H100 entries were measured; the others are chosen to fit the chip's shared memory.
+    """
+    combined = is_combined(latent_dim, rope_dim)
+    width = latent_dim + rope_dim if combined else latent_dim
+    block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    hopper = device.capability == 90
+    large = device.shared_bytes >= 160 * 1024
+    if itemsize == 4:  # fp32, for tests
+        config = DecodeConfig(16, 16, 4, 1, 1)
+    elif itemsize == 1:
+        if width <= 256:
+            if block_m == 16 and hopper:
+                config = DecodeConfig(16, 64, 4, 2, 3, swap=True, max_registers=168)
+            else:
+                config = DecodeConfig(min(block_m, 32), 32, 4, 1, 2)
+        else:
+            config = DecodeConfig(16, 32, 4, 1, 2)
+    elif width <= 256:
+        if block_m == 64:
+            config = DecodeConfig(64, 64, 8, 3, 1) if large else DecodeConfig(32, 32, 4, 2, 1)
+        elif hopper:
+            config = DecodeConfig(block_m, 64, 4, 3, 2, swap=True)
+        else:
+            config = DecodeConfig(block_m, 64 if large else 32, 4, 3, 1)
+    elif block_m == 64:
+        if device.shared_bytes >= 224 * 1024:
+            config = DecodeConfig(64, 64, 8, 2, 1)
+        else:
+            config = DecodeConfig(32, 32, 8, 3 if large else 2, 1)
+    elif device.shared_bytes >= 224 * 1024:
+        config = DecodeConfig(block_m, 64, 8, 3, 1)
+    else:
+        config = DecodeConfig(block_m, 32, 8, 3, 1)
+    return replace(
+        config,
+        combined=combined,
+        many_heads=hopper and not device.interpreted,
+        pdl=device.capability >= 90 and not device.interpreted,
+        e4m3_bits=device.capability < 89 or device.interpreted,
+    )
+
+
+def choose_decode_config(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor
+) -> DecodeConfig:
+    rows = q_latent.shape[1] * q_latent.shape[2]
+    return decode_config(
+        rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
+    )
+
+
+def many_heads_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode` takes the shape (its configuration says whether the device does)."""
+    return (
+        q_latent.shape[1] * q_latent.shape[2] >= 64
+        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
+        and cache.dtype == q_latent.dtype
+        and cache.dtype in (torch.bfloat16, torch.float16)
+        and cache.is_contiguous()
+        and cache.data_ptr() % 16 == 0
+        and cache.shape[0] * cache.shape[1] < 2**31
+        and (not paged or cache.shape[1] % 64 == 0)
+        and cache.numel() > 0
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def split_count(groups: int, tiles: int, slots: int) -> int:
+    """Splits that minimise the time of `groups` sequences and row blocks of `tiles` tiles on `slots`.
+
+    In units of a tile: every wave of programs costs its tiles and a start of about two tiles; every
+    split costs a little in the combine pass.
+    """
+    best, best_cost = 1, math.inf
+    for splits in range(1, min(tiles, MAX_SPLITS) + 1):
+        waves = math.ceil(groups * splits / slots)
+        cost = waves * (math.ceil(tiles / splits) + 2) + 0.02 * splits + (splits > 1)
+        if cost < best_cost - 1e-9:
+            best, best_cost = splits, cost
+    return best
+
+
+def choose_num_splits(
+    q_latent: torch.Tensor,
+    q_rope: torch.Tensor,
+    cache: torch.Tensor,
+    block_table: torch.Tensor | None,
+    max_context_tokens: int | None,
+) -> int:
+    """The split count from context, batch and multiprocessors."""
+    config = choose_decode_config(q_latent, q_rope, cache)
+    capacity = cache.shape[1] if block_table is None else block_table.shape[1] * cache.shape[1]
+    context = capacity if max_context_tokens is None else min(max_context_tokens, capacity)
+    B, Q, H, _ = q_latent.shape
+    groups = B * triton.cdiv(Q * H, config.block_m)
+    slots = device_of(cache).num_sms * config.programs_per_sm
+    return split_count(max(groups, 1), max(triton.cdiv(context, config.block_n), 1), slots)
+
+
+def combine_blocks(num_splits: int, latent_dim: int) -> tuple[int, int, int]:
+    """(splits at once, columns at once, warps) of the combine pass."""
+    if num_splits <= 16:
+        return triton.next_power_of_2(num_splits), min(triton.next_power_of_2(latent_dim), 256), 2
+    return min(triton.next_power_of_2(num_splits), 128), 32, 4
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def check_decode_arguments(
+    q_latent: torch.Tensor,
+    q_rope: torch.Tensor,
+    cache: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor | None,
+    cache_scale: torch.Tensor | None,
+) -> None:
+    """Everything that can be checked without waiting for the device. Raises ValueError."""
+    _require(q_latent.dim() == 4, f"q_latent has shape {tuple(q_latent.shape)}; want (B, Q, H, R)")
+    B, Q, H, R = q_latent.shape
+    _require(
+        q_rope.dim() == 4 and q_rope.shape[:3] == q_latent.shape[:3],
+        f"q_rope has shape {tuple(q_rope.shape)}; want ({B}, {Q}, {H}, P) as q_latent",
+    )
+    P = q_rope.shape[3]
+    _require(
+        1 <= Q <= MAX_QUERY_TOKENS,
+        f"q_latent has {Q} query tokens; decode takes 1 to {MAX_QUERY_TOKENS}, prefill the rest",
+    )
+    powers = all(n >= 16 and n & (n - 1) == 0 for n in (R, P))
+    _require(
+        R >= 16 and R % 16 == 0 and (is_combined(R, P) or powers) and R <= 512,
+        f"q_latent and q_rope have latent and rope dimensions {R} and {P}; their sum must be a power "
+        "of two, or each of them (16 at least, latent at most 512)",
+    )
+    _require(
+        q_latent.dtype in (torch.bfloat16, torch.float16, torch.float32),
+        f"q_latent is {q_latent.dtype}; allowed are bfloat16, float16 and float32",
+    )
+    _require(
+        q_rope.dtype == q_latent.dtype, f"q_rope is {q_rope.dtype}, but q_latent {q_latent.dtype}"
+    )
+    _check_cache(q_latent, cache, cache_scale, R + P, block_table)
+    named = {
+        "q_latent": q_latent, "q_rope": q_rope, "cache": cache, "seq_lens": seq_lens,
+        "block_table": block_table, "cache_scale": cache_scale,
+    }  # fmt: skip
+    check_devices(named)
+    for name in ("q_latent", "q_rope", "cache"):
+        tensor = named[name]
+        assert tensor is not None
+        _require(
+            tensor.shape[-1] <= 1 or tensor.stride(-1) == 1,
+            f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1",
+        )
+    _require(cache.stride(1) < 2**24, f"cache has stride {cache.stride(1)} between tokens; < 2^24")
+    _require(
+        seq_lens.dtype == torch.int32 and seq_lens.shape == (B,) and seq_lens.is_contiguous(),
+        f"seq_lens is {seq_lens.dtype} {tuple(seq_lens.shape)}; want contiguous int32 ({B},)",
+    )
+
+
+def _check_cache(
+    q_latent: torch.Tensor,
+    cache: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    width: int,
+    block_table: torch.Tensor | None,
+) -> None:
+    B = q_latent.shape[0]
+    _require(
+        cache.dim() == 3 and cache.shape[2] == width,
+        f"cache has shape {tuple(cache.shape)}; its last dimension must be R + P = {width}",
+    )
+    if cache_scale is None:
+        _require(
+            cache.dtype == q_latent.dtype,
+            f"cache is {cache.dtype}, but q_latent {q_latent.dtype}; a quantised one needs cache_scale",
+        )
+    else:
+        _require(
+            cache.dtype in (torch.float8_e4m3fn, torch.int8),
+            f"cache is {cache.dtype}; with cache_scale it must be float8_e4m3fn or int8",
+        )
+        _require(
+            cache_scale.dtype == torch.float32 and cache_scale.shape == cache.shape[:2],
+            f"cache_scale is {cache_scale.dtype} {tuple(cache_scale.shape)}; "
+            f"want float32 {tuple(cache.shape[:2])}",
+        )
+    if block_table is None:
+        _require(
+            cache.shape[0] == B, f"cache holds {cache.shape[0]} sequences, but q_latent has {B}"
+        )
+        return
+    _require(
+        cache.shape[1] >= 16 and cache.shape[1] % 16 == 0,
+        f"cache has page size {cache.shape[1]}; it must be a multiple of 16",
+    )
+    _require(cache.shape[0] >= 1, "cache has no page")
+    _require(
+        block_table.dtype == torch.int32
+        and block_table.dim() == 2
+        and block_table.shape[0] == B
+        and (block_table.shape[1] <= 1 or block_table.stride(1) == 1),
+        f"block_table is {block_table.dtype} {tuple(block_table.shape)} with strides "
+        f"{block_table.stride()}; want int32 ({B}, max_pages) with contiguous rows",
+    )
+
+
+def check_devices(named: dict[str, torch.Tensor | None]) -> None:
+    """All on one CUDA device (or on the CPU in interpreter mode). Raises ValueError."""
+    tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        _require(
+            tensor.device == first.device,
+            f"{name} is on {tensor.device}, but {first_name} on {first.device}",
+        )
+    _require(
+        first.is_cuda or triton.knobs.runtime.interpret,
+        f"{first_name} is on {first.device}; the Triton kernel needs a CUDA device "
+        "(or TRITON_INTERPRET=1)",
+    )
+
+
+def check_decode_indices(
+    cache: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor | None
+) -> None:
+    """Lengths and page numbers, which live on the device. Raises ValueError."""
+    if seq_lens.numel() == 0:
+        return
+    capacity = cache.shape[1] if block_table is None else block_table.shape[1] * cache.shape[1]
+    low, high = int(seq_lens.min()), int(seq_lens.max())
+    _require(low >= 0, f"seq_lens holds {low}; lengths must be at least 0")
+    _require(high <= capacity, f"seq_lens holds {high}; the cache holds {capacity} tokens at most")
+    if block_table is not None and high > 0:
+        used = torch.arange(block_table.shape[1], device=block_table.device) * cache.shape[1]
+        pages = block_table.masked_fill(used >= seq_lens[:, None], 0)
+        low, high = int(pages.min()), int(pages.max())
+        _require(
+            low >= 0 and high < cache.shape[0],
+            f"block_table holds page {low if low < 0 else high}; the cache has {cache.shape[0]} pages",
+        )

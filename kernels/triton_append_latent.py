@@ -1,0 +1,279 @@
+"""One kernel from projection to cache: normalise the latent, rotate the shared key, append both.
+
+T new tokens, R kv_lora_rank, P qk_rope_head_dim, F = P/2 frequencies.
+
+What. For each new token, with x the latent and k the shared rope key of `kv_a_proj_with_mqa`,
+
+    c = [ x * rsqrt(mean(x^2) + eps) * weight | rotate(k, cos, sin) ]
+
+is written to slot `slot_mapping[t]` of the paged cache: page slot // page_size, place slot % page_size.
+Rotation pairs are (2i, 2i+1) (interleaved, DeepSeek's) or (i, i + P/2) (half-split, Hugging Face's);
+each pair stays where it was. A quantised cache (e4m3 or int8) gets one fp32 scale a token,
+max |c| / 448 or / 127. Everything is fp32 with one rounding into the cache.
+
+Memory traffic. A token reads (R + P) inputs and P/2 cos and sin, writes (R + P) outputs (and 4 bytes
+of scale): one pass, where norm, rotation, quantisation and copy done apart take four.
+
+Limits. R and P multiples of 16, R + P at most 1024. Slot -1 is skipped. A slot outside the cache is
+skipped in the kernel too; `check_indices=True` reports it. Two tokens with the same slot race. Offsets are int64.
+No gradient: this is the serving path.
+
+Source. The operation is vLLM's `concat_and_cache_mla` with the norm and the rotation fused before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from ic.kernels.mla_decode_launch import check_devices, device_of
+
+
+@triton.jit
+def _encode(x, BITS: tl.constexpr, INT8: tl.constexpr):
+    """Round scaled fp32 to e4m3 or int8; BITS builds e4m3 with integer arithmetic (before sm_89)."""
+    if INT8:
+        # Adding 1.5 * 2^23 rounds to nearest even in the last bits of an fp32.
+        rounded = (x + 12582912.0) - 12582912.0
+        return rounded.to(tl.int8)
+    elif BITS:
+        magnitude = tl.minimum(tl.abs(x), 448.0)
+        bits = magnitude.to(tl.int32, bitcast=True)
+        normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
+        # Below 2^-6 the step is 2^-9: adding 2^14 (step 2^-9) rounds, the sum's last bits are the code.
+        small = (magnitude + 16384.0).to(tl.int32, bitcast=True) & 0xFF
+        code = tl.where(magnitude < 0.015625, small, normal)
+        return (code | tl.where(x < 0, 0x80, 0)).to(tl.uint8)
+    else:
+        return x.to(tl.float8e4nv)
+
+
+@triton.jit
+def _append_kernel(
+    latent_ptr, rope_key_ptr, weight_ptr, cos_ptr, sin_ptr, cache_ptr, scale_ptr, slots_ptr,
+    stride_latent, stride_rope, stride_cos, stride_sin, stride_page, stride_token,
+    stride_scale_page, stride_scale_token, page_size, num_slots, eps,
+    R: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QUANTIZED: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """One token a program."""
+    t = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + t)
+    if (slot >= 0) & (slot < num_slots):
+        at = (slot // page_size) * stride_page + (slot % page_size) * stride_token
+        cols = tl.arange(0, BLOCK_R)
+        ok = cols < R
+        x = tl.load(latent_ptr + t * stride_latent + cols, mask=ok, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + cols, mask=ok, other=0.0).to(tl.float32)
+        x = x * (1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / R + eps)) * weight
+
+        f = tl.arange(0, BLOCK_F)
+        f_ok = f < P // 2
+        STEP: tl.constexpr = 2 if INTERLEAVED else 1
+        SECOND: tl.constexpr = 1 if INTERLEAVED else P // 2
+        key = rope_key_ptr + t * stride_rope + f * STEP
+        a = tl.load(key, mask=f_ok, other=0.0).to(tl.float32)
+        b = tl.load(key + SECOND, mask=f_ok, other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + t * stride_cos + f, mask=f_ok, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + t * stride_sin + f, mask=f_ok, other=0.0).to(tl.float32)
+        first = a * cos - b * sin
+        second = b * cos + a * sin
+
+        if QUANTIZED:
+            INT8: tl.constexpr = cache_ptr.dtype.element_ty == tl.int8
+            LARGEST: tl.constexpr = 127.0 if INT8 else 448.0
+            peak = tl.maximum(tl.max(tl.abs(x), 0), tl.max(tl.maximum(tl.abs(first), tl.abs(second)), 0))
+            scale = tl.maximum(peak, 1e-12) / LARGEST
+            scale_at = (slot // page_size) * stride_scale_page + (slot % page_size) * stride_scale_token
+            tl.store(scale_ptr + scale_at, scale)
+            tl.store(cache_ptr + at + cols, _encode(tl.div_rn(x, scale), BITS, INT8), mask=ok)
+            rope_at = cache_ptr + at + R + f * STEP
+            tl.store(rope_at, _encode(tl.div_rn(first, scale), BITS, INT8), mask=f_ok)
+            tl.store(rope_at + SECOND, _encode(tl.div_rn(second, scale), BITS, INT8), mask=f_ok)
+        else:
+            tl.store(cache_ptr + at + cols, x.to(cache_ptr.dtype.element_ty), mask=ok)
+            rope_at = cache_ptr + at + R + f * STEP
+            tl.store(rope_at, first.to(cache_ptr.dtype.element_ty), mask=f_ok)
+            tl.store(rope_at + SECOND, second.to(cache_ptr.dtype.element_ty), mask=f_ok)
+
+
+def kernel_constants(
+    latent_dim: int, rope_dim: int, *, interleaved: bool, quantized: bool, bits: bool
+) -> dict[str, Any]:
+    return {
+        "R": latent_dim,
+        "P": rope_dim,
+        "BLOCK_R": triton.next_power_of_2(latent_dim),
+        "BLOCK_F": triton.next_power_of_2(rope_dim // 2),
+        "INTERLEAVED": interleaved,
+        "QUANTIZED": quantized,
+        "BITS": bits,
+    }
+
+
+@torch.library.custom_op("ic::append_latent", mutates_args=("cache", "cache_scale"))
+def _append_latent_op(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> None:
+    T, R = latent.shape
+    if T == 0:
+        return
+    device = device_of(cache)
+    e4m3 = cache.dtype == torch.float8_e4m3fn
+    bits = e4m3 and (device.capability < 89 or device.interpreted)
+    _append_kernel[(T,)](
+        latent, rope_key, weight, cos, sin, cache.view(torch.uint8) if bits else cache,
+        cache_scale, slot_mapping, latent.stride(0), rope_key.stride(0), cos.stride(0),
+        sin.stride(0), *cache.stride()[:2],
+        *(cache_scale.stride() if cache_scale is not None else (0, 0)),
+        cache.shape[1], cache.shape[0] * cache.shape[1], eps,
+        **kernel_constants(
+            R, rope_key.shape[1], interleaved=interleaved, quantized=cache_scale is not None, bits=bits
+        ),
+        num_warps=1,
+    )  # fmt: skip
+
+
+@_append_latent_op.register_fake
+def _(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> None:
+    return None
+
+
+def append_latent(
+    latent_TR: torch.Tensor,
+    rope_key_TP: torch.Tensor,
+    weight_R: torch.Tensor,
+    cos_TF: torch.Tensor,
+    sin_TF: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping_T: torch.Tensor,
+    *,
+    eps: float = 1e-6,
+    interleaved: bool = True,
+    cache_scale: torch.Tensor | None = None,
+    check_indices: bool = True,
+) -> None:
+    """Normalise, rotate and append T tokens to the paged latent cache, in place.
+
+    Args:
+        latent_TR, rope_key_TP: the two parts of `kv_a_proj_with_mqa`'s output; slices of it will do.
+        weight_R: `kv_a_layernorm`'s weight.
+        cos_TF, sin_TF: (T, P/2) of each token's position, fp32 or the latent's dtype.
+        cache: (num_pages, page_size, R + P); bf16, fp16, fp32, or float8_e4m3fn or int8 with
+            `cache_scale`.
+        slot_mapping_T: int64 (T,), slot of each token, -1 to skip it.
+        cache_scale: fp32 (num_pages, page_size), written for quantised caches.
+        check_indices: compare the slots with the cache first, which waits for the device. Off, a slot
+            outside the cache is skipped.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is allowed.
+    """
+    _check_append(latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale)
+    if check_indices and slot_mapping_T.numel():
+        low, high = int(slot_mapping_T.min()), int(slot_mapping_T.max())
+        slots = cache.shape[0] * cache.shape[1]
+        _require(low >= -1, f"slot_mapping holds {low}; allowed are slots and -1")
+        _require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
+    _append_latent_op(
+        latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale,
+        float(eps), interleaved,
+    )  # fmt: skip
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_append(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+) -> None:
+    _require(latent.dim() == 2, f"latent has shape {tuple(latent.shape)}; want (T, R)")
+    T, R = latent.shape
+    _require(
+        rope_key.dim() == 2 and rope_key.shape[0] == T,
+        f"rope_key has shape {tuple(rope_key.shape)}; want ({T}, P)",
+    )
+    P = rope_key.shape[1]
+    _require(
+        R >= 16 and P >= 16 and R % 16 == 0 and P % 16 == 0 and R + P <= 1024,
+        f"latent and rope_key have dimensions {R} and {P}; multiples of 16, together at most 1024",
+    )
+    floats = (torch.bfloat16, torch.float16, torch.float32)
+    _require(latent.dtype in floats, f"latent is {latent.dtype}; allowed are {floats}")
+    _require(rope_key.dtype == latent.dtype, f"rope_key is {rope_key.dtype}; latent {latent.dtype}")
+    _require(
+        weight.shape == (R,) and weight.dtype in floats and weight.is_contiguous(),
+        f"weight is {weight.dtype} {tuple(weight.shape)}; want a contiguous float ({R},)",
+    )
+    for name, table in (("cos", cos), ("sin", sin)):
+        _require(
+            table.shape == (T, P // 2) and table.dtype in floats,
+            f"{name} is {table.dtype} {tuple(table.shape)}; want a float ({T}, {P // 2})",
+        )
+    _require(
+        cache.dim() == 3 and cache.shape[2] == R + P and cache.shape[1] % 16 == 0,
+        f"cache has shape {tuple(cache.shape)}; want (num_pages, multiple of 16, {R + P})",
+    )
+    if cache_scale is None:
+        _require(cache.dtype in floats, f"cache is {cache.dtype}; a quantised one needs cache_scale")
+    else:
+        _require(
+            cache.dtype in (torch.float8_e4m3fn, torch.int8),
+            f"cache is {cache.dtype}; with cache_scale it must be float8_e4m3fn or int8",
+        )
+        _require(
+            cache_scale.dtype == torch.float32 and cache_scale.shape == cache.shape[:2],
+            f"cache_scale is {cache_scale.dtype} {tuple(cache_scale.shape)}; "
+            f"want float32 {tuple(cache.shape[:2])}",
+        )
+    _require(
+        slot_mapping.dtype == torch.int64
+        and slot_mapping.shape == (T,)
+        and slot_mapping.is_contiguous(),
+        f"slot_mapping is {slot_mapping.dtype} {tuple(slot_mapping.shape)}; "
+        f"want contiguous int64 ({T},)",
+    )
+    named = {
+        "latent": latent, "rope_key": rope_key, "weight": weight, "cos": cos, "sin": sin,
+        "cache": cache, "slot_mapping": slot_mapping, "cache_scale": cache_scale,
+    }  # fmt: skip
+    check_devices(named)
+    for name in ("latent", "rope_key", "cos", "sin", "cache"):
+        tensor = named[name]
+        assert tensor is not None
+        _require(
+            tensor.stride(-1) == 1,
+            f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1",
+        )

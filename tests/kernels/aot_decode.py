@@ -1,0 +1,167 @@
+"""Compile the decode kernels ahead of time, without a GPU, and print what the compiler used.
+
+Run by test_aot_compile_decode.py in a process of its own, because the interpreter mode of the other
+tests replaces `triton.jit`:  python tests/kernels/aot_decode.py CAPABILITY ... [--published]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ic.kernels import triton_append_latent as append
+from ic.kernels import triton_mla_flash_decode as decode
+from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config
+
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+# (latent, rope, rows, cache type): the shapes of the published figures, then others that must compile.
+PUBLISHED = [
+    (192, 64, 16, "bf16"), (192, 64, 16, "fp8"), (512, 64, 16, "bf16"), (512, 64, 16, "fp8"),
+    (512, 64, 64, "bf16"),
+]  # fmt: skip
+OTHERS = [
+    (192, 64, 64, "bf16"), (192, 64, 64, "fp8"), (192, 64, 32, "bf16"), (192, 64, 16, "i8"),
+    (256, 64, 16, "bf16"), (64, 16, 16, "fp16"), (512, 64, 64, "fp8"), (512, 64, 32, "bf16"),
+]  # fmt: skip
+TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
+
+
+def compile_kernel(
+    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any], **options: Any
+) -> dict[str, Any]:
+    """Compile one kernel: pointer and stride arguments divisible by 16, other numbers int32."""
+    signature, attributes, values = {}, {}, {}
+    for index, name in enumerate(fn.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+            values[(index,)] = constants[name]
+            continue
+        is_float = name in ("scale_log2", "eps")
+        signature[name] = pointers.get(name, "fp32" if is_float else "i32")
+        if name in pointers or name.startswith("stride_"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=fn, signature=signature, constexprs=values, attrs=attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {"shared_bytes": kernel.metadata.shared} | resource_usage(kernel.asm["cubin"])
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Registers and spilled stack bytes, and how many Hopper matrix instructions."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        sass = subprocess.run(
+            [tools / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found, report
+    return {
+        "registers": int(found[1]),
+        "stack_bytes": int(found[2]),
+        "wgmma": len(re.findall(r"\bHGMMA", sass)),
+    }
+
+
+def compile_decode(
+    capability: int, latent: int, rope: int, rows: int, kind: str, page_size: int | None = 64,
+    num_query: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    quantized = kind in ("fp8", "i8")
+    device = Device(capability, 132, SHARED_LIMIT[capability])
+    config = decode_config(rows, latent, rope, 1 if quantized else 2, device)
+    query = "fp16" if kind == "fp16" else "bf16"
+    bits = config.e4m3_bits and kind == "fp8"
+    pointers = {
+        "q_latent_ptr": f"*{query}", "q_rope_ptr": f"*{query}",
+        "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32", "seq_lens_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32",
+    }  # fmt: skip
+    constants = {
+        "NUM_QUERY": num_query, "R": latent, "P": rope,
+        "TILE": latent + rope if config.combined else latent, "COMBINED": config.combined,
+        "PAGED": page_size is not None, "PAGE_SIZE": page_size or 16, "SWAP": config.swap,
+        "QUANTIZED": quantized, "E4M3_BITS": bits, "SHIFT": 14.0 if quantized else 0.0,
+        "PRECISION": "ieee", "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl, "stride_scale_token": 1,
+    }  # fmt: skip
+    if not quantized:
+        constants["scale_ptr"] = None
+    if page_size is None:
+        constants["block_table_ptr"] = None
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.max_registers:
+        options["maxnreg"] = config.max_registers
+    return compile_kernel(decode._decode_kernel, capability, pointers, constants, **options)
+
+
+def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, Any]:
+    block_s, block_r, num_warps = combine_blocks(num_splits, latent)
+    pointers = {
+        "partial_ptr": "*fp32", "partial_lse_ptr": "*fp32", "out_ptr": "*bf16", "lse_ptr": "*fp32"
+    }  # fmt: skip
+    constants = {
+        "R": latent, "BLOCK_S": block_s, "BLOCK_R": block_r, "PDL": capability >= 90
+    }  # fmt: skip
+    return compile_kernel(
+        decode._combine_kernel, capability, pointers, constants, num_warps=num_warps
+    )
+
+
+def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[str, Any]:
+    quantized = kind in ("fp8", "i8")
+    bits = kind == "fp8" and capability < 89
+    pointers = {
+        "latent_ptr": "*bf16", "rope_key_ptr": "*bf16", "weight_ptr": "*bf16", "cos_ptr": "*fp32",
+        "sin_ptr": "*fp32", "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
+        "slots_ptr": "*i64",
+    }  # fmt: skip
+    constants = append.kernel_constants(latent, rope, interleaved=True, quantized=quantized, bits=bits)
+    if not quantized:
+        constants["scale_ptr"] = None
+    return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)
+
+
+def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
+    rows = []
+    for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
+        if published_only and not published:
+            continue
+        for latent, rope, num_rows, kind in shapes:
+            name = f"decode {latent}+{rope} rows {num_rows} {kind}"
+            result = compile_decode(capability, latent, rope, num_rows, kind)
+            rows.append({"name": name, "published": published} | result)
+    others = {
+        "combine 264 splits": lambda: compile_combine(capability, 264, 512),
+        "append fp8": lambda: compile_append(capability, 512, 64, "fp8"),
+    }
+    if not published_only:
+        others |= {
+            "combine 4 splits": lambda: compile_combine(capability, 4, 192),
+            "append bf16": lambda: compile_append(capability, 192, 64, "bf16"),
+            "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
+            "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
+            "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
+        }
+    for name, build in others.items():
+        rows.append({"name": name, "published": True} | build())
+    limit = SHARED_LIMIT[capability]
+    return [row | {"capability": capability, "shared_limit_bytes": limit} for row in rows]
+
+
+if __name__ == "__main__":
+    chosen = [int(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
+    only = "--published" in sys.argv
+    print(json.dumps([row for capability in chosen for row in compile_all(capability, only)]))

@@ -1,0 +1,230 @@
+"""Compile the training kernels ahead of time, without a GPU, and print what the compiler used.
+
+Run by test_aot_compile_training.py in a process of its own, because the interpreter mode of the
+other tests replaces `triton.jit`:  python tests/kernels/aot_training.py CAPABILITY [KERNEL]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ic.kernels import triton_mla_attention as forward
+from ic.kernels import triton_mla_attention_backward as backward
+from ic.kernels import triton_rmsnorm as rmsnorm
+from ic.kernels import triton_rope as rope
+
+SHARED_LIMIT = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
+FLOATS = ("scale", "scale_log2", "eps")
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of stack: what does not fit into registers goes there."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {key: re.search(rf"{key}:(\d+)", text) for key in ("REG", "STACK")}
+    return {key.lower(): int(match.group(1)) if match else -1 for key, match in found.items()}
+
+
+def compile_kernel(
+    capability: int,
+    fn: Any,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    make: Any = ASTSource,
+    **options: Any,
+) -> dict[str, Any]:
+    """Pointers, strides and sizes are divisible by 16, as in the published shapes."""
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], list] = {}
+    values: dict[tuple[int], Any] = {}
+    for index, name in enumerate(fn.arg_names):
+        if name in constants:
+            signature[name], values[(index,)] = "constexpr", constants[name]
+            continue
+        kind = "i64" if name.startswith("stride_") else "fp32" if name in FLOATS else "i32"
+        signature[name] = pointers.get(name, kind)
+        if signature[name][0] == "*" or name in ("T", "S", "H", "D") or kind == "i64":
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = make(fn, signature, values, attributes)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {
+        "kernel": fn.__name__, "shared": kernel.metadata.shared, "limit": SHARED_LIMIT[capability],
+        **resource_usage(kernel.asm["cubin"]),
+    }  # fmt: skip
+
+
+def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str, Any]]:
+    dtype = torch.bfloat16
+    d1, d2 = backward.split_width(d)
+    pointers = dict.fromkeys(("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DVALUE"), "*bf16")
+    pointers |= {"LSE": "*fp32", "DELTA": "*fp32", "DOCUMENT_START": "*i32", "DOCUMENT_END": "*i32"}
+    common = {"D1": d1, "D2": d2, "DV": v, "HAS_DOCUMENTS": documents, "PRECISION": "ieee"}
+    kv_tile, q_tile = backward.backward_tiles(capability, d + v, dtype)
+    results = []
+    for fn, tile in (
+        (forward.mla_attention_forward_kernel, forward.forward_tile(capability, d + v, dtype)),
+        (backward.mla_attention_backward_kv_kernel, kv_tile),
+        (backward.mla_attention_backward_q_kernel, q_tile),
+    ):
+        block_m, block_n, num_warps, num_stages = tile
+        constants = common | {"BLOCK_M": block_m, "BLOCK_N": block_n}
+        results.append(
+            compile_kernel(
+                capability, fn, pointers, constants, num_warps=num_warps, num_stages=num_stages
+            )
+            | {"shape": f"{d}/{v}"}
+        )
+    return results
+
+
+def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels import triton_mla_attention_hopper as hopper_forward
+    from ic.kernels import triton_mla_attention_hopper_backward as hopper_backward
+
+    def descriptor(rows: int, columns: int) -> str:
+        layout = gl.NVMMASharedLayout.get_default_for([1, 1, rows, columns], gl.bfloat16)
+        return f"tensordesc<bf16[1,1,{rows},{columns}],{layout!r}>"
+
+    widths = {"D1": v, "D2": d - v, "DV": v, "HAS_DOCUMENTS": documents}
+    registers = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
+    block_n, stages = hopper_forward._FORWARD_TILE
+    query_block, key_block = hopper_backward._QUERY_BLOCK, hopper_backward._KEY_BLOCK
+    plans = (
+        (hopper_forward.hopper_forward_kernel, 64, block_n, {"BLOCK_N": block_n,
+        "STAGES": stages} | widths),
+        (
+            hopper_backward.hopper_backward_kv_kernel, query_block, 64,
+            {"BLOCK_Q": query_block, "STAGES": hopper_backward._QUERY_STAGES} | widths | registers,
+        ),
+        (
+            hopper_backward.hopper_backward_q_kernel, 64, key_block,
+            {"STATISTICS_BLOCK": query_block, "BLOCK_N": key_block,
+            "STAGES": hopper_backward._KEY_STAGES}
+            | widths | registers,
+        ),
+    )  # fmt: skip
+    results = []
+    for fn, query_rows, key_rows, constants in plans:
+        pointers = {
+            "LSE": "*fp32",
+            "STATISTICS": "*fp32",
+            "DOCUMENT_START": "*i32",
+            "DOCUMENT_END": "*i32",
+        }
+        for name in ("q_desc", "k_desc"):
+            rows = query_rows if name == "q_desc" else key_rows
+            pointers |= {f"{name}1": descriptor(rows, v), f"{name}2": descriptor(rows, d - v)}
+        pointers |= {"v_desc": descriptor(key_rows, v), "g_desc": descriptor(query_rows, v)}
+        for name in ("out_desc", "dq_desc1", "dk_desc1", "dv_desc"):
+            pointers[name] = descriptor(64, v)
+        pointers |= {name: descriptor(64, d - v) for name in ("dq_desc2", "dk_desc2")}
+        results.append(
+            compile_kernel(
+                90, fn, pointers, constants, make=GluonASTSource, num_warps=4, maxnreg=168
+            )
+            | {"shape": f"{d}/{v}", "documents": documents}
+        )
+    return results
+
+
+def elementwise(capability: int) -> list[dict[str, Any]]:
+    kind = "fp16" if capability < 80 else "bf16"
+    tensors = (
+        "X",
+        "RESIDUAL",
+        "WEIGHT",
+        "Y",
+        "H_OUT",
+        "H",
+        "DY",
+        "DH_ABOVE",
+        "DX",
+        "DWEIGHT",
+        "Q",
+        "K",
+        "Q_OUT",
+        "K_OUT",
+    )
+    pointers = dict.fromkeys(tensors, f"*{kind}")
+    pointers |= {"INVERSE": "*fp32", "DWEIGHT_PARTS": "*fp32", "COS": "*fp32", "SIN": "*fp32"}
+    results = []
+    for width in (2048, 7168):
+        block = triton.next_power_of_2(width)
+        rows, num_warps = rmsnorm.forward_tile(width)
+        constants: dict[str, Any] = {"HAS_RESIDUAL": True, "BLOCK_D": block, "ROWS": rows}
+        results.append(
+            compile_kernel(
+                capability,
+                rmsnorm.rms_norm_forward_kernel,
+                pointers,
+                constants,
+                num_warps=num_warps,
+            )
+        )
+        rows, num_warps, _, stages = rmsnorm.backward_tile(capability, width)
+        constants = {"HAS_ABOVE": True, "BLOCK_D": block, "ROWS": rows, "STAGES": stages}
+        results.append(
+            compile_kernel(
+                capability,
+                rmsnorm.rms_norm_backward_kernel,
+                pointers,
+                constants,
+                num_warps=num_warps,
+            )
+        )
+    constants = {"BLOCK_D": 32, "BLOCK_PARTS": 64}
+    results.append(
+        compile_kernel(
+            capability, rmsnorm.rms_norm_weight_gradient_kernel, pointers, constants, num_warps=4
+        )
+    )
+    del pointers["H"]  # the number of heads in the RoPE kernel
+    for interleaved in (True, False):
+        block_t, block_h, num_warps = rope.rope_tile(16, 64)
+        constants = {
+            "P": 64,
+            "INTERLEAVED": interleaved,
+            "INVERSE": True,
+            "BLOCK_T": block_t,
+            "BLOCK_H": block_h,
+        }
+        results.append(
+            compile_kernel(capability, rope.rope_kernel, pointers, constants, num_warps=num_warps)
+        )
+    return results
+
+
+def main() -> None:
+    capability, kernel = int(sys.argv[1]), sys.argv[2]
+    if kernel == "elementwise":
+        results = elementwise(capability)
+    elif kernel == "hopper":
+        results = hopper(192, 128, False) + hopper(192, 128, True) + hopper(96, 64, True)
+    else:
+        results = attention(capability, 192, 128, True)
+        if capability in (86, 90):
+            results += attention(capability, 96, 64, True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
