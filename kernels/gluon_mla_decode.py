@@ -264,7 +264,8 @@ def launch_many_heads(
     row_blocks = triton.cdiv(Q * H, 64)
     _decode_many_heads_kernel[(B * num_splits * row_blocks,)](
         q_latent_BQHR, q_rope_BQHP, TensorDescriptor.from_tensor(flat, [64, 256], wide),
-        TensorDescriptor.from_tensor(flat, [64, 64], narrow), block_table, seq_lens_B, out, lse,
+        TensorDescriptor.from_tensor(flat, [64, 64], narrow),
+        block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
         *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
         block_table.stride(0) if block_table is not None else 0,
         H, Q * H, max_tokens, cache.shape[0], num_splits, row_blocks, softmax_scale_log2,

@@ -82,11 +82,13 @@ def decode_config(
     elif itemsize == 1:
         if width <= 256:
             if block_m == 16 and hopper:
-                config = DecodeConfig(16, 64, 4, 2, 3, swap=True, max_registers=168)
+                config = DecodeConfig(16, 64, 4, 1, 3, swap=True, max_registers=168)
             else:
                 config = DecodeConfig(min(block_m, 32), 32, 4, 1, 2)
+        elif large:
+            config = DecodeConfig(16, 64, 8, 1, 1)
         else:
-            config = DecodeConfig(16, 32, 4, 1, 2)
+            config = DecodeConfig(16, 32, 8, 1, 1)
     elif width <= 256:
         if block_m == 64:
             config = DecodeConfig(64, 64, 8, 3, 1) if large else DecodeConfig(32, 32, 4, 2, 1)
@@ -95,14 +97,16 @@ def decode_config(
         else:
             config = DecodeConfig(block_m, 64 if large else 32, 4, 3, 1)
     elif block_m == 64:
-        if device.shared_bytes >= 224 * 1024:
+        if hopper:
             config = DecodeConfig(64, 64, 8, 2, 1)
+        elif device.shared_bytes >= 224 * 1024:
+            config = DecodeConfig(64, 32, 8, 2, 1)
         else:
             config = DecodeConfig(32, 32, 8, 3 if large else 2, 1)
     elif device.shared_bytes >= 224 * 1024:
         config = DecodeConfig(block_m, 64, 8, 3, 1)
     else:
-        config = DecodeConfig(block_m, 32, 8, 3, 1)
+        config = DecodeConfig(block_m, 32, 8, 3 if large or block_m == 16 else 2, 1)
     return replace(
         config,
         combined=combined,

@@ -23,7 +23,7 @@ def load_query(ptr, row_offsets, row_ok, cols, FIRST, WIDTH, SWAP: tl.constexpr)
 
 @triton.jit
 def attend(
-    q, q_rope, k, k_rope, row_scale, token_scale, visible, m, total, acc,
+    q, q_rope, k, k_rope, factor, token_scale, visible, m, total, acc,
     COMBINED: tl.constexpr, SWAP: tl.constexpr, QUANTIZED: tl.constexpr, SHIFT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -40,10 +40,9 @@ def attend(
             s = tl.dot(q_rope, tl.trans(k_rope), acc=s, input_precision=PRECISION)
     if QUANTIZED:
         token_scale = tl.maximum(token_scale, 1e-30)
-        s = s * tl.expand_dims(row_scale, TOKENS) * tl.expand_dims(token_scale, ROWS)
-        s += tl.expand_dims(tl.log2(token_scale), ROWS)
+        s = s * tl.expand_dims(token_scale, ROWS) + tl.expand_dims(tl.log2(token_scale), ROWS)
     else:
-        s = s * row_scale
+        s = s * factor
     s = tl.where(visible, s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, TOKENS))
     alpha = tl.exp2(m - m_new)
@@ -103,3 +102,48 @@ def widen(raw, E4M3_BITS: tl.constexpr):
         return bits.to(tl.float16, bitcast=True) - 1152.0
     else:
         return raw.to(tl.float16)
+
+
+@triton.jit
+def load_quantized(
+    cache_ptr, scale_ptr, page, start, offs, end, num_pages, outer, stride_outer, stride_token,
+    scale_outer, stride_scale_outer, stride_scale_token, cols, rope_cols,
+    COMBINED: tl.constexpr, PAGED: tl.constexpr, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    DENSE_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """A tile's codes (latent, rope) and scales; tokens from `end` on are 0 with scale 1.
+
+    With DENSE_TOKENS the token stride is a constant, so that the rows of a tile are at constant
+    distances and need no registers of their own.
+    """
+    ok = offs < end - start
+    WIDTH: tl.constexpr = cols.shape[0] if COMBINED else cols.shape[0] + rope_cols.shape[0]
+    if PAGED:
+        page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
+        at = page * stride_outer
+        scale_at = page * stride_scale_outer
+        if ONE_PAGE:
+            first = start % PAGE_SIZE
+            within = offs
+        else:
+            first = 0
+            within = (start + offs) % PAGE_SIZE
+    else:
+        first = start
+        within = offs
+        at = outer
+        scale_at = scale_outer
+    token_scale = tl.load(
+        scale_ptr + (scale_at + tl.cast(first, tl.int64) * stride_scale_token) + within * stride_scale_token,
+        mask=ok, other=1.0,
+    )  # fmt: skip
+    at += tl.cast(first, tl.int64) * stride_token
+    if DENSE_TOKENS:
+        at += within * WIDTH
+    else:
+        at += within * stride_token
+    raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
+    raw_rope = raw
+    if not COMBINED:
+        raw_rope = tl.load(cache_ptr + at[:, None] + rope_cols[None, :], mask=ok[:, None], other=0.0)
+    return raw, raw_rope, token_scale

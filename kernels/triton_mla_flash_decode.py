@@ -50,7 +50,14 @@ from ic.kernels.mla_decode_launch import (
     combine_blocks,
     many_heads_applies,
 )
-from ic.kernels.mla_decode_tiles import attend, load_query, tile_offsets, tile_pages, widen
+from ic.kernels.mla_decode_tiles import (
+    attend,
+    load_quantized,
+    load_query,
+    tile_offsets,
+    tile_pages,
+    widen,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -64,7 +71,7 @@ def _decode_kernel(
     NUM_QUERY: tl.constexpr, R: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr,
     COMBINED: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, SWAP: tl.constexpr,
     QUANTIZED: tl.constexpr, E4M3_BITS: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr, DENSE_TOKENS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence for BLOCK_M query rows; a quantised cache is widened one tile ahead."""
@@ -98,16 +105,10 @@ def _decode_kernel(
             q += load_query(q_rope_ptr, r_offsets, row_ok, cols, R, P, SWAP)
     else:
         q_rope = load_query(q_rope_ptr, r_offsets, row_ok, rope_cols, 0, P, SWAP)
-    row_scale = scale_log2
     if QUANTIZED:
-        # fp16 products: divide each row by its largest entry and put it back into the scores.
-        peak = tl.max(tl.abs(q.to(tl.float32)), 0 if SWAP else 1)
-        if not COMBINED:
-            peak = tl.maximum(peak, tl.max(tl.abs(q_rope.to(tl.float32)), 0 if SWAP else 1))
-        peak = tl.maximum(peak, 1e-30)
-        q = q.to(tl.float32) / tl.expand_dims(peak, 0 if SWAP else 1)
-        q_rope = q_rope.to(tl.float32) / tl.expand_dims(peak, 0 if SWAP else 1)
-        row_scale = peak * scale_log2
+        # The factor goes into the query here: one product less for every score.
+        q = tl.clamp(q.to(tl.float32) * scale_log2, -65504.0, 65504.0)
+        q_rope = tl.clamp(q_rope.to(tl.float32) * scale_log2, -65504.0, 65504.0)
     q = q.to(COMPUTE)
     q_rope = q_rope.to(COMPUTE)
 
@@ -143,46 +144,38 @@ def _decode_kernel(
                 visible = tl.expand_dims(n < end, 1 if SWAP else 0)
             else:
                 visible = tl.expand_dims(n, 1 if SWAP else 0) < tl.expand_dims(limit, 0 if SWAP else 1)
-            m, total, acc = attend(q, q_rope, k, k_rope, row_scale, 1.0, visible, m, total, acc,
+            m, total, acc = attend(q, q_rope, k, k_rope, scale_log2, 1.0, visible, m, total, acc,
                                 COMBINED, SWAP, False, SHIFT, PRECISION)  # fmt: skip
     else:
-        ok = offs * 0 + begin < end
-        at = tile_offsets(page, begin, offs, end, num_pages, outer, stride_outer, stride_token,
-                           PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-        k = widen(tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0), E4M3_BITS)
+        # Eight values a thread: their fp16 form is 16 bytes, which shared memory takes without conflict.
+        tile_cols = tl.max_contiguous(tl.arange(0, TILE), 8)
+        raw, raw_rope, token_scale = load_quantized(
+            cache_ptr, scale_ptr, page, begin, offs, end, num_pages, outer, stride_outer, stride_token,
+            scale_outer, stride_scale_outer, stride_scale_token, tile_cols, R + rope_cols,
+            COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+        )  # fmt: skip
+        k = widen(raw, E4M3_BITS)
         k_rope = k
         if not COMBINED:
-            first_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :],
-                                 mask=ok[:, None], other=0.0)  # fmt: skip
-            k_rope = widen(first_rope, E4M3_BITS)
-        at = tile_offsets(page, begin, offs, end, num_pages, scale_outer, stride_scale_outer,
-                           stride_scale_token, PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-        token_scale = tl.load(scale_ptr + at, mask=ok, other=1.0)
+            k_rope = widen(raw_rope, E4M3_BITS)
         if PAGED:
             page = tile_pages(table, begin + BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-            following = start + BLOCK_N
-            ok = offs * 0 + following < end
-            at = tile_offsets(page, following, offs, end, num_pages, outer, stride_outer, stride_token,
-                               PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-            raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
-            raw_rope = raw
-            if not COMBINED:
-                raw_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :],
-                                   mask=ok[:, None], other=0.0)  # fmt: skip
-            at = tile_offsets(page, following, offs, end, num_pages, scale_outer, stride_scale_outer,
-                               stride_scale_token, PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-            next_scale = tl.load(scale_ptr + at, mask=ok, other=1.0)
+            raw, raw_rope, next_scale = load_quantized(
+                cache_ptr, scale_ptr, page, start + BLOCK_N, offs, end, num_pages, outer, stride_outer,
+                stride_token, scale_outer, stride_scale_outer, stride_scale_token, tile_cols,
+                R + rope_cols, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+            )  # fmt: skip
             if PAGED:
-                page = tile_pages(table, following + BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
+                page = tile_pages(table, start + 2 * BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
             n = start + offs
             if NUM_QUERY == 1:
                 visible = tl.expand_dims(n < end, 1 if SWAP else 0)
             else:
                 visible = tl.expand_dims(n, 1 if SWAP else 0) < tl.expand_dims(limit, 0 if SWAP else 1)
-            m, total, acc = attend(q, q_rope, k, k_rope, row_scale,
-                                token_scale * 256.0 if E4M3_BITS else token_scale, visible, m, total, acc,
-                                COMBINED, SWAP, True, SHIFT, PRECISION)  # fmt: skip
+            m, total, acc = attend(q, q_rope, k, k_rope, 1.0,
+                                   token_scale * 256.0 if E4M3_BITS else token_scale, visible, m, total,
+                                   acc, COMBINED, SWAP, True, SHIFT, PRECISION)  # fmt: skip
             token_scale = next_scale
             k = widen(raw, E4M3_BITS)
             k_rope = k
@@ -309,6 +302,7 @@ def launch_decode(
         PAGED=paged, PAGE_SIZE=page_size, SWAP=config.swap, QUANTIZED=quantized, E4M3_BITS=bits,
         SHIFT=14.0 if half else 0.0, PRECISION="ieee", BLOCK_M=config.block_m,
         BLOCK_N=config.block_n, STAGES=config.num_stages, SPLIT=num_splits > 1, PDL=bool(pdl),
+        DENSE_TOKENS=cache.stride(1) == cache.shape[2],
         num_warps=config.num_warps, num_stages=config.num_stages,
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )  # fmt: skip

@@ -36,8 +36,9 @@ TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
 
 
 def compile_kernel(
-    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any], **options: Any
-) -> dict[str, Any]:
+    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any],
+    source_type: Any = ASTSource, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Compile one kernel: pointer and stride arguments divisible by 16, other numbers int32."""
     signature, attributes, values = {}, {}, {}
     for index, name in enumerate(fn.arg_names):
@@ -47,9 +48,9 @@ def compile_kernel(
             continue
         is_float = name in ("scale_log2", "eps")
         signature[name] = pointers.get(name, "fp32" if is_float else "i32")
-        if name in pointers or name.startswith("stride_"):
+        if name.endswith("_ptr") or name.startswith("stride_"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=fn, signature=signature, constexprs=values, attrs=attributes)
+    source = source_type(fn=fn, signature=signature, constexprs=values, attrs=attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {"shared_bytes": kernel.metadata.shared} | resource_usage(kernel.asm["cubin"])
 
@@ -95,7 +96,8 @@ def compile_decode(
         "PAGED": page_size is not None, "PAGE_SIZE": page_size or 16, "SWAP": config.swap,
         "QUANTIZED": quantized, "E4M3_BITS": bits, "SHIFT": 14.0 if quantized else 0.0,
         "PRECISION": "ieee", "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl, "stride_scale_token": 1,
+        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl,
+        "DENSE_TOKENS": True, "stride_scale_token": 1,
     }  # fmt: skip
     if not quantized:
         constants["scale_ptr"] = None
@@ -105,6 +107,28 @@ def compile_decode(
     if config.max_registers:
         options["maxnreg"] = config.max_registers
     return compile_kernel(decode._decode_kernel, capability, pointers, constants, **options)
+
+
+def compile_many_heads(capability: int) -> dict[str, Any]:
+    """The Gluon kernel, which only Hopper runs."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels.gluon_mla_decode import _decode_many_heads_kernel
+
+    descriptors = {}
+    for name, shape in (("desc_half", [64, 256]), ("desc_rope", [64, 64])):
+        layout = gl.NVMMASharedLayout.get_default_for(shape, gl.bfloat16)
+        descriptors[name] = f"tensordesc<bf16{shape},{layout!r}>"
+    pointers = {
+        "q_latent_ptr": "*bf16", "q_rope_ptr": "*bf16", "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32", "out_ptr": "*bf16", "lse_ptr": "*fp32",
+    }  # fmt: skip
+    constants = {"NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False}
+    return compile_kernel(
+        _decode_many_heads_kernel, capability, pointers | descriptors, constants, GluonASTSource,
+        num_warps=4,
+    )  # fmt: skip
 
 
 def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, Any]:
@@ -141,7 +165,10 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             continue
         for latent, rope, num_rows, kind in shapes:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
-            result = compile_decode(capability, latent, rope, num_rows, kind)
+            if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
+                result = compile_many_heads(capability)
+            else:
+                result = compile_decode(capability, latent, rope, num_rows, kind)
             rows.append({"name": name, "published": published} | result)
     others = {
         "combine 264 splits": lambda: compile_combine(capability, 264, 512),
