@@ -17,11 +17,15 @@ import triton
 
 def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, Any]:
     """What a reader needs to repeat a run: command, commit, date, device, versions, config."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    # A copy of the tree without its repository carries the commit in a file.
     commit_file = Path(__file__).resolve().parents[1] / "COMMIT"
-    commit = found.stdout.strip() or (commit_file.read_text().strip() if commit_file.exists() else "")
+    if commit_file.exists():
+        commit = commit_file.read_text().strip()
+    else:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        )
+        commit = found.stdout.strip()
     return {
         "command": "python -m ic benchmark " + " ".join(argv),
         "commit": commit or "unknown",

@@ -50,7 +50,7 @@ def attend(
     mass = p
     if QUANTIZED:
         mass = p * tl.expand_dims(1.0 / token_scale, ROWS)
-    if SWAP:
+    if SWAP and not QUANTIZED:
         total = total * tl.expand_dims(alpha, TOKENS) + mass
     else:
         total = total * alpha + tl.sum(mass, TOKENS)

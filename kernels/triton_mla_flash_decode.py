@@ -113,11 +113,13 @@ def _decode_kernel(
     q_rope = q_rope.to(COMPUTE)
 
     m = tl.full([BLOCK_M], -1e30, tl.float32)
-    if SWAP:
+    if SWAP and not QUANTIZED:
         total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        acc = tl.zeros([TILE, BLOCK_M], tl.float32)
     else:
         total = tl.zeros([BLOCK_M], tl.float32)
+    if SWAP:
+        acc = tl.zeros([TILE, BLOCK_M], tl.float32)
+    else:
         acc = tl.zeros([BLOCK_M, TILE], tl.float32)
     table = block_table_ptr
     if PAGED:
@@ -182,7 +184,7 @@ def _decode_kernel(
             if not COMBINED:
                 k_rope = widen(raw_rope, E4M3_BITS)
 
-    mass = tl.sum(total, 0) if SWAP else total
+    mass = tl.sum(total, 0) if SWAP and not QUANTIZED else total
     empty = mass == 0.0
     mass = tl.where(empty, 1.0, mass)
     lse = tl.where(empty, float("-inf"), m - SHIFT + tl.log2(mass))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ic.kernels.mla_decode_launch import DecodeConfig, decode_config, device_of, split_count
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
 from ic.kernels.triton_mla_flash_decode import launch_decode, mla_decode
