@@ -1,8 +1,8 @@
 """Check, time and report the kernels: `python -m ic benchmark [kernel ...] [--output FILE.json]`.
 
-For each registered case (see `benchmark_registry`): compare with the reference on fresh inputs, refuse
-to time what is wrong, time ours and every peer that imports over rotating buffers larger than L2, and
-relate the times to the copy bandwidth and the matrix rate measured in the same run.
+For each registered case (see `benchmark_registry`): compare with the reference on fresh inputs,
+refuse to time what is wrong, time ours and every peer that imports over rotating buffers larger
+than L2, and relate the times to the copy bandwidth and the matrix rate measured in the same run.
 """
 
 from __future__ import annotations

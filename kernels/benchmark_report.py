@@ -55,8 +55,20 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         title=f"{run['device']}: copy {ceilings['copy_tb_per_s']:.2f} TB/s, "
         f"bf16 product {ceilings['matmul_bf16_tflop_per_s']:.0f} TFLOP/s"
     )
-    for heading in ("kernel", "case", "by", "us", "spread", "% copy", "TFLOP/s", "ours is", "error"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "case", "by") else "right")
+    for heading in (
+        "kernel",
+        "case",
+        "by",
+        "us",
+        "spread",
+        "% copy",
+        "TFLOP/s",
+        "ours is",
+        "error",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in ("kernel", "case", "by") else "right"
+        )
     for row in rows:
         if "reason" in row:
             table.add_row(row["kernel"], row["case"], row["by"], row["reason"])
@@ -77,7 +89,7 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def plot(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Per case: our time and the peers' as a multiple of the time a copy of the bytes would take."""
+    """Per case, ours and the peers': how much of the ceiling that binds was reached."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -3,6 +3,9 @@
 Used by `triton_mla_flash_decode`, whose docstring has the maths and the names of the dimensions.
 """
 
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton
@@ -27,7 +30,7 @@ def attend(
     COMBINED: tl.constexpr, SWAP: tl.constexpr, QUANTIZED: tl.constexpr, SHIFT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One online-softmax step in base 2 over a tile of tokens. With SWAP, `total` stays unreduced."""
+    """One online-softmax step in base 2; with SWAP and full precision `total` stays unreduced."""
     TOKENS: tl.constexpr = 0 if SWAP else 1
     ROWS: tl.constexpr = 1 - TOKENS
     if SWAP:
@@ -64,7 +67,7 @@ def attend(
 
 @triton.jit
 def tile_pages(table, start, offs, end, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Page numbers of a tile's tokens: one, or one a token; nothing is read if it starts at `end`."""
+    """Page numbers of a tile: one, or one a token; nothing is read if it starts at `end`."""
     if ONE_PAGE:
         return tl.load(table + start // PAGE_SIZE, mask=start < end, other=0)
     else:
@@ -77,7 +80,7 @@ def tile_offsets(
     page, start, offs, end, num_pages, outer, stride_outer, stride_token,
     PAGED: tl.constexpr, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """int64 element offsets of a tile's tokens; tokens from `end` on repeat the last one before it."""
+    """int64 element offsets of a tile's tokens; from `end` on they repeat the last token."""
     n = tl.minimum(start + offs, end - 1)
     if PAGED:
         page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
@@ -133,10 +136,8 @@ def load_quantized(
         within = offs
         at = outer
         scale_at = scale_outer
-    token_scale = tl.load(
-        scale_ptr + (scale_at + tl.cast(first, tl.int64) * stride_scale_token) + within * stride_scale_token,
-        mask=ok, other=1.0,
-    )  # fmt: skip
+    scale_at += tl.cast(first, tl.int64) * stride_scale_token
+    token_scale = tl.load(scale_ptr + scale_at + within * stride_scale_token, mask=ok, other=1.0)
     at += tl.cast(first, tl.int64) * stride_token
     if DENSE_TOKENS:
         at += within * WIDTH
@@ -145,5 +146,7 @@ def load_quantized(
     raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
     raw_rope = raw
     if not COMBINED:
-        raw_rope = tl.load(cache_ptr + at[:, None] + rope_cols[None, :], mask=ok[:, None], other=0.0)
+        raw_rope = tl.load(
+            cache_ptr + at[:, None] + rope_cols[None, :], mask=ok[:, None], other=0.0
+        )
     return raw, raw_rope, token_scale

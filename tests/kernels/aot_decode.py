@@ -23,7 +23,7 @@ from ic.kernels import triton_mla_flash_decode as decode
 from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
-# (latent, rope, rows, cache type): the shapes of the published figures, then others that must compile.
+# (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
 PUBLISHED = [
     (192, 64, 16, "bf16"), (192, 64, 16, "fp8"), (512, 64, 16, "bf16"), (512, 64, 16, "fp8"),
     (512, 64, 64, "bf16"),
@@ -62,7 +62,10 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         report = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+            [tools / "cuobjdump", "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         sass = subprocess.run(
             [tools / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
@@ -152,7 +155,9 @@ def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[s
         "sin_ptr": "*fp32", "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
         "slots_ptr": "*i64",
     }  # fmt: skip
-    constants = append.kernel_constants(latent, rope, interleaved=True, quantized=quantized, bits=bits)
+    constants = append.kernel_constants(
+        latent, rope, interleaved=True, quantized=quantized, bits=bits
+    )
     if not quantized:
         constants["scale_ptr"] = None
     return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)

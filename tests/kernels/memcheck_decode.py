@@ -1,4 +1,4 @@
-"""Small launches of every decode path for `compute-sanitizer --tool memcheck python ...` on a GPU."""
+"""Small launches of every decode path, for `compute-sanitizer --tool memcheck` on a GPU."""
 
 from __future__ import annotations
 
