@@ -81,10 +81,12 @@ def decode_config(
         config = DecodeConfig(16, 16, 4, 1, 1)
     elif itemsize == 1:
         if width <= 256:
-            if block_m == 16 and hopper:
+            if block_m == 16 and hopper and combined:
                 config = DecodeConfig(16, 64, 4, 1, 3, swap=True, max_registers=168)
             else:
                 config = DecodeConfig(min(block_m, 32), 32, 4, 1, 2)
+        elif hopper:
+            config = DecodeConfig(16, 32, 4, 1, 2)
         elif large:
             config = DecodeConfig(16, 64, 8, 1, 1)
         else:
