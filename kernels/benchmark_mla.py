@@ -1,8 +1,8 @@
 """Check, time and report the kernels: `python -m ic benchmark [kernel ...] [--output FILE.json]`.
 
-For each registered case (see `benchmark_registry`): compare with the reference on fresh inputs, refuse
-to time what is wrong, time ours and every peer that imports over rotating buffers larger than L2, and
-relate the times to the copy bandwidth and the matrix rate measured in the same run.
+For each registered case (see `benchmark_registry`): compare with the reference on fresh inputs,
+refuse to time what is wrong, time ours and every peer that imports over rotating buffers larger
+than L2, and relate the times to the copy bandwidth and the matrix rate measured in the same run.
 """
 
 from __future__ import annotations
@@ -95,15 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     ceilings = measure_ceilings(torch.device("cuda"))
     rows: list[dict[str, Any]] = []
+    run = describe_run(list(argv) if argv is not None else [], ceilings)
     for case in cases:
         rows += run_case(case, ceilings, peers=not arguments.no_peers)
+        add_baselines(rows, cases)
+        if arguments.output:  # after every case, so that an interrupted run keeps what it measured
+            write_json(arguments.output, run, rows)
         gc.collect()
         torch.cuda.empty_cache()
-    add_baselines(rows, cases)
-    run = describe_run(list(argv) if argv is not None else [], ceilings)
     print_table(run, rows)
     if arguments.output:
-        write_json(arguments.output, run, rows)
         plot(arguments.output.with_suffix(".png"), run, rows)
     return int(any(row["by"] == "ours" and "reason" in row for row in rows))
 

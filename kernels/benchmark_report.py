@@ -17,11 +17,15 @@ import triton
 
 def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, Any]:
     """What a reader needs to repeat a run: command, commit, date, device, versions, config."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+    # A copy of the tree without its repository carries the commit in a file.
     commit_file = Path(__file__).resolve().parents[1] / "COMMIT"
-    commit = found.stdout.strip() or (commit_file.read_text().strip() if commit_file.exists() else "")
+    if commit_file.exists():
+        commit = commit_file.read_text().strip()
+    else:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        )
+        commit = found.stdout.strip()
     return {
         "command": "python -m ic benchmark " + " ".join(argv),
         "commit": commit or "unknown",
@@ -51,8 +55,20 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         title=f"{run['device']}: copy {ceilings['copy_tb_per_s']:.2f} TB/s, "
         f"bf16 product {ceilings['matmul_bf16_tflop_per_s']:.0f} TFLOP/s"
     )
-    for heading in ("kernel", "case", "by", "us", "spread", "% copy", "TFLOP/s", "ours is", "error"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "case", "by") else "right")
+    for heading in (
+        "kernel",
+        "case",
+        "by",
+        "us",
+        "spread",
+        "% copy",
+        "TFLOP/s",
+        "ours is",
+        "error",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in ("kernel", "case", "by") else "right"
+        )
     for row in rows:
         if "reason" in row:
             table.add_row(row["kernel"], row["case"], row["by"], row["reason"])
@@ -72,8 +88,38 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
+def markdown_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The table of docs/kernels.md: one line a case, ours first, then each peer that was timed."""
+    timed = [row for row in rows if "median_us" in row]
+    peers = list(dict.fromkeys(row["by"] for row in timed if row["by"] != "ours"))
+    ceilings = run["config"]["ceilings"]
+    lines = [
+        f"{run['device']}, PyTorch {run['versions']['torch']}, Triton {run['versions']['triton']}, "
+        f"{run['date'][:10]}, commit {run['commit'][:8]}. Ceilings of the same run: copy "
+        f"{ceilings['copy_tb_per_s']:.2f} TB/s, bf16 product "
+        f"{ceilings['matmul_bf16_tflop_per_s']:.0f} TFLOP/s.",
+        "",
+        "| (batch, context), heads, latent+rope | ours, us | middle half, us | % of copy | TFLOP/s "
+        "| relative error | " + " | ".join(f"{peer}, us" for peer in peers) + " |",
+        "|---" * (6 + len(peers)) + "|",
+    ]
+    for row in (row for row in timed if row["by"] == "ours"):
+        others = {other["by"]: other for other in timed if other["case"] == row["case"]}
+        cells = [
+            row["case"],
+            f"{row['median_us']:.1f}",
+            f"{row['spread_us']:.1f}",
+            f"{row['percent_of_copy']:.0f}",
+            f"{row['tflop_per_s']:.0f}" if row["flops"] else "-",
+            f"{row['relative_error']:.1e}",
+            *(f"{others[peer]['median_us']:.1f}" if peer in others else "-" for peer in peers),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def plot(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Per case: our time and the peers' as a multiple of the time a copy of the bytes would take."""
+    """Per case, ours and the peers': how much of the ceiling that binds was reached."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ def _sample(step: Callable[[int], Any], calls_a_step: int, repeats: int) -> list
         step(index)
         marks[index + 1].record()
     torch.cuda.synchronize()
-    pairs = zip(marks[:-1], marks[1:], strict=True)
-    return [before.elapsed_time(after) * 1e3 / calls_a_step for before, after in pairs]
+    return [before.elapsed_time(after) * 1e3 / calls_a_step for before, after in pairwise(marks)]
 
 
 def time_with_events(calls: Sequence[Call], repeats: int = 30) -> list[float]:
@@ -63,7 +63,7 @@ def time_with_graph(calls: Sequence[Call], repeats: int = 20) -> list[float]:
 
 
 def time_best(calls: Sequence[Call]) -> dict[str, Any]:
-    """Median of the better of the two ways, with how it was taken, n and the middle half's width."""
+    """Median of the better of the two ways, how it was taken, n and the middle half's width."""
     ways: dict[str, list[float]] = {"events": time_with_events(calls)}
     try:
         ways["graph"] = time_with_graph(calls)
@@ -81,13 +81,19 @@ def time_best(calls: Sequence[Call]) -> dict[str, Any]:
 
 
 def measure_ceilings(device: torch.device) -> dict[str, float]:
-    """Copy bandwidth (bytes read and written) and the bf16 matrix product's rate, on random data."""
+    """Copy bandwidth (bytes read and written, the faster of memcpy and a kernel) and the rate of
+    the bf16 matrix product, on random data.
+    """
     num_bytes = 1 << 30
-    sources = [torch.randint(0, 255, (num_bytes,), dtype=torch.uint8, device=device) for _ in "ab"]
+    sources = [torch.randn(num_bytes // 4, device=device) for _ in "ab"]
     targets = [torch.empty_like(source) for source in sources]
-    copies = [lambda s=s, t=t: t.copy_(s) for s, t in zip(sources, targets, strict=True)]
-    copy_us = statistics.median(time_with_graph(copies))
-    del copies, sources, targets
+    pairs = list(zip(sources, targets, strict=True))
+    ways = {
+        "memcpy": [lambda s=s, t=t: t.copy_(s) for s, t in pairs],
+        "kernel": [lambda s=s, t=t: torch.neg(s, out=t) for s, t in pairs],
+    }
+    copy_us = min(statistics.median(time_with_graph(calls)) for calls in ways.values())
+    del sources, targets, pairs, ways
     size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in "ab")
     matmul_us = statistics.median(time_with_graph([lambda: a @ b]))

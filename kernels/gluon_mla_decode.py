@@ -1,15 +1,16 @@
 """MLA decode for many heads on Hopper: three warpgroups, one for scores and two for values (Gluon).
 
-Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where it
-applies: 64 query rows or more, latent 512 and rope 64, a bf16 or fp16 cache in pages of a multiple of
-64 tokens (or contiguous), capability 9.0.
+Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
+it applies: 64 query rows or more, latent 512 and rope 64, a bf16 or fp16 cache in pages of a
+multiple of 64 tokens (or contiguous), capability 9.0.
 
 Why. With 64 rows and more decode is bound by the matrix units, not by memory. In the Triton kernel
 all eight warps compute scores, then softmax, then values: the matrix units idle during the softmax.
 Here one warpgroup fetches tiles (TMA), computes the 64 x 64 scores and the softmax and puts the
-probabilities into shared memory; two warpgroups each accumulate half of the 512 value columns. So the
-values of tile i are multiplied while the scores of tile i + 1 are. A tile's buffer is refilled as soon
-as its values are done: two buffers of 72 KiB, queries 72 KiB, probabilities 8 KiB of shared memory.
+probabilities into shared memory; two warpgroups each accumulate half of the 512 value columns. So
+the values of tile i are multiplied while the scores of tile i + 1 are. A tile's buffer is refilled
+as soon as its values are done: two buffers of 72 KiB, queries 72 KiB, probabilities 8 KiB of shared
+memory.
 
 Barriers. `loaded[2]`: TMA has filled a buffer. `scored`: probabilities and the factor for the
 accumulator are in shared memory (one arrival). `valued`: both value warpgroups are done with them
@@ -18,6 +19,9 @@ and with the tile's buffer (two arrivals). The last use of `scored` hands over 1
 Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
 probability of 0 times a NaN that happens to be there would be NaN.
 """
+
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -95,7 +99,9 @@ def _scores(
         buffer = i % 2
         mbarrier.wait(loaded.index(buffer), (i // 2) & 1)
         s = gl.zeros([64, 64], gl.float32, layout)
-        s = warpgroup_mma(q_left, left.index(buffer).permute((1, 0)), s, use_acc=False, is_async=True)
+        s = warpgroup_mma(
+            q_left, left.index(buffer).permute((1, 0)), s, use_acc=False, is_async=True
+        )
         s = warpgroup_mma(q_right, right.index(buffer).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
         if i > 0:
@@ -228,8 +234,8 @@ def _decode_many_heads_kernel(
     gl.warp_specialize(
         [
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, loaded,
-                       scored, valued, desc_half, desc_rope, table, first_row, num_pages, begin, end,
-                       length, row_start, num_rows, num_heads, scale_log2, lse_ptr, out_row,
+                       scored, valued, desc_half, desc_rope, table, first_row, num_pages, begin,
+                       end, length, row_start, num_rows, num_heads, scale_log2, lse_ptr, out_row,
                        NUM_QUERY, PAGED, PAGE_SIZE, SHIFT, SPLIT)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 0)),
@@ -264,7 +270,8 @@ def launch_many_heads(
     row_blocks = triton.cdiv(Q * H, 64)
     _decode_many_heads_kernel[(B * num_splits * row_blocks,)](
         q_latent_BQHR, q_rope_BQHP, TensorDescriptor.from_tensor(flat, [64, 256], wide),
-        TensorDescriptor.from_tensor(flat, [64, 64], narrow), block_table, seq_lens_B, out, lse,
+        TensorDescriptor.from_tensor(flat, [64, 64], narrow),
+        block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
         *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
         block_table.stride(0) if block_table is not None else 0,
         H, Q * H, max_tokens, cache.shape[0], num_splits, row_blocks, softmax_scale_log2,

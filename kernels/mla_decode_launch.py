@@ -1,7 +1,7 @@
 """How `triton_mla_flash_decode` is launched: argument checks, tile configurations, split counts.
 
-Tiles are looked up, never tuned at run time: a serving process must not measure on its first request.
-The table's entries are the fastest of the sweeps described in docs/kernels.md.
+Tiles are looked up, never tuned at run time: a serving process must not measure on its first
+request. The table's entries are the fastest of the sweeps described in docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _device(index: int | None) -> Device:
     return Device(
         capability=properties.major * 10 + properties.minor,
         num_sms=properties.multi_processor_count,
-        shared_bytes=properties.shared_memory_per_block_optin,
+        shared_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     )
 
 
@@ -81,12 +81,16 @@ def decode_config(
         config = DecodeConfig(16, 16, 4, 1, 1)
     elif itemsize == 1:
         if width <= 256:
-            if block_m == 16 and hopper:
-                config = DecodeConfig(16, 64, 4, 2, 3, swap=True, max_registers=168)
+            if block_m == 16 and hopper and combined:
+                config = DecodeConfig(16, 64, 4, 1, 3, swap=True, max_registers=168)
             else:
                 config = DecodeConfig(min(block_m, 32), 32, 4, 1, 2)
-        else:
+        elif hopper:
             config = DecodeConfig(16, 32, 4, 1, 2)
+        elif large:
+            config = DecodeConfig(16, 64, 8, 1, 1)
+        else:
+            config = DecodeConfig(16, 32, 8, 1, 1)
     elif width <= 256:
         if block_m == 64:
             config = DecodeConfig(64, 64, 8, 3, 1) if large else DecodeConfig(32, 32, 4, 2, 1)
@@ -95,14 +99,16 @@ def decode_config(
         else:
             config = DecodeConfig(block_m, 64 if large else 32, 4, 3, 1)
     elif block_m == 64:
-        if device.shared_bytes >= 224 * 1024:
+        if hopper:
             config = DecodeConfig(64, 64, 8, 2, 1)
+        elif device.shared_bytes >= 224 * 1024:
+            config = DecodeConfig(64, 32, 8, 2, 1)
         else:
             config = DecodeConfig(32, 32, 8, 3 if large else 2, 1)
     elif device.shared_bytes >= 224 * 1024:
         config = DecodeConfig(block_m, 64, 8, 3, 1)
     else:
-        config = DecodeConfig(block_m, 32, 8, 3, 1)
+        config = DecodeConfig(block_m, 32, 8, 3 if large or block_m == 16 else 2, 1)
     return replace(
         config,
         combined=combined,
@@ -124,7 +130,7 @@ def choose_decode_config(
 def many_heads_applies(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> bool:
-    """Whether `gluon_mla_decode` takes the shape (its configuration says whether the device does)."""
+    """Whether `gluon_mla_decode` takes the shape; the configuration says if the device does."""
     return (
         q_latent.shape[1] * q_latent.shape[2] >= 64
         and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
@@ -140,7 +146,7 @@ def many_heads_applies(
 
 @functools.lru_cache(maxsize=4096)
 def split_count(groups: int, tiles: int, slots: int) -> int:
-    """Splits that minimise the time of `groups` sequences and row blocks of `tiles` tiles on `slots`.
+    """Splits that minimise the time of `groups` (sequences times row blocks) on `slots`.
 
     In units of a tile: every wave of programs costs its tiles and a start of about two tiles; every
     split costs a little in the combine pass.
@@ -206,8 +212,8 @@ def check_decode_arguments(
     powers = all(n >= 16 and n & (n - 1) == 0 for n in (R, P))
     _require(
         R >= 16 and R % 16 == 0 and (is_combined(R, P) or powers) and R <= 512,
-        f"q_latent and q_rope have latent and rope dimensions {R} and {P}; their sum must be a power "
-        "of two, or each of them (16 at least, latent at most 512)",
+        f"q_latent and q_rope have latent and rope dimensions {R} and {P}; their sum must be a "
+        "power of two, or each of them (16 at least, latent at most 512)",
     )
     _require(
         q_latent.dtype in (torch.bfloat16, torch.float16, torch.float32),
@@ -251,7 +257,7 @@ def _check_cache(
     if cache_scale is None:
         _require(
             cache.dtype == q_latent.dtype,
-            f"cache is {cache.dtype}, but q_latent {q_latent.dtype}; a quantised one needs cache_scale",
+            f"cache is {cache.dtype}, but q_latent {q_latent.dtype}; if quantised pass cache_scale",
         )
     else:
         _require(
@@ -315,5 +321,6 @@ def check_decode_indices(
         low, high = int(pages.min()), int(pages.max())
         _require(
             low >= 0 and high < cache.shape[0],
-            f"block_table holds page {low if low < 0 else high}; the cache has {cache.shape[0]} pages",
+            f"block_table holds page {low if low < 0 else high}; "
+            f"the cache has {cache.shape[0]} pages",
         )

@@ -3,6 +3,9 @@
 Used by `triton_mla_flash_decode`, whose docstring has the maths and the names of the dimensions.
 """
 
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton
@@ -23,11 +26,11 @@ def load_query(ptr, row_offsets, row_ok, cols, FIRST, WIDTH, SWAP: tl.constexpr)
 
 @triton.jit
 def attend(
-    q, q_rope, k, k_rope, row_scale, token_scale, visible, m, total, acc,
+    q, q_rope, k, k_rope, factor, token_scale, visible, m, total, acc,
     COMBINED: tl.constexpr, SWAP: tl.constexpr, QUANTIZED: tl.constexpr, SHIFT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One online-softmax step in base 2 over a tile of tokens. With SWAP, `total` stays unreduced."""
+    """One online-softmax step in base 2; with SWAP and full precision `total` stays unreduced."""
     TOKENS: tl.constexpr = 0 if SWAP else 1
     ROWS: tl.constexpr = 1 - TOKENS
     if SWAP:
@@ -40,10 +43,9 @@ def attend(
             s = tl.dot(q_rope, tl.trans(k_rope), acc=s, input_precision=PRECISION)
     if QUANTIZED:
         token_scale = tl.maximum(token_scale, 1e-30)
-        s = s * tl.expand_dims(row_scale, TOKENS) * tl.expand_dims(token_scale, ROWS)
-        s += tl.expand_dims(tl.log2(token_scale), ROWS)
+        s = s * tl.expand_dims(token_scale, ROWS) + tl.expand_dims(tl.log2(token_scale), ROWS)
     else:
-        s = s * row_scale
+        s = s * factor
     s = tl.where(visible, s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, TOKENS))
     alpha = tl.exp2(m - m_new)
@@ -51,7 +53,7 @@ def attend(
     mass = p
     if QUANTIZED:
         mass = p * tl.expand_dims(1.0 / token_scale, ROWS)
-    if SWAP:
+    if SWAP and not QUANTIZED:
         total = total * tl.expand_dims(alpha, TOKENS) + mass
     else:
         total = total * alpha + tl.sum(mass, TOKENS)
@@ -65,7 +67,7 @@ def attend(
 
 @triton.jit
 def tile_pages(table, start, offs, end, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr):
-    """Page numbers of a tile's tokens: one, or one a token; nothing is read if it starts at `end`."""
+    """Page numbers of a tile: one, or one a token; nothing is read if it starts at `end`."""
     if ONE_PAGE:
         return tl.load(table + start // PAGE_SIZE, mask=start < end, other=0)
     else:
@@ -78,7 +80,7 @@ def tile_offsets(
     page, start, offs, end, num_pages, outer, stride_outer, stride_token,
     PAGED: tl.constexpr, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """int64 element offsets of a tile's tokens; tokens from `end` on repeat the last one before it."""
+    """int64 element offsets of a tile's tokens; from `end` on they repeat the last token."""
     n = tl.minimum(start + offs, end - 1)
     if PAGED:
         page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
@@ -103,3 +105,48 @@ def widen(raw, E4M3_BITS: tl.constexpr):
         return bits.to(tl.float16, bitcast=True) - 1152.0
     else:
         return raw.to(tl.float16)
+
+
+@triton.jit
+def load_quantized(
+    cache_ptr, scale_ptr, page, start, offs, end, num_pages, outer, stride_outer, stride_token,
+    scale_outer, stride_scale_outer, stride_scale_token, cols, rope_cols,
+    COMBINED: tl.constexpr, PAGED: tl.constexpr, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    DENSE_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """A tile's codes (latent, rope) and scales; tokens from `end` on are 0 with scale 1.
+
+    With DENSE_TOKENS the token stride is a constant, so that the rows of a tile are at constant
+    distances and need no registers of their own.
+    """
+    ok = offs < end - start
+    WIDTH: tl.constexpr = cols.shape[0] if COMBINED else cols.shape[0] + rope_cols.shape[0]
+    if PAGED:
+        page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
+        at = page * stride_outer
+        scale_at = page * stride_scale_outer
+        if ONE_PAGE:
+            first = start % PAGE_SIZE
+            within = offs
+        else:
+            first = 0
+            within = (start + offs) % PAGE_SIZE
+    else:
+        first = start
+        within = offs
+        at = outer
+        scale_at = scale_outer
+    scale_at += tl.cast(first, tl.int64) * stride_scale_token
+    token_scale = tl.load(scale_ptr + scale_at + within * stride_scale_token, mask=ok, other=1.0)
+    at += tl.cast(first, tl.int64) * stride_token
+    if DENSE_TOKENS:
+        at += within * WIDTH
+    else:
+        at += within * stride_token
+    raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
+    raw_rope = raw
+    if not COMBINED:
+        raw_rope = tl.load(
+            cache_ptr + at[:, None] + rope_cols[None, :], mask=ok[:, None], other=0.0
+        )
+    return raw, raw_rope, token_scale

@@ -1,7 +1,7 @@
 """The kernels' specification in PyTorch: readable, in fp32, one line of maths at a time.
 
-B sequences, Q query tokens, H heads, R kv_lora_rank, P qk_rope_head_dim, S cached tokens, T new tokens.
-The training references accumulate in fp32, or in fp64 when their inputs are fp64.
+B sequences, Q query tokens, H heads, R kv_lora_rank, P qk_rope_head_dim, S cached tokens, T new
+tokens. The training references accumulate in fp32, or in fp64 when their inputs are fp64.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def quantize_per_token(rows: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Te
 def rotate_pairs(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
 ) -> torch.Tensor:
-    """Rotate pairs of the last dimension, (2i, 2i+1) interleaved or (i, i + P/2), each in its place."""
+    """Rotate pairs of the last dimension in place: (2i, 2i+1) interleaved, or (i, i + P/2)."""
     if interleaved:
         first, second = x[..., 0::2], x[..., 1::2]
     else:
@@ -97,9 +97,10 @@ def append_latent_reference(
     interleaved: bool = True,
     cache_scale: torch.Tensor | None = None,
 ) -> None:
-    """RMS-normalise the latent, rotate the shared key, write both to their slots, as `append_latent`.
+    """RMS-normalise the latent, rotate the shared key, write both: as `append_latent`.
 
-    All in fp32 with one rounding to the cache's dtype. cos and sin are (T, P/2); slot -1 is skipped.
+    All in fp32 with one rounding to the cache's dtype. cos and sin are (T, P/2); slot -1 is
+    skipped.
     """
     latent = latent_TR.float()
     latent = latent * torch.rsqrt(latent.square().mean(-1, keepdim=True) + eps) * weight_R.float()

@@ -6,20 +6,24 @@ What. For each new token, with x the latent and k the shared rope key of `kv_a_p
 
     c = [ x * rsqrt(mean(x^2) + eps) * weight | rotate(k, cos, sin) ]
 
-is written to slot `slot_mapping[t]` of the paged cache: page slot // page_size, place slot % page_size.
-Rotation pairs are (2i, 2i+1) (interleaved, DeepSeek's) or (i, i + P/2) (half-split, Hugging Face's);
-each pair stays where it was. A quantised cache (e4m3 or int8) gets one fp32 scale a token,
-max |c| / 448 or / 127. Everything is fp32 with one rounding into the cache.
+is written to slot `slot_mapping[t]` of the paged cache: page slot // page_size, place slot %
+page_size. Rotation pairs are (2i, 2i+1) (interleaved, DeepSeek's) or (i, i + P/2) (half-split,
+Hugging Face's); each pair stays where it was. A quantised cache (e4m3 or int8) gets one fp32 scale
+a token, max |c| / 448 or / 127. Everything is fp32 with one rounding into the cache.
 
-Memory traffic. A token reads (R + P) inputs and P/2 cos and sin, writes (R + P) outputs (and 4 bytes
-of scale): one pass, where norm, rotation, quantisation and copy done apart take four.
+Memory traffic. A token reads (R + P) inputs and P/2 cos and sin, writes (R + P) outputs (and 4
+bytes of scale): one pass, where norm, rotation, quantisation and copy done apart take four.
 
 Limits. R and P multiples of 16, R + P at most 1024. Slot -1 is skipped. A slot outside the cache is
-skipped in the kernel too; `check_indices=True` reports it. Two tokens with the same slot race. Offsets are int64.
-No gradient: this is the serving path.
+skipped in the kernel too; `check_indices=True` reports it. Two tokens with the same slot race.
+Offsets are int64. No gradient: this is the serving path.
 
-Source. The operation is vLLM's `concat_and_cache_mla` with the norm and the rotation fused before it.
+Source. The operation is vLLM's `concat_and_cache_mla` with the norm and the rotation fused before
+it.
 """
+
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ from ic.kernels.mla_decode_launch import check_devices, device_of
 
 @triton.jit
 def _encode(x, BITS: tl.constexpr, INT8: tl.constexpr):
-    """Round scaled fp32 to e4m3 or int8; BITS builds e4m3 with integer arithmetic (before sm_89)."""
+    """Round scaled fp32 to e4m3 or int8; BITS does e4m3 with integers (before sm_89)."""
     if INT8:
         # Adding 1.5 * 2^23 rounds to nearest even in the last bits of an fp32.
         rounded = (x + 12582912.0) - 12582912.0
@@ -43,7 +47,7 @@ def _encode(x, BITS: tl.constexpr, INT8: tl.constexpr):
         magnitude = tl.minimum(tl.abs(x), 448.0)
         bits = magnitude.to(tl.int32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
-        # Below 2^-6 the step is 2^-9: adding 2^14 (step 2^-9) rounds, the sum's last bits are the code.
+        # Below 2^-6 the step is 2^-9: adding 2^14 rounds to it; the last bits are the code.
         small = (magnitude + 16384.0).to(tl.int32, bitcast=True) & 0xFF
         code = tl.where(magnitude < 0.015625, small, normal)
         return (code | tl.where(x < 0, 0x80, 0)).to(tl.uint8)
@@ -85,9 +89,13 @@ def _append_kernel(
         if QUANTIZED:
             INT8: tl.constexpr = cache_ptr.dtype.element_ty == tl.int8
             LARGEST: tl.constexpr = 127.0 if INT8 else 448.0
-            peak = tl.maximum(tl.max(tl.abs(x), 0), tl.max(tl.maximum(tl.abs(first), tl.abs(second)), 0))
+            peak = tl.maximum(
+                tl.max(tl.abs(x), 0), tl.max(tl.maximum(tl.abs(first), tl.abs(second)), 0)
+            )
             scale = tl.maximum(peak, 1e-12) / LARGEST
-            scale_at = (slot // page_size) * stride_scale_page + (slot % page_size) * stride_scale_token
+            scale_at = (slot // page_size) * stride_scale_page + (
+                slot % page_size
+            ) * stride_scale_token
             tl.store(scale_ptr + scale_at, scale)
             tl.store(cache_ptr + at + cols, _encode(tl.div_rn(x, scale), BITS, INT8), mask=ok)
             rope_at = cache_ptr + at + R + f * STEP
@@ -140,7 +148,8 @@ def _append_latent_op(
         *(cache_scale.stride() if cache_scale is not None else (0, 0)),
         cache.shape[1], cache.shape[0] * cache.shape[1], eps,
         **kernel_constants(
-            R, rope_key.shape[1], interleaved=interleaved, quantized=cache_scale is not None, bits=bits
+            R, rope_key.shape[1], interleaved=interleaved, quantized=cache_scale is not None,
+            bits=bits
         ),
         num_warps=1,
     )  # fmt: skip
@@ -179,20 +188,22 @@ def append_latent(
     """Normalise, rotate and append T tokens to the paged latent cache, in place.
 
     Args:
-        latent_TR, rope_key_TP: the two parts of `kv_a_proj_with_mqa`'s output; slices of it will do.
+        latent_TR, rope_key_TP: the two parts of `kv_a_proj_with_mqa`'s output, or slices of it.
         weight_R: `kv_a_layernorm`'s weight.
         cos_TF, sin_TF: (T, P/2) of each token's position, fp32 or the latent's dtype.
         cache: (num_pages, page_size, R + P); bf16, fp16, fp32, or float8_e4m3fn or int8 with
             `cache_scale`.
         slot_mapping_T: int64 (T,), slot of each token, -1 to skip it.
         cache_scale: fp32 (num_pages, page_size), written for quantised caches.
-        check_indices: compare the slots with the cache first, which waits for the device. Off, a slot
-            outside the cache is skipped.
+        check_indices: compare the slots with the cache first, which waits for the device. Off,
+            a slot outside the cache is skipped.
 
     Raises:
         ValueError: naming the argument, what was given and what is allowed.
     """
-    _check_append(latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale)
+    _check_append(
+        latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale
+    )
     if check_indices and slot_mapping_T.numel():
         low, high = int(slot_mapping_T.min()), int(slot_mapping_T.max())
         slots = cache.shape[0] * cache.shape[1]
@@ -247,7 +258,9 @@ def _check_append(
         f"cache has shape {tuple(cache.shape)}; want (num_pages, multiple of 16, {R + P})",
     )
     if cache_scale is None:
-        _require(cache.dtype in floats, f"cache is {cache.dtype}; a quantised one needs cache_scale")
+        _require(
+            cache.dtype in floats, f"cache is {cache.dtype}; a quantised one needs cache_scale"
+        )
     else:
         _require(
             cache.dtype in (torch.float8_e4m3fn, torch.int8),

@@ -1,9 +1,9 @@
-"""MLA decode over a latent cache, in the absorbed form: split-KV flash attention and a combine pass.
+"""MLA decode over a latent cache in the absorbed form: split-KV attention and a combine pass.
 
 B sequences, Q new tokens (1 to 4), H heads, R kv_lora_rank, P qk_rope_head_dim, S cached tokens.
 
-What. A cached token is one row c = [latent (R) | rotated rope key (P)], shared by all heads. A query
-row is q = [q_nope W_UK (R) | rotated q_rope (P)]. For every query token t and head h
+What. A cached token is one row c = [latent (R) | rotated rope key (P)], shared by all heads. A
+query row is q = [q_nope W_UK (R) | rotated q_rope (P)]. For every query token t and head h
 
     s_j = softmax_scale * q . c_j          over the cached tokens j that t may see
     out = sum_j softmax(s)_j c_j[:R]       lse = log sum_j exp(s_j)
@@ -11,16 +11,17 @@ row is q = [q_nope W_UK (R) | rotated q_rope (P)]. For every query token t and h
 so the latent is key and value at once and is read once. The Q query tokens are the last Q of the
 sequence: token t sees the first length - Q + 1 + t. A row that sees nothing gives 0 and lse -inf.
 
-Tiling. A program holds the query rows of one sequence (BLOCK_M of the Q*H) and walks one split of its
-tokens in tiles of BLOCK_N. Where R + P is a power of two (192+64, 448+64, 96+32) one tile of width
-R + P is both key and value and the last P output columns are dropped: no padding, no second load.
-Otherwise latent and rope key are two tiles. With few rows (SWAP) the tile is the left operand, S^T = C Q^T and
-O^T = C^T P^T, so a Hopper warpgroup multiplies 64 tokens by 16 heads with nothing wasted on padding.
+Tiling. A program holds the query rows of one sequence (BLOCK_M of the Q*H) and walks one split of
+its tokens in tiles of BLOCK_N. Where R + P is a power of two (192+64, 448+64, 96+32) one tile of
+width R + P is both key and value and the last P output columns are dropped: no padding, no second
+load. Otherwise latent and rope key are two tiles. With few rows (SWAP) the tile is the left
+operand, S^T = C Q^T and O^T = C^T P^T, so a Hopper warpgroup multiplies 64 tokens by 16 heads with
+nothing wasted on padding.
 
-A quantised cache (e4m3 or int8, one fp32 scale a token) is widened to fp16 in registers. The scale d
-of a token enters as s_j + log2(d): the probability that multiplies the widened row is then at most 1
-whatever the scales are, and the sum of probabilities divides by d again. fp16 probabilities are
-shifted by 2^14, so that the many small ones of a long context are not lost to fp16's range.
+A quantised cache (e4m3 or int8, one fp32 scale a token) is widened to fp16 in registers. The scale
+d of a token enters as s_j + log2(d): the probability that multiplies the widened row is then at
+most 1 whatever the scales are, and the sum of probabilities divides by d again. fp16 probabilities
+are shifted by 2^14, so that the many small ones of a long context are not lost to fp16's range.
 
 Memory traffic. B*S*(R+P)*itemsize (+ 4 bytes a token of scale) once for every BLOCK_M rows, which
 share it through L2; partial results cost 4*(R+1) bytes a row and split, written and read once.
@@ -33,6 +34,9 @@ A page number outside the cache is clamped in the kernel, so it can never cause 
 Source. FlashDecoding's split and combine (Dao et al., 2023); the absorbed form is DeepSeek-V2's
 (arXiv 2405.04434, 2.1); the 64-row tile with 8 warps is FlashMLA's.
 """
+
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -50,7 +54,14 @@ from ic.kernels.mla_decode_launch import (
     combine_blocks,
     many_heads_applies,
 )
-from ic.kernels.mla_decode_tiles import attend, load_query, tile_offsets, tile_pages, widen
+from ic.kernels.mla_decode_tiles import (
+    attend,
+    load_quantized,
+    load_query,
+    tile_offsets,
+    tile_pages,
+    widen,
+)
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -65,9 +76,10 @@ def _decode_kernel(
     COMBINED: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr, SWAP: tl.constexpr,
     QUANTIZED: tl.constexpr, E4M3_BITS: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr,
+    DENSE_TOKENS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One split of one sequence for BLOCK_M query rows; a quantised cache is widened one tile ahead."""
+    """One split of one sequence for BLOCK_M query rows; quantised tiles are widened one ahead."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     pid = tl.program_id(0)
@@ -77,6 +89,8 @@ def _decode_kernel(
     COMPUTE: tl.constexpr = tl.float16 if QUANTIZED else cache_ptr.dtype.element_ty
     ONE_PAGE: tl.constexpr = PAGED and PAGE_SIZE % BLOCK_N == 0
     ROPE_WIDTH: tl.constexpr = 16 if COMBINED else P
+    TOKENS: tl.constexpr = 0 if SWAP else 1
+    ROWS: tl.constexpr = 1 - TOKENS
 
     length = tl.minimum(tl.maximum(tl.load(seq_lens_ptr + batch), 0), max_tokens)
     tiles_per_split = tl.cdiv(tl.cdiv(length, BLOCK_N), num_splits)
@@ -98,25 +112,21 @@ def _decode_kernel(
             q += load_query(q_rope_ptr, r_offsets, row_ok, cols, R, P, SWAP)
     else:
         q_rope = load_query(q_rope_ptr, r_offsets, row_ok, rope_cols, 0, P, SWAP)
-    row_scale = scale_log2
     if QUANTIZED:
-        # fp16 products: divide each row by its largest entry and put it back into the scores.
-        peak = tl.max(tl.abs(q.to(tl.float32)), 0 if SWAP else 1)
-        if not COMBINED:
-            peak = tl.maximum(peak, tl.max(tl.abs(q_rope.to(tl.float32)), 0 if SWAP else 1))
-        peak = tl.maximum(peak, 1e-30)
-        q = q.to(tl.float32) / tl.expand_dims(peak, 0 if SWAP else 1)
-        q_rope = q_rope.to(tl.float32) / tl.expand_dims(peak, 0 if SWAP else 1)
-        row_scale = peak * scale_log2
+        # The factor goes into the query here: one product less for every score.
+        q = tl.clamp(q.to(tl.float32) * scale_log2, -65504.0, 65504.0)
+        q_rope = tl.clamp(q_rope.to(tl.float32) * scale_log2, -65504.0, 65504.0)
     q = q.to(COMPUTE)
     q_rope = q_rope.to(COMPUTE)
 
     m = tl.full([BLOCK_M], -1e30, tl.float32)
-    if SWAP:
+    if SWAP and not QUANTIZED:
         total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        acc = tl.zeros([TILE, BLOCK_M], tl.float32)
     else:
         total = tl.zeros([BLOCK_M], tl.float32)
+    if SWAP:
+        acc = tl.zeros([TILE, BLOCK_M], tl.float32)
+    else:
         acc = tl.zeros([BLOCK_M, TILE], tl.float32)
     table = block_table_ptr
     if PAGED:
@@ -139,57 +149,47 @@ def _decode_kernel(
             if not COMBINED:
                 k_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :])
             n = start + offs
-            if NUM_QUERY == 1:
-                visible = tl.expand_dims(n < end, 1 if SWAP else 0)
-            else:
-                visible = tl.expand_dims(n, 1 if SWAP else 0) < tl.expand_dims(limit, 0 if SWAP else 1)
-            m, total, acc = attend(q, q_rope, k, k_rope, row_scale, 1.0, visible, m, total, acc,
+            visible = tl.expand_dims(n < end, ROWS)
+            if NUM_QUERY > 1:
+                visible = tl.expand_dims(n, ROWS) < tl.expand_dims(limit, TOKENS)
+            m, total, acc = attend(q, q_rope, k, k_rope, scale_log2, 1.0, visible, m, total, acc,
                                 COMBINED, SWAP, False, SHIFT, PRECISION)  # fmt: skip
     else:
-        ok = offs * 0 + begin < end
-        at = tile_offsets(page, begin, offs, end, num_pages, outer, stride_outer, stride_token,
-                           PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-        k = widen(tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0), E4M3_BITS)
+        # Eight values a thread: as fp16 they are 16 bytes, stored without bank conflicts.
+        tile_cols = tl.max_contiguous(tl.arange(0, TILE), 8)
+        raw, raw_rope, token_scale = load_quantized(
+            cache_ptr, scale_ptr, page, begin, offs, end, num_pages, outer, stride_outer,
+            stride_token, scale_outer, stride_scale_outer, stride_scale_token, tile_cols,
+            R + rope_cols, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+        )  # fmt: skip
+        k = widen(raw, E4M3_BITS)
         k_rope = k
         if not COMBINED:
-            first_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :],
-                                 mask=ok[:, None], other=0.0)  # fmt: skip
-            k_rope = widen(first_rope, E4M3_BITS)
-        at = tile_offsets(page, begin, offs, end, num_pages, scale_outer, stride_scale_outer,
-                           stride_scale_token, PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-        token_scale = tl.load(scale_ptr + at, mask=ok, other=1.0)
+            k_rope = widen(raw_rope, E4M3_BITS)
         if PAGED:
             page = tile_pages(table, begin + BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-            following = start + BLOCK_N
-            ok = offs * 0 + following < end
-            at = tile_offsets(page, following, offs, end, num_pages, outer, stride_outer, stride_token,
-                               PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-            raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
-            raw_rope = raw
-            if not COMBINED:
-                raw_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :],
-                                   mask=ok[:, None], other=0.0)  # fmt: skip
-            at = tile_offsets(page, following, offs, end, num_pages, scale_outer, stride_scale_outer,
-                               stride_scale_token, PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
-            next_scale = tl.load(scale_ptr + at, mask=ok, other=1.0)
+            raw, raw_rope, next_scale = load_quantized(
+                cache_ptr, scale_ptr, page, start + BLOCK_N, offs, end, num_pages, outer,
+                stride_outer, stride_token, scale_outer, stride_scale_outer, stride_scale_token,
+                tile_cols, R + rope_cols, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+            )  # fmt: skip
             if PAGED:
-                page = tile_pages(table, following + BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
+                page = tile_pages(table, start + 2 * BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
             n = start + offs
-            if NUM_QUERY == 1:
-                visible = tl.expand_dims(n < end, 1 if SWAP else 0)
-            else:
-                visible = tl.expand_dims(n, 1 if SWAP else 0) < tl.expand_dims(limit, 0 if SWAP else 1)
-            m, total, acc = attend(q, q_rope, k, k_rope, row_scale,
-                                token_scale * 256.0 if E4M3_BITS else token_scale, visible, m, total, acc,
-                                COMBINED, SWAP, True, SHIFT, PRECISION)  # fmt: skip
+            visible = tl.expand_dims(n < end, ROWS)
+            if NUM_QUERY > 1:
+                visible = tl.expand_dims(n, ROWS) < tl.expand_dims(limit, TOKENS)
+            m, total, acc = attend(q, q_rope, k, k_rope, 1.0,
+                                   token_scale * 256.0 if E4M3_BITS else token_scale, visible, m,
+                                   total, acc, COMBINED, SWAP, True, SHIFT, PRECISION)  # fmt: skip
             token_scale = next_scale
             k = widen(raw, E4M3_BITS)
             k_rope = k
             if not COMBINED:
                 k_rope = widen(raw_rope, E4M3_BITS)
 
-    mass = tl.sum(total, 0) if SWAP else total
+    mass = tl.sum(total, 0) if SWAP and not QUANTIZED else total
     empty = mass == 0.0
     mass = tl.where(empty, 1.0, mass)
     lse = tl.where(empty, float("-inf"), m - SHIFT + tl.log2(mass))
@@ -213,7 +213,8 @@ def _combine_kernel(
     partial_ptr, partial_lse_ptr, out_ptr, lse_ptr, num_rows, num_splits,
     R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Weigh the splits' partial results by their log-sum-exp (base 2) for one row and BLOCK_R columns."""
+    """Weigh the splits' partial results by their log-sum-exp (base 2) for one row and BLOCK_R
+    columns."""
     if PDL:
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0) % num_rows
@@ -279,8 +280,7 @@ def launch_decode(
     max_tokens = block_table.shape[1] * page_size if block_table is not None else cache.shape[1]
     row_blocks = triton.cdiv(rows, config.block_m)
     quantized = cache_scale is not None
-    out = q_latent_BQHR.new_empty(B, Q, H, R)
-    lse = q_latent_BQHR.new_empty(B, Q, H, dtype=torch.float32)
+    out, lse = _empty_outputs(q_latent_BQHR)
     partial, partial_lse = out, lse
     if num_splits > 1:
         partial = q_latent_BQHR.new_empty(B, num_splits, rows, R, dtype=torch.float32)
@@ -309,12 +309,18 @@ def launch_decode(
         PAGED=paged, PAGE_SIZE=page_size, SWAP=config.swap, QUANTIZED=quantized, E4M3_BITS=bits,
         SHIFT=14.0 if half else 0.0, PRECISION="ieee", BLOCK_M=config.block_m,
         BLOCK_N=config.block_n, STAGES=config.num_stages, SPLIT=num_splits > 1, PDL=bool(pdl),
+        DENSE_TOKENS=cache.stride(1) == cache.shape[2],
         num_warps=config.num_warps, num_stages=config.num_stages,
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )  # fmt: skip
     if num_splits > 1:
         _combine(partial, partial_lse, out, lse, rows, pdl)
     return out, lse
+
+
+def _empty_outputs(q_latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    lse = q_latent.new_empty(q_latent.shape[:3], dtype=torch.float32)
+    return q_latent.new_empty(q_latent.shape), lse
 
 
 @torch.library.custom_op("ic::mla_decode", mutates_args=())
@@ -329,29 +335,24 @@ def _mla_decode_op(
     num_splits: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     config = choose_decode_config(q_latent, q_rope, cache)
-    if q_latent.shape[0] * q_latent.shape[1] * q_latent.shape[2] == 0:
-        return q_latent.new_empty(q_latent.shape), q_latent.new_empty(
-            q_latent.shape[:3], dtype=torch.float32
-        )
+    if q_latent.numel() == 0:
+        return _empty_outputs(q_latent)
     return launch_decode(
-        q_latent, q_rope, cache, seq_lens, block_table, cache_scale, softmax_scale, num_splits, config
+        q_latent,
+        q_rope,
+        cache,
+        seq_lens,
+        block_table,
+        cache_scale,
+        softmax_scale,
+        num_splits,
+        config,
     )
 
 
 @_mla_decode_op.register_fake
-def _(
-    q_latent: torch.Tensor,
-    q_rope: torch.Tensor,
-    cache: torch.Tensor,
-    seq_lens: torch.Tensor,
-    block_table: torch.Tensor | None,
-    cache_scale: torch.Tensor | None,
-    softmax_scale: float,
-    num_splits: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return q_latent.new_empty(q_latent.shape), q_latent.new_empty(
-        q_latent.shape[:3], dtype=torch.float32
-    )
+def _(q_latent: torch.Tensor, *others: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return _empty_outputs(q_latent)
 
 
 def mla_decode(
@@ -372,13 +373,14 @@ def mla_decode(
     Args:
         q_latent_BQHR: queries after absorption (`q_nope W_UK`), (B, Q, H, R), Q from 1 to 4.
         q_rope_BQHP: rotated rope part, (B, Q, H, P); P may be 0.
-        cache: (num_pages, page_size, R + P) with a block table, else (B, S, R + P). The dtype of the
+        cache: (num_pages, page_size, R + P) with a block table, else (B, S, R + P). The dtype of
+        the
             queries, or float8_e4m3fn or int8 together with `cache_scale`.
-        seq_lens_B: int32 (B,), cached tokens of each sequence, the Q new ones included; 0 is allowed.
-        softmax_scale: factor on the scores, usually (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
-        block_table: int32 (B, max_pages), page numbers of each sequence in order.
-        cache_scale: fp32 scale of each token, (num_pages, page_size) or (B, S).
-        max_context_tokens: the longest length in the batch if the caller knows it; it only chooses
+        seq_lens_B: int32 (B,), cached tokens of each sequence, the Q new ones included; 0 is
+        allowed. softmax_scale: factor on the scores, usually (qk_nope_head_dim + qk_rope_head_dim)
+        ** -0.5. block_table: int32 (B, max_pages), page numbers of each sequence in order.
+        cache_scale: fp32 scale of each token, (num_pages, page_size) or (B, S). max_context_tokens:
+        the longest length in the batch if the caller knows it; it only chooses
             the number of splits. Default: what the block table or the cache can hold.
         num_splits: overrides that choice.
         check_indices: compare lengths and page numbers with their limits first. This waits for the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def written(inputs: Inputs) -> torch.Tensor:
 
 def ours(inputs: Inputs) -> Call:
     """Returns the cache's rows on the first call, which is compared; then only appends."""
-    checked = []
+    checked: list[bool] = []
 
     def call() -> torch.Tensor | None:
         append_latent(**inputs, check_indices=False)
@@ -64,7 +65,7 @@ def eager(inputs: Inputs) -> Call:
     slots, cache = inputs["slot_mapping_T"], inputs["cache"]
     page, place = slots // cache.shape[1], slots % cache.shape[1]
     latent_dim = inputs["latent_TR"].shape[1]
-    checked = []
+    checked: list[bool] = []
 
     def call() -> torch.Tensor | None:
         latent = torch.nn.functional.rms_norm(
@@ -97,7 +98,12 @@ def append_case(num_tokens: int, latent: int, cache_type: str) -> BenchmarkCase:
     rope = 64
     itemsize = 2 if cache_type == "bf16" else 1
     token_bytes = (latent + rope) * (2 + itemsize) + rope * 4 + 8 + 4 * (itemsize == 1)
-    config = {"num_tokens": num_tokens, "latent": latent, "rope": rope, "cache_type": cache_type}
+    config: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "latent": latent,
+        "rope": rope,
+        "cache_type": cache_type,
+    }
     return BenchmarkCase(
         kernel="append_latent",
         name=f"{num_tokens} tokens {latent}+{rope} {cache_type}",

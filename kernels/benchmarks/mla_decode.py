@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -19,8 +20,8 @@ CHUNK = 1 << 22
 
 
 def make_inputs(
-    device: torch.device, seed: int, *, batch: int, context: int, heads: int, latent: int, rope: int,
-    cache_type: str, page_size: int | None,
+    device: torch.device, seed: int, *, batch: int, context: int, heads: int, latent: int,
+    rope: int, cache_type: str, page_size: int | None,
 ) -> Inputs:  # fmt: skip
     generator = torch.Generator(device).manual_seed(seed)
     width = latent + rope
@@ -74,22 +75,22 @@ def contiguous_rows(inputs: Inputs) -> torch.Tensor:
 
 def prepare_flash_mla(inputs: Inputs) -> Call:
     """FlashMLA's dense decode for sm_90 (sgl-flash-mla)."""
-    from flash_mla import flash_mla_with_kvcache, get_mla_metadata
+    flash_mla = importlib.import_module("flash_mla")
 
     latent = inputs["q_latent_BQHR"].shape[-1]
     if latent != 512 or inputs["cache"].dtype != torch.bfloat16 or inputs["cache"].shape[1] != 64:
         raise NotImplementedError("dense bf16 decode is 512+64 with pages of 64")
     query = torch.cat([inputs["q_latent_BQHR"], inputs["q_rope_BQHP"]], dim=-1)
-    metadata, _ = get_mla_metadata()
-    return lambda: flash_mla_with_kvcache(
+    metadata, _ = flash_mla.get_mla_metadata()
+    return lambda: flash_mla.flash_mla_with_kvcache(
         query, inputs["cache"][:, :, None], inputs["block_table"], inputs["seq_lens_B"], 512,
         metadata, softmax_scale=SOFTMAX_SCALE, use_legacy=True,
     )  # fmt: skip
 
 
 def prepare_flash_attention_3(inputs: Inputs) -> Call:
-    """FA3's decode through `qv`, contiguous; a latent of 192 is padded to 256, as it must be there."""
-    from fa3_fwd_interface import flash_attn_with_kvcache
+    """FA3's decode through `qv`, contiguous; it needs a latent of 192 padded to 256."""
+    flash_attention = importlib.import_module("fa3_fwd_interface")
 
     if inputs["cache"].dtype != torch.bfloat16:
         raise NotImplementedError("no fp8 latent cache with fp32 scales a token")
@@ -102,7 +103,7 @@ def prepare_flash_attention_3(inputs: Inputs) -> Call:
     rope_query = inputs["q_rope_BQHP"].contiguous()
 
     def call() -> torch.Tensor:
-        out: torch.Tensor = flash_attn_with_kvcache(
+        out: torch.Tensor = flash_attention.flash_attn_with_kvcache(
             rope_query, keys, values, qv=query, cache_seqlens=inputs["seq_lens_B"],
             softmax_scale=SOFTMAX_SCALE, causal=True,
         )  # fmt: skip
@@ -122,7 +123,9 @@ def decode_case(
     page_size: int | None = 64, baseline: str | None = None,
 ) -> BenchmarkCase:  # fmt: skip
     length = f"{context >> 20}M" if context >= 1 << 20 else f"{context >> 10}k"
-    layout = "" if page_size == 64 else ", contiguous" if page_size is None else f", page {page_size}"
+    layout = (
+        "" if page_size == 64 else ", contiguous" if page_size is None else f", page {page_size}"
+    )
     config: dict[str, Any] = {
         "batch": batch, "context": context, "heads": heads, "latent": latent, "rope": rope,
         "cache_type": cache_type, "page_size": page_size,

@@ -23,7 +23,7 @@ from ic.kernels import triton_mla_flash_decode as decode
 from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
-# (latent, rope, rows, cache type): the shapes of the published figures, then others that must compile.
+# (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
 PUBLISHED = [
     (192, 64, 16, "bf16"), (192, 64, 16, "fp8"), (512, 64, 16, "bf16"), (512, 64, 16, "fp8"),
     (512, 64, 64, "bf16"),
@@ -36,8 +36,9 @@ TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
 
 
 def compile_kernel(
-    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any], **options: Any
-) -> dict[str, Any]:
+    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any],
+    source_type: Any = ASTSource, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Compile one kernel: pointer and stride arguments divisible by 16, other numbers int32."""
     signature, attributes, values = {}, {}, {}
     for index, name in enumerate(fn.arg_names):
@@ -47,31 +48,33 @@ def compile_kernel(
             continue
         is_float = name in ("scale_log2", "eps")
         signature[name] = pointers.get(name, "fp32" if is_float else "i32")
-        if name in pointers or name.startswith("stride_"):
+        if name.endswith("_ptr") or name.startswith("stride_"):
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=fn, signature=signature, constexprs=values, attrs=attributes)
+    source = source_type(fn=fn, signature=signature, constexprs=values, attrs=attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return {"shared_bytes": kernel.metadata.shared} | resource_usage(kernel.asm["cubin"])
+    return {
+        "shared_bytes": kernel.metadata.shared,
+        "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+    } | resource_usage(kernel.asm["cubin"])
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled stack bytes, and how many Hopper matrix instructions."""
+    """Registers and spilled stack bytes."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         report = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-        sass = subprocess.run(
-            [tools / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
+            [tools / "cuobjdump", "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert found, report
     return {
         "registers": int(found[1]),
         "stack_bytes": int(found[2]),
-        "wgmma": len(re.findall(r"\bHGMMA", sass)),
     }
 
 
@@ -95,7 +98,8 @@ def compile_decode(
         "PAGED": page_size is not None, "PAGE_SIZE": page_size or 16, "SWAP": config.swap,
         "QUANTIZED": quantized, "E4M3_BITS": bits, "SHIFT": 14.0 if quantized else 0.0,
         "PRECISION": "ieee", "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl, "stride_scale_token": 1,
+        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl,
+        "DENSE_TOKENS": True, "stride_scale_token": 1,
     }  # fmt: skip
     if not quantized:
         constants["scale_ptr"] = None
@@ -105,6 +109,28 @@ def compile_decode(
     if config.max_registers:
         options["maxnreg"] = config.max_registers
     return compile_kernel(decode._decode_kernel, capability, pointers, constants, **options)
+
+
+def compile_many_heads(capability: int) -> dict[str, Any]:
+    """The Gluon kernel, which only Hopper runs."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels.gluon_mla_decode import _decode_many_heads_kernel
+
+    descriptors = {}
+    for name, shape in (("desc_half", [64, 256]), ("desc_rope", [64, 64])):
+        layout = gl.NVMMASharedLayout.get_default_for(shape, gl.bfloat16)
+        descriptors[name] = f"tensordesc<bf16{shape},{layout!r}>"
+    pointers = {
+        "q_latent_ptr": "*bf16", "q_rope_ptr": "*bf16", "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32", "out_ptr": "*bf16", "lse_ptr": "*fp32",
+    }  # fmt: skip
+    constants = {"NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False}
+    return compile_kernel(
+        _decode_many_heads_kernel, capability, pointers | descriptors, constants, GluonASTSource,
+        num_warps=4,
+    )  # fmt: skip
 
 
 def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, Any]:
@@ -128,7 +154,9 @@ def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[s
         "sin_ptr": "*fp32", "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
         "slots_ptr": "*i64",
     }  # fmt: skip
-    constants = append.kernel_constants(latent, rope, interleaved=True, quantized=quantized, bits=bits)
+    constants = append.kernel_constants(
+        latent, rope, interleaved=True, quantized=quantized, bits=bits
+    )
     if not quantized:
         constants["scale_ptr"] = None
     return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)
@@ -141,7 +169,10 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             continue
         for latent, rope, num_rows, kind in shapes:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
-            result = compile_decode(capability, latent, rope, num_rows, kind)
+            if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
+                result = compile_many_heads(capability)
+            else:
+                result = compile_decode(capability, latent, rope, num_rows, kind)
             rows.append({"name": name, "published": published} | result)
     others = {
         "combine 264 splits": lambda: compile_combine(capability, 264, 512),

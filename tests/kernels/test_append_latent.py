@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ic.kernels.reference import append_latent_reference
 from ic.kernels.triton_append_latent import append_latent
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from ic.kernels.mla_decode_launch import DecodeConfig, decode_config, device_of, split_count
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
 from ic.kernels.triton_mla_flash_decode import launch_decode, mla_decode
@@ -69,10 +70,13 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out.float() - reference).norm() / reference.norm())
 
 
-def assert_matches(result: tuple[torch.Tensor, torch.Tensor], case: dict[str, Any], limit: float) -> None:
+def assert_matches(
+    result: tuple[torch.Tensor, torch.Tensor], case: dict[str, Any], limit: float
+) -> None:
     out, lse = result
     reference, reference_lse = mla_decode_reference(**case)
-    assert out.shape == reference.shape and out.dtype == case["q_latent_BQHR"].dtype
+    assert out.shape == reference.shape
+    assert out.dtype == case["q_latent_BQHR"].dtype
     assert relative_error(out, reference) < limit
     seen = reference_lse > float("-inf")
     assert torch.equal(lse > float("-inf"), seen)
@@ -127,10 +131,21 @@ def test_any_number_of_heads(device: torch.device, heads: int) -> None:
     [(192, 64, 64, 1), (64, 16, 16, 2), (64, 16, None, 1)],
 )
 def test_quantized_cache(
-    device: torch.device, kind: torch.dtype, latent: int, rope: int, page_size: int | None, num_query: int
+    device: torch.device,
+    kind: torch.dtype,
+    latent: int,
+    rope: int,
+    page_size: int | None,
+    num_query: int,
 ) -> None:
     case = make_case(
-        device, [0, 1, 111], heads=3, latent=latent, rope=rope, page_size=page_size, num_query=num_query
+        device,
+        [0, 1, 111],
+        heads=3,
+        latent=latent,
+        rope=rope,
+        page_size=page_size,
+        num_query=num_query,
     )
     original = dict(case)
     # Tokens of very different size: per-token scales over five decades, with queries as large.
@@ -211,7 +226,8 @@ def test_empty_batch(device: torch.device) -> None:
     case |= {name: case[name][:0] for name in ("q_latent_BQHR", "q_rope_BQHP", "seq_lens_B")}
     case["block_table"] = case["block_table"][:0]
     out, lse = mla_decode(**case)
-    assert out.shape == (0, 1, 5, 64) and lse.shape == (0, 1, 5)
+    assert out.shape == (0, 1, 5, 64)
+    assert lse.shape == (0, 1, 5)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -236,7 +252,8 @@ def bad(case: dict[str, Any], name: str) -> dict[str, Any]:
         "q_latent dtype": {"q_latent_BQHR": q.double()},
         "q_latent shape": {"q_latent_BQHR": q[0]},
         "q_latent tokens": {
-            "q_latent_BQHR": q.repeat(1, 5, 1, 1), "q_rope_BQHP": case["q_rope_BQHP"].repeat(1, 5, 1, 1)
+            "q_latent_BQHR": q.repeat(1, 5, 1, 1),
+            "q_rope_BQHP": case["q_rope_BQHP"].repeat(1, 5, 1, 1),
         },
         "q_latent stride": {"q_latent_BQHR": q.transpose(2, 3).contiguous().transpose(2, 3)},
         "q_latent and q_rope dimensions": {
@@ -248,7 +265,8 @@ def bad(case: dict[str, Any], name: str) -> dict[str, Any]:
         "cache page size": {"cache": cache[:, :15]},
         "cache device": {"cache": cache.to("meta")},
         "cache_scale shape": {
-            "cache": cache.nan_to_num(0).to(torch.int8), "cache_scale": torch.ones(1, device=q.device)
+            "cache": cache.nan_to_num(0).to(torch.int8),
+            "cache_scale": torch.ones(1, device=q.device),
         },
         "seq_lens dtype": {"seq_lens_B": lens.long()},
         "seq_lens negative": {"seq_lens_B": lens - 100},

@@ -1,0 +1,59 @@
+"""The benchmark's bookkeeping, and the documented table against the results file it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ic.kernels.benchmark_mla import add_baselines, main, relative_error
+from ic.kernels.benchmark_registry import cases_of, load_kernels, register
+from ic.kernels.benchmark_report import markdown_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_registered_case_is_complete() -> None:
+    for kernel in load_kernels():
+        names = [case.name for case in cases_of(kernel)]
+        assert len(names) == len(set(names))
+        for case in cases_of(kernel):
+            assert case.kernel == kernel
+            assert case.bytes_moved > 0
+            assert 0 < case.tolerance <= 5e-2
+            assert case.baseline is None or case.baseline in names
+
+
+def test_unknown_and_double_kernels_are_refused() -> None:
+    load_kernels()
+    with pytest.raises(ValueError, match="known are"):
+        cases_of("nonsense")
+    with pytest.raises(ValueError, match="twice"):
+        register("mla_decode")(list)
+
+
+def test_list_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mla_decode", "--list", "--match", "192+64"]) == 0
+    assert "(1, 1M) 16 h 192+64 bf16" in capsys.readouterr().out
+
+
+def test_nan_is_infinitely_wrong() -> None:
+    assert relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+    assert relative_error(torch.ones(2), torch.ones(2)) == 0
+
+
+def test_baseline_ratio() -> None:
+    case = next(case for case in cases_of("mla_decode") if case.baseline)
+    rows = [
+        {"case": case.baseline, "by": "ours", "n": 1, "median_us": 30.0},
+        {"case": case.name, "by": "ours", "n": 1, "median_us": 10.0},
+    ]
+    add_baselines(rows, [case])
+    assert rows[1]["times_baseline_speed"] == 3.0
+
+
+def test_documented_table_is_current() -> None:
+    run = json.loads((ROOT / "docs/results/kernels-decode.json").read_text())
+    assert markdown_table(run, run["rows"]) in (ROOT / "docs/kernels.md").read_text()
