@@ -35,9 +35,8 @@ lint: $(VENV)/.dev  ## ruff and codespell
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-bench: $(VENV)/.run  ## time one training step of mla_tiny, CPU; GPU figures come from `fit` itself
-	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true run_id=bench trainer.max_steps=60 \
-	  callbacks.passkey=null callbacks.context_length=null
+bench: $(VENV)/.run  ## check and time the Triton kernels; needs a GPU
+	$(BIN)/python -m ic benchmark
 
 tables: $(VENV)/.run  ## regenerate the README's tables from docs/results
 	$(BIN)/python -m ic.tables

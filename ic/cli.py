@@ -58,8 +58,10 @@ def _run(args: list[str]) -> int:
         print(_verb_list())
         return 0
     verb, rest = args[0], args[1:]
+    if verb == "benchmark":
+        return _benchmark(rest)
     if verb not in VERBS:
-        raise UsageError.unknown("verb", verb, list(VERBS))
+        raise UsageError.unknown("verb", verb, [*VERBS, "benchmark"])
     flags, overrides = split_flags(rest)
     if "help" in flags:
         print(_help(verb, overrides))
@@ -71,6 +73,15 @@ def _run(args: list[str]) -> int:
         print(text, end="")
         return 0
     return _execute(verb, config)
+
+
+def _benchmark(args: list[str]) -> int:
+    """The kernels' benchmark has no configuration, only arguments of its own (`--help`)."""
+    try:
+        from ic.kernels.benchmark_mla import main as benchmark
+    except ModuleNotFoundError as error:
+        raise UsageError(f"benchmark needs Triton, which is not installed here: {error}") from error
+    return benchmark(args)
 
 
 def _execute(verb: str, config: Any) -> int:
@@ -114,8 +125,9 @@ _SWEEP_SETTINGS = [
 
 
 def _verb_list() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    shown = {**VERBS, "benchmark": "check and time the Triton kernels on a GPU (own --help)"}
+    width = max(map(len, shown))
+    lines = [f"  {verb:<{width}}  {text}" for verb, text in shown.items()]
     return "\n".join(
         [
             "usage: python -m ic VERB [overrides]",

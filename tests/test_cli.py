@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ic.cli import VERBS
@@ -29,6 +30,14 @@ def test_help_shows_an_example_and_the_configuration(ic: Run, capsys: Capture, v
     out = capsys.readouterr().out
     assert f"python -m ic {verb} " in out
     assert "configuration:" in out
+
+
+def test_benchmark_without_a_gpu(ic: Run, capsys: Capture) -> None:
+    assert ic("benchmark", "--list") == 0
+    assert "mla_decode: (1, 1M) 16 h 192+64 bf16" in capsys.readouterr().out
+    if not torch.cuda.is_available():
+        assert ic("benchmark") == 2
+        assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_flags_and_overrides_are_the_same() -> None:
