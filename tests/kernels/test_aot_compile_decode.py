@@ -51,7 +51,7 @@ def test_published_shapes_compile_on_every_chip() -> None:
     assert on_hopper["decode 512+64 rows 64 bf16"]["wgmma"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.compile
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_shape_compiles(capability: int) -> None:
     check(finish(start(capability)))

@@ -17,6 +17,7 @@ JOBS += [(c, "attention") for c in (80, 86, 89, 90, 100)] + [(90, "hopper")]
 ALLOWED_STACK_BYTES = {"hopper_backward_kv_kernel": 24}
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(("capability", "kernel"), JOBS)
 def test_compiles_within_the_chip(capability: int, kernel: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
