@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+
+import torch
+
+# Before anything imports Triton: without a GPU its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from ic.cli import main
 from ic.model import MLAConfig, MLAForCausalLM
