@@ -88,7 +88,7 @@ class AdaptiveContextLength(Callback):
             return
         mean = trainer.strategy.reduce(torch.as_tensor(self.average), reduce_op="mean")
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if float(mean) < self.config.threshold:  # type: ignore[arg-type]
+        if float(mean) < self.config.threshold:
             return
         if data.context_length < data.config.context_length:
             length = min(2 * data.context_length, data.config.context_length)

@@ -55,7 +55,7 @@ class ByteTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._bytes.get(token)
 
-    def _convert_id_to_token(self, index: int) -> str | None:
+    def _convert_id_to_token(self, index: int) -> str:
         # The rows of the head past the last token exist for alignment alone; they spell nothing.
         return chr(index) if index < 256 else ""
 

@@ -155,7 +155,7 @@ def build_trainer(
         plugins=[io],
         max_epochs=-1,
         max_steps=t.max_steps,
-        max_time=t.max_time,  # type: ignore[arg-type]
+        max_time=t.max_time,
         accelerator=t.accelerator,
         devices=t.devices,
         num_nodes=t.num_nodes,
@@ -218,7 +218,7 @@ def load_for_inference(
     check_attention(attention)
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     folder = Path(checkpoint)
-    model = load_model(folder, attention)
+    model: Any = load_model(folder, attention)  # transformers wraps `to` past its types
     if dtype != "auto":
         model = model.to(DTYPES[dtype])
     elif on_gpu:

@@ -66,15 +66,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self.mla_config(vocab_size=1)  # its checks, with the same messages
 
-    def mla_config(self, vocab_size: int, **token_ids: int | None) -> MLAConfig:
+    def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
         names = set(self.__dataclass_fields__) - {
             "attention", "gradient_checkpointing", "init_from",
         }  # fmt: skip
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
-            vocab_size=vocab_size, attention_backend=self.attention,
-            **{name: getattr(self, name) for name in names}, **token_ids,
-        )  # fmt: skip
+            vocab_size=vocab_size, attention_backend=self.attention, **values, **token_ids
+        )
 
 
 @dataclass

@@ -157,7 +157,7 @@ def _flatten(node: Any, prefix: str = "") -> list[str]:
         return [prefix]
     keys = [prefix] if prefix else []
     for key in node:
-        keys += _flatten(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
+        keys += _flatten(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key))
     return keys
 
 

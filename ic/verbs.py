@@ -104,6 +104,7 @@ def generate(config: GenerateConfig) -> int:
     """Continue a prompt; the text appears as it is generated."""
     from transformers import GenerationConfig, TextStreamer
 
+    model: Any
     model, tokenizer = load_for_inference(
         config.checkpoint, config.accelerator, config.dtype, config.attention
     )

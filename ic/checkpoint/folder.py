@@ -152,9 +152,10 @@ def load_model(folder: Path, attention: str = "torch") -> MLAForCausalLM:
     if not files:
         raise CheckpointError(f"{folder} is not a checkpoint: it holds no {WEIGHTS}")
     try:
-        model, info = MLAForCausalLM.from_pretrained(
+        loaded: Any = MLAForCausalLM.from_pretrained(
             folder, config=config, output_loading_info=True, dtype="auto"
         )
+        model, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
     if missing := sorted(info["missing_keys"]):

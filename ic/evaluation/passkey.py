@@ -110,7 +110,7 @@ def evaluate_cell(
             new_tokens = max(p.answer_tokens for p in group) + 1
             out = greedy_answers(model, ids, new_tokens, grid.prefill_chunk_tokens)
             for prompt, tokens in zip(group, out.tolist(), strict=True):
-                text = tokenizer.decode(tokens)
+                text = str(tokenizer.decode(tokens))
                 given = answer_keys(text)[: len(prompt.expected)]
                 rows.append(
                     {"expected": prompt.expected, "text": text, "correct": given == prompt.expected}

@@ -139,14 +139,14 @@ class LatentCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes allocated over all layers."""
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.layers if isinstance(layer, LatentLayer))
 
 
 def cached_latents(cache: Cache, layer_idx: int) -> Tensor:
     """Latents (B, S, R + P) of a layer from our cache, or from a `DynamicCache` that a caller
     passed.
     """
-    layer = cache.layers[layer_idx]
+    layer: Any = cache.layers[layer_idx]
     if isinstance(layer, LatentLayer):
         return layer.latents()
     return torch.cat((layer.keys[:, 0], layer.values[:, 0]), dim=-1)

@@ -7,7 +7,7 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +56,8 @@ class MLAPreTrainedModel(PreTrainedModel):
     config: MLAConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["MLADecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["MLADecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     # The attention backend is `config.attention_backend`; this only keeps transformers from
     # objecting to its default.
     _supports_sdpa = True
@@ -189,7 +189,7 @@ class MLAModel(MLAPreTrainedModel):
 class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
     """Language model head on `MLAModel`."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: MLAConfig) -> None:
         super().__init__(config)
@@ -259,7 +259,8 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = LatentCache(
                 self.config.num_hidden_layers, capacity_tokens=generation_config.max_length
             )
-        return super()._prepare_cache_for_generation(
+        parent: Any = super()  # typed for a protocol that subclasses do not name
+        return parent._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
 

@@ -103,7 +103,7 @@ class LanguageModelingModule(LightningModule):
                 )  # fmt: skip
         return rows
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.optimizer_config)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(self.optimizer_config, step, self.progress(step))
