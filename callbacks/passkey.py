@@ -19,7 +19,7 @@ from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.throughput import throughput_paused
 from ic.evaluation.grid import Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import pool, summary_table, write_csv, write_png
-from ic.evaluation.passkey import evaluate_grid
+from ic.evaluation.passkey import OnCache, evaluate_grid
 
 
 @dataclass
@@ -117,13 +117,13 @@ class PasskeyEvaluation(Callback):
         rows: list[dict[str, Any]] = []
         if trainer.is_global_zero:
             with (
-                memory_phase(trainer, "passkey"),
+                memory_phase(trainer, "passkey") as phase,
                 throughput_paused(trainer),
                 trainer.precision_plugin.forward_context(),
             ):
                 rows = run_grid(
                     pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
-                    quiet=quiet,
+                    quiet=quiet, on_cache=phase.record_cache,
                 )  # fmt: skip
         trainer.strategy.barrier("passkey")
         return rows
@@ -158,7 +158,13 @@ class PasskeyEvaluation(Callback):
 
 
 def run_grid(
-    model: Any, tokenizer: Any, grid: PasskeyGridConfig, results_file: Path, *, quiet: bool = False
+    model: Any,
+    tokenizer: Any,
+    grid: PasskeyGridConfig,
+    results_file: Path,
+    *,
+    quiet: bool = False,
+    on_cache: OnCache | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a grid behind a progress bar; resumes from `results_file`."""
     cells = list(grid.cells())
@@ -181,4 +187,4 @@ def run_grid(
                 )
 
         with torch.inference_mode():
-            return evaluate_grid(model, tokenizer, grid, results_file, on_cell)
+            return evaluate_grid(model, tokenizer, grid, results_file, on_cell, on_cache)

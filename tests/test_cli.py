@@ -134,6 +134,10 @@ def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert list(run.glob("tensorboard/events*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
 
+    memory = json.loads((run / "memory/memory.json").read_text())
+    # A prompt of 256 tokens, 7 of the answer and one more, 3 layers of 64 + 16 float32 numbers.
+    assert memory["phases"]["passkey"]["split_bytes"]["cache"] == (256 + 8) * 3 * 80 * 4
+
     ckpt = run / "checkpoints/last"
     for verb in ("validate", "test"):
         assert ic(verb, *SHORT[1:], "ckpt_path=last") == 0

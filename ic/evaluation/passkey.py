@@ -20,6 +20,9 @@ from ic.datamodules.needles import answer_keys, draw_filler, draw_sample
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.model import LatentCache, MLAForCausalLM
 
+# Sees each cache at its largest; the memory profiler counts it.
+OnCache = Callable[[LatentCache], None]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -76,7 +79,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
 
 @torch.inference_mode()
 def greedy_answers(
-    model: MLAForCausalLM, ids_BT: Tensor, new_tokens: int, prefill_chunk_tokens: int
+    model: MLAForCausalLM,
+    ids_BT: Tensor,
+    new_tokens: int,
+    prefill_chunk_tokens: int,
+    on_cache: OnCache | None = None,
 ) -> Tensor:
     """Greedy continuation (B, new_tokens) of prompts of equal length, over a latent cache."""
     batch, length = ids_BT.shape
@@ -88,11 +95,17 @@ def greedy_answers(
         out[:, i] = logits[:, -1].argmax(-1)
         if i + 1 < new_tokens:
             logits = model(out[:, i : i + 1], past_key_values=cache, use_cache=True).logits
+    if on_cache is not None:
+        on_cache(cache)
     return out
 
 
 def evaluate_cell(
-    model: MLAForCausalLM, tokenizer: PreTrainedTokenizerBase, grid: PasskeyGridConfig, cell: Cell
+    model: MLAForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    grid: PasskeyGridConfig,
+    cell: Cell,
+    on_cache: OnCache | None = None,
 ) -> dict[str, Any]:
     """One row: the cell's key, n, correct, the answers given, seconds."""
     began = time.perf_counter()
@@ -108,7 +121,7 @@ def evaluate_cell(
             ids = torch.from_numpy(np.stack([p.ids for p in group])).to(model.device)
             # One token more than the answer: "12345" and "123456" are different answers.
             new_tokens = max(p.answer_tokens for p in group) + 1
-            out = greedy_answers(model, ids, new_tokens, grid.prefill_chunk_tokens)
+            out = greedy_answers(model, ids, new_tokens, grid.prefill_chunk_tokens, on_cache)
             for prompt, tokens in zip(group, out.tolist(), strict=True):
                 text = str(tokenizer.decode(tokens))
                 given = answer_keys(text)[: len(prompt.expected)]
@@ -130,6 +143,7 @@ def evaluate_grid(
     grid: PasskeyGridConfig,
     results_file: Path,
     on_cell: Callable[[Cell, dict[str, Any]], None] | None = None,
+    on_cache: OnCache | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
 
@@ -158,7 +172,7 @@ def evaluate_grid(
     for cell in grid.cells():
         row = done.get(json.dumps(cell.key))
         if row is None:
-            row = {**identity, **evaluate_cell(model, tokenizer, grid, cell)}
+            row = {**identity, **evaluate_cell(model, tokenizer, grid, cell, on_cache)}
             with results_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         rows.append(row)
