@@ -70,9 +70,9 @@ class LengthTemperature(nn.Module):
 
     def forward(self, visible_BT: Tensor) -> Tensor:
         """Number of visible keys (B, T) -> factor (B, T, H or 1, 1), float32."""
-        n = visible_BT.float()[..., None, None]
+        n = visible_BT[..., None, None]
         if self.kind == "ssmax":
-            return self.scale.float()[:, None] * n.log()
+            return self.scale[:, None] * n.log()  # the logarithm of integers is float32
         return 1 + self.beta * torch.log1p(torch.floor((n - 1) / self.original))
 
 
@@ -145,7 +145,10 @@ class MLAAttention(nn.Module):
         q_BTHK = q.view(*hidden_BTD.shape[:2], -1, config.qk_head_dim)
         if config.length_temperature != "none":
             assert context.visible_BT is not None
-            q_BTHK = (q_BTHK * self.length_temperature(context.visible_BT)).to(q_BTHK.dtype)
+            factor = self.length_temperature(context.visible_BT)
+            # In place saves decode a launch and prefill a float32 copy of the query.
+            in_place = not torch.is_grad_enabled()
+            q_BTHK = q_BTHK.mul_(factor) if in_place else (q_BTHK * factor).to(q_BTHK.dtype)
         q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         return q_nope, q_rope
 

@@ -191,7 +191,7 @@ class MLAModel(MLAPreTrainedModel):
         if not chosen or tokens > PAGE_TOKENS or config.kv_lora_rank % 16:
             return None
         slots = torch.arange(batch * PAGE_TOKENS, device=hidden_BTD.device)
-        return slots.view(batch, PAGE_TOKENS)[:, -tokens:].flatten()
+        return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()
 
     @staticmethod
     def _visible(
