@@ -26,13 +26,12 @@ from ic.model.config import MLAConfig
 from ic.model.rope import DecoupledRotaryEmbedding
 
 CONTEXT_TOKENS = 1 << 17
-ON_TORCH, ON_TRITON = (
-    {f"{name}_backend": backend for name in ("attention", "norm", "rope")}
-    for backend in ("torch", "triton")
-)
+PARTS = ("attention_backend", "norm_backend", "rope_backend")
+ON_TORCH: dict[str, Any] = dict.fromkeys(PARTS, "torch")
+ON_TRITON: dict[str, Any] = dict.fromkeys(PARTS, "triton")
 
 
-def make_config(backends: dict[str, str], **sizes: Any) -> MLAConfig:
+def make_config(backends: dict[str, Any], **sizes: Any) -> MLAConfig:
     """InfiniteContext-1B as `conf/model/mla_1b.yaml` has it, one layer of it."""
     return MLAConfig(num_hidden_layers=1, length_temperature="ssmax", **backends, **sizes)
 
@@ -61,7 +60,7 @@ def _make_inputs(
     }  # fmt: skip
 
 
-def _call(backends: dict[str, str], dtype: torch.dtype | None, inputs: Inputs) -> Call:
+def _call(backends: dict[str, Any], dtype: torch.dtype | None, inputs: Inputs) -> Call:
     """Decode of one token with the layer's weights on other backends, or in another dtype."""
     hidden, cache = inputs["hidden"], inputs["cache"]
     dtype = dtype or hidden.dtype
