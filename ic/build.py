@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ic.atomic_write import replacing
@@ -31,6 +32,7 @@ from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.model import MLAForCausalLM
+from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.training.language_modeling import LanguageModelingModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,7 +58,6 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAForCausalLM:
     """A fresh model, or the weights of `init_from` in this configuration."""
-    check_attention(config.attention)
     vocab = VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
     wanted = config.mla_config(
         vocab, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -207,24 +208,45 @@ def write_config(config: RunConfig, run_dir: Path) -> None:
         partial.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 
+def adapt_to_gpu(config: RunConfig) -> RunConfig:
+    """The configuration that this machine can run; a line on rank 0 says what is different.
+
+    Raises:
+        ValueError: Triton asked for without a GPU.
+    """
+    model, trainer = config.model, config.trainer
+    resolved = _resolve(
+        Backends(model.attention, model.norm, model.rope, trainer.precision), trainer.accelerator
+    )
+    model = replace(model, attention=resolved.attention, norm=resolved.norm, rope=resolved.rope)
+    return replace(config, model=model, trainer=replace(trainer, precision=resolved.precision))
+
+
 def load_for_inference(
-    checkpoint: str, accelerator: str, dtype: str, attention: str
+    checkpoint: str, accelerator: str, backends: Backends
 ) -> tuple[MLAForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint folder on the device asked for.
 
-    `dtype=auto` is bfloat16 on a GPU and the saved type on a CPU.
+    The precision `auto` is bfloat16 on a GPU (float16 below sm_80) and the saved type on a CPU.
     """
     check_accelerator(accelerator)
-    check_attention(attention)
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    if backends.precision == "auto" and on_gpu:
+        backends = replace(backends, precision="bfloat16")
+    backends = _resolve(backends, accelerator)
     folder = Path(checkpoint)
-    model: Any = load_model(folder, attention)  # transformers wraps `to` past its types
-    if dtype != "auto":
-        model = model.to(DTYPES[dtype])
-    elif on_gpu:
-        model = model.to(torch.bfloat16)
+    model: Any = load_model(folder, backends)  # transformers wraps `to` past its types
+    if backends.precision != "auto":
+        model = model.to(DTYPES[backends.precision])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return model.to("cuda" if on_gpu else "cpu"), tokenizer
+
+
+def _resolve(requested: Backends, accelerator: str) -> Backends:
+    resolved, notice = resolve_backends(requested, gpu_capability(accelerator))
+    if notice is not None:
+        rank_zero_info(notice)
+    return resolved
 
 
 def check_accelerator(accelerator: str) -> None:
@@ -234,8 +256,3 @@ def check_accelerator(accelerator: str) -> None:
         raise ValueError(
             f"accelerator={accelerator}: PyTorch sees no CUDA GPU here; use accelerator=cpu or auto"
         )
-
-
-def check_attention(attention: str) -> None:
-    if attention == "triton" and not torch.cuda.is_available():
-        raise ValueError("attention=triton: PyTorch sees no CUDA GPU here; use attention=torch")

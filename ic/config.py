@@ -21,11 +21,14 @@ from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
 from ic.evaluation.grid import PasskeyGridConfig
+from ic.model.backends import Backends
+from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 
 STRATEGIES = ("auto", "ddp")
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -33,7 +36,7 @@ class ModelConfig:
     """The model: `MLAConfig`'s names, and how to begin.
 
     Attributes:
-        attention: `torch` or `triton`.
+        attention, norm, rope: `torch` or `triton`, each on its own.
         init_from: checkpoint folder whose weights to start from, instead of random ones.
         gradient_checkpointing: recompute each layer in the backward pass.
     """
@@ -60,21 +63,25 @@ class ModelConfig:
     nope_layers: list[int] = field(default_factory=list)
     absorbed_max_queries: int = 16
     attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
     gradient_checkpointing: bool = False
     init_from: str | None = None
 
     def __post_init__(self) -> None:
+        Backends(self.attention, self.norm, self.rope)
         self.mla_config(vocab_size=1)  # its checks, with the same messages
 
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
         names = set(self.__dataclass_fields__) - {
-            "attention", "gradient_checkpointing", "init_from",
+            "attention", "norm", "rope", "gradient_checkpointing", "init_from",
         }  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
-            vocab_size=vocab_size, attention_backend=self.attention, **values, **token_ids
-        )
+            vocab_size=vocab_size, attention_backend=self.attention, norm_backend=self.norm,
+            rope_backend=self.rope, **values, **token_ids,
+        )  # fmt: skip
 
 
 @dataclass
@@ -234,12 +241,16 @@ class EvaluateConfig:
     accelerator: str = "auto"
     dtype: str = "auto"
     attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"dtype={self.dtype!r}: choose one of auto, float32, bfloat16, float16"
-            )
+        self.backends()
+
+    def backends(self) -> Backends:
+        """The switches above, checked."""
+        check_choice("dtype", self.dtype, DTYPE_NAMES)
+        return Backends(self.attention, self.norm, self.rope, self.dtype)
 
 
 @dataclass
@@ -256,6 +267,8 @@ class GenerateConfig:
     accelerator: str = "auto"
     dtype: str = "auto"
     attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -268,6 +281,12 @@ class GenerateConfig:
             raise ValueError(
                 f"prefill_chunk_tokens={self.prefill_chunk_tokens}: must be at least 1"
             )
+        self.backends()
+
+    def backends(self) -> Backends:
+        """The switches above, checked."""
+        check_choice("dtype", self.dtype, DTYPE_NAMES)
+        return Backends(self.attention, self.norm, self.rope, self.dtype)
 
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:

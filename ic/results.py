@@ -22,12 +22,17 @@ from ic.evaluation.heatmap import pool
 from ic.evaluation.statistics import wilson_interval
 
 
-def write_results(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write `{command, commit, date, device, versions, config, rows}`; row keys name units."""
+def write_results(
+    path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
+) -> None:
+    """Write `{command, commit, date, device, versions, config, rows}`; row keys name units.
+
+    `command` is for what was not started as a verb.
+    """
     write_json(
         path,
         {
-            "command": "python -m ic " + shlex.join(sys.argv[1:]),
+            "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": device(),

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ic.atomic_write import replacing
-from ic.build import build_run, load_for_inference, run_directory, write_config
+from ic.build import adapt_to_gpu, build_run, load_for_inference, run_directory, write_config
 from ic.callbacks.checkpoint import (
     INTERRUPTED_EXIT_CODE,
     FolderCheckpoint,
@@ -31,6 +31,7 @@ from ic.results import passkey_rows, run_rows, write_results
 
 def fit(config: RunConfig) -> int:
     """Train. Resumes with ckpt_path=last."""
+    config = adapt_to_gpu(config)
     trainer, module, data, ckpt = build_run(config, training=True)
     run_dir = run_directory(config)
     if trainer.is_global_zero:
@@ -81,9 +82,7 @@ def predict(config: RunConfig) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
-    model, tokenizer = load_for_inference(
-        config.checkpoint, config.accelerator, config.dtype, config.attention
-    )
+    model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
     folder = Path(config.checkpoint)
     output = Path(config.output) if config.output else folder / "passkey"
     rows = run_grid(model, tokenizer, config.evaluation, output / "cells.jsonl")
@@ -105,9 +104,7 @@ def generate(config: GenerateConfig) -> int:
     from transformers import GenerationConfig, TextStreamer
 
     model: Any
-    model, tokenizer = load_for_inference(
-        config.checkpoint, config.accelerator, config.dtype, config.attention
-    )
+    model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     if not ids.shape[1]:
@@ -143,6 +140,7 @@ def _with_weights(config: RunConfig) -> RunConfig:
     if config.ckpt_path is None:
         raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
     folder = resolve_checkpoint(run_directory(config), config.ckpt_path)
+    config = adapt_to_gpu(config)
     return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
 
 

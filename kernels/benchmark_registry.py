@@ -43,7 +43,8 @@ class BenchmarkCase:
 
     `first_output` picks the tensor that is compared with the reference out of what a call returns
     (a tensor, or the first of a tuple). `baseline` names an earlier case of the same kernel against
-    which the speed-up is reported (an fp8 cache against the bf16 one, say).
+    which the speed-up is reported (an fp8 cache against the bf16 one, say). Those named in
+    `launched_from_python` are timed that way only, never inside a CUDA graph.
     """
 
     kernel: str
@@ -57,6 +58,7 @@ class BenchmarkCase:
     tolerance: float
     peers: Mapping[str, Prepare] = field(default_factory=dict)
     baseline: str | None = None
+    launched_from_python: frozenset[str] = frozenset()
     tags: tuple[str, ...] = ()
 
     @staticmethod

@@ -62,11 +62,15 @@ def time_with_graph(calls: Sequence[Call], repeats: int = 20) -> list[float]:
     return _sample(lambda _: graph.replay(), rounds * len(calls), repeats)
 
 
-def time_best(calls: Sequence[Call]) -> dict[str, Any]:
-    """Median of the better of the two ways, how it was taken, n and the middle half's width."""
+def time_best(calls: Sequence[Call], *, graph: bool = True) -> dict[str, Any]:
+    """Median of the better of the two ways, how it was taken, n and the middle half's width.
+
+    Without `graph` only calls launched from Python are timed.
+    """
     ways: dict[str, list[float]] = {"events": time_with_events(calls)}
     try:
-        ways["graph"] = time_with_graph(calls)
+        if graph:
+            ways["graph"] = time_with_graph(calls)
     except (RuntimeError, NotImplementedError):  # a peer that synchronises cannot be captured
         torch.cuda.synchronize()
     how = min(ways, key=lambda name: statistics.median(ways[name]))

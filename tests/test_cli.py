@@ -64,6 +64,15 @@ def test_print_config(ic: Run, capsys: Capture) -> None:
     assert config["logger"]["wandb"]["mode"] == "offline"
 
 
+@pytest.mark.parametrize("verb", ["fit", "evaluate", "generate"])
+def test_help_shows_the_backends(ic: Run, capsys: Capture, verb: str) -> None:
+    assert ic(verb, "--help") == 0
+    shown = capsys.readouterr().out
+    indent = "  " if verb == "fit" else ""
+    for name in ("attention", "norm", "rope"):
+        assert f"\n{indent}{name}: torch\n" in shown
+
+
 BAD = {
     "verb": (["fitt"], "unknown verb 'fitt'; did you mean fit"),
     "experiment": (["fit", "experiment=mla_33k"], "unknown experiment 'mla_33k'; did you mean mla_32k"),
@@ -83,6 +92,13 @@ BAD = {
     ),
     "time": (["fit", "trainer.max_time=7min"], "write days:hours:minutes:seconds"),
     "attention": (["fit", "model.attention=triton"], "attention=triton: PyTorch sees no CUDA GPU"),
+    "norm": (["fit", "model.norm=triton"], "norm=triton: PyTorch sees no CUDA GPU"),
+    "backend": (["fit", "model.rope=tritn"], "rope='tritn': did you mean triton? choose one of torch, triton"),
+    "evaluate backend": (["evaluate", "checkpoint=x", "norm=trition"], "norm='trition': did you mean triton?"),
+    "evaluate dtype": (["evaluate", "checkpoint=x", "dtype=bfloat"], "dtype='bfloat': did you mean bfloat16?"),
+    "generate on the CPU": (
+        ["generate", "checkpoint=x", "prompt=a", "rope=triton"], "rope=triton: PyTorch sees no CUDA GPU",
+    ),
     "accelerator": (["fit", "trainer.accelerator=gpu"], "accelerator=gpu: PyTorch sees no CUDA GPU"),
     "tokenizer": (["fit", "tokenizer=./nowhere"], "write bytes, or a folder that holds a tokenizer"),
     "run id": (["fit", "run_id=a/b"], "run_id='a/b': a folder name"),

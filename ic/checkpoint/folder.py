@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.backends import ON_TORCH, Backends
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
 _PREFIX = "model."
@@ -140,14 +141,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return _read(folder / WEIGHTS, load_file)
 
 
-def load_model(folder: Path, attention: str = "torch") -> MLAForCausalLM:
+def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
     """The model of a checkpoint folder, in evaluation mode on the CPU.
 
     Raises:
         CheckpointError: missing, truncated, or tensors that do not fit the configuration.
     """
     config = load_config(folder)
-    config.attention_backend = attention
+    config.set_backends(backends)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} is not a checkpoint: it holds no {WEIGHTS}")

@@ -12,15 +12,17 @@ K = N + P, V v_head, R kv_lora_rank, C = R + P.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ic.model.cache import cached_latents
+from ic.model.backends import triton_kernels
+from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
 from ic.model.norm import MLARMSNorm
-from ic.model.rope import apply_rope
+from ic.model.rope import rotate_query_and_key
 from ic.model.sdpa import Segments, causal_attention
 
 
@@ -34,6 +36,9 @@ class AttentionContext:
         mask_BTS: True where a key is visible; None for plain causal attention.
         segments: documents as (row, start, end), or None.
         document_ids_BT: the same documents as ids, or None.
+        lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
+        append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
+            (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
     """
 
     cos_BTF: Tensor
@@ -42,6 +47,8 @@ class AttentionContext:
     mask_BTS: Tensor | None = None
     segments: Segments | None = None
     document_ids_BT: Tensor | None = None
+    lengths_B: Tensor | None = None
+    append_slots_M: Tensor | None = None
 
 
 class LengthTemperature(nn.Module):
@@ -63,9 +70,9 @@ class LengthTemperature(nn.Module):
 
     def forward(self, visible_BT: Tensor) -> Tensor:
         """Number of visible keys (B, T) -> factor (B, T, H or 1, 1), float32."""
-        n = visible_BT.float()[..., None, None]
+        n = visible_BT[..., None, None]
         if self.kind == "ssmax":
-            return self.scale.float()[:, None] * n.log()
+            return self.scale[:, None] * n.log()  # the logarithm of integers is float32
         return 1 + self.beta * torch.log1p(torch.floor((n - 1) / self.original))
 
 
@@ -82,10 +89,10 @@ class MLAAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, heads * config.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
-            self.q_a_layernorm = MLARMSNorm(config.q_lora_rank)
+            self.q_a_layernorm = MLARMSNorm(config.q_lora_rank, backend=config.norm_backend)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.latent_dim, bias=bias)
-        self.kv_a_layernorm = MLARMSNorm(config.kv_lora_rank)
+        self.kv_a_layernorm = MLARMSNorm(config.kv_lora_rank, backend=config.norm_backend)
         self.kv_b_proj = nn.Linear(
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
@@ -93,60 +100,83 @@ class MLAAttention(nn.Module):
         self.o_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
         if config.length_temperature != "none":
             self.length_temperature = LengthTemperature(config)
-        self.triton = None
-        if config.attention_backend == "triton":
-            # Only here: Triton is not installed where there is no GPU.
-            from ic.model import triton_backend
-
-            self.triton = triton_backend
 
     def forward(
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends T latents and attends to all of it."""
-        batch, tokens, _ = hidden_BTD.shape
-        q_BTHK = self._query(hidden_BTD, context)
-        latent_BTR, k_rope_BTP = self._latent(hidden_BTD, context)
-        if cache is None:
-            out_BTHV = self._expanded(q_BTHK, latent_BTR, k_rope_BTP, context)
-        else:
-            latent_B1SR, k_rope_B1SP = cache.update(
-                latent_BTR[:, None], k_rope_BTP[:, None], self.layer_idx
+        config = self.config
+        q_nope_BTHN, q_rope_BTHP = self._query(hidden_BTD, context)
+        latent_BTR, unrotated_BTP = self.kv_a_proj_with_mqa(hidden_BTD).split(
+            [config.kv_lora_rank, config.qk_rope_head_dim], -1
+        )
+        k_rope_BTP = unrotated_BTP
+        if self.rotate:
+            q_rope_BTHP, k_rope_BT1P = rotate_query_and_key(
+                q_rope_BTHP, unrotated_BTP[:, :, None], context.cos_BTF, context.sin_BTF, config
             )
-            if tokens <= self.config.absorbed_max_queries:
-                cache_BSC = cached_latents(cache, self.layer_idx)
-                out_BTHV = self._absorbed(q_BTHK, cache_BSC, context)
-            else:
-                out_BTHV = self._expanded(q_BTHK, latent_B1SR[:, 0], k_rope_B1SP[:, 0], context)
-        return self.o_proj(out_BTHV.reshape(batch, tokens, -1))
+            k_rope_BTP = k_rope_BT1P[:, :, 0]
+        if cache is None:
+            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
+            latent_BTR = self.kv_a_layernorm(latent_BTR)
+            return self._project(self._expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
+        if self._appends_in_one_kernel(cache, hidden_BTD.shape[1], context):
+            self._append(latent_BTR, unrotated_BTP, cache, context)
+        else:
+            latent_B1TR = self.kv_a_layernorm(latent_BTR)[:, None]
+            cache.update(latent_B1TR, k_rope_BTP[:, None], self.layer_idx)
+        cache_BSC = cached_latents(cache, self.layer_idx)
+        if hidden_BTD.shape[1] <= config.absorbed_max_queries:
+            return self._project(self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context))
+        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
+        latent_BSR, k_rope_BSP = cache_BSC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
+        return self._project(self._expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
 
-    def _query(self, hidden_BTD: Tensor, context: AttentionContext) -> Tensor:
+    def _project(self, out_BTHV: Tensor) -> Tensor:
+        return self.o_proj(out_BTHV.flatten(2))
+
+    def _query(self, hidden_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """The two parts of the query, views of one tensor, not rotated."""
         config = self.config
         if config.q_lora_rank is None:
             q = self.q_proj(hidden_BTD)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
         q_BTHK = q.view(*hidden_BTD.shape[:2], -1, config.qk_head_dim)
-        if self.rotate:
-            nope, rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
-            q_BTHK = torch.cat((nope, self._rotate(rope, context)), dim=-1)
         if config.length_temperature != "none":
             assert context.visible_BT is not None
-            q_BTHK = (q_BTHK * self.length_temperature(context.visible_BT)).to(q_BTHK.dtype)
-        return q_BTHK
+            factor = self.length_temperature(context.visible_BT)
+            # In place saves decode a launch and prefill a float32 copy of the query.
+            in_place = not torch.is_grad_enabled()
+            q_BTHK = q_BTHK.mul_(factor) if in_place else (q_BTHK * factor).to(q_BTHK.dtype)
+        q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+        return q_nope, q_rope
 
-    def _latent(self, hidden_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        latent, k_rope = self.kv_a_proj_with_mqa(hidden_BTD).split(
-            [self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1
+    def _appends_in_one_kernel(self, cache: Cache, tokens: int, context: AttentionContext) -> bool:
+        layer = cache.layers[self.layer_idx]
+        return (
+            context.append_slots_M is not None
+            and self.rotate
+            and not torch.is_grad_enabled()
+            and isinstance(layer, LatentLayer)
+            and layer.has_last_page(tokens)
         )
-        if self.rotate:
-            k_rope = self._rotate(k_rope[:, :, None], context)[:, :, 0]
-        return self.kv_a_layernorm(latent), k_rope
 
-    def _rotate(self, x_BTHP: Tensor, context: AttentionContext) -> Tensor:
-        return apply_rope(
-            x_BTHP, context.cos_BTF, context.sin_BTF, interleave=self.config.rope_interleave
+    def _append(
+        self, latent_BTR: Tensor, k_rope_BTP: Tensor, cache: Cache, context: AttentionContext
+    ) -> None:
+        """Normalise the latent, rotate the shared key and write both into the cache."""
+        batch, tokens = latent_BTR.shape[:2]
+        cos_MF, sin_MF = (
+            x.expand(batch, tokens, -1).flatten(0, 1) for x in (context.cos_BTF, context.sin_BTF)
         )
+        layer: Any = cache.layers[self.layer_idx]
+        triton_kernels().append_latent(
+            latent_BTR.flatten(0, 1), k_rope_BTP.flatten(0, 1), self.kv_a_layernorm.weight,
+            cos_MF, sin_MF, layer.extend(tokens), context.append_slots_M,
+            eps=self.kv_a_layernorm.eps, interleaved=self.config.rope_interleave,
+            check_indices=False,  # made for pages of this batch
+        )  # fmt: skip
 
     def _expanded(
         self, q_BTHK: Tensor, latent_BSR: Tensor, k_rope_BSP: Tensor, context: AttentionContext
@@ -156,8 +186,8 @@ class MLAAttention(nn.Module):
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
         k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
-        if self.triton is not None and context.mask_BTS is None:
-            return self.triton.expanded(
+        if config.attention_backend == "triton" and context.mask_BTS is None:
+            return triton_kernels().expanded(
                 q_BTHK, k_BSHK, v_BSHV,
                 scale=config.softmax_scale, document_ids_BT=context.document_ids_BT,
             )  # fmt: skip
@@ -166,30 +196,49 @@ class MLAAttention(nn.Module):
             scale=config.softmax_scale, mask_BTS=context.mask_BTS, segments=context.segments,
         )  # fmt: skip
 
-    def _absorbed(self, q_BTHK: Tensor, cache_BSC: Tensor, context: AttentionContext) -> Tensor:
+    def _absorbed(
+        self, q_nope_BTHN: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, context: AttentionContext
+    ) -> Tensor:
         config = self.config
         weight_HXR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
-        w_k_HNR, w_v_HVR = weight_HXR.split([config.qk_nope_head_dim, config.v_head_dim], 1)
-        q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
-        q_BTHC = torch.cat(
-            (torch.einsum("bthn,hnr->bthr", q_nope, w_k_HNR.to(q_nope.dtype)), q_rope), dim=-1
+        w_k_HNR, w_v_HVR = weight_HXR.to(q_nope_BTHN.dtype).split(
+            [config.qk_nope_head_dim, config.v_head_dim], 1
         )
-        triton, tokens = self.triton, q_BTHK.shape[1]
-        if triton is not None and context.mask_BTS is None and tokens <= triton.MAX_DECODE_QUERIES:
-            out_BTHR = triton.absorbed(
-                q_BTHC, cache_BSC, rank=config.kv_lora_rank, scale=config.softmax_scale
+        q_latent_BTHR = _by_head(q_nope_BTHN, w_k_HNR)
+        if self._decodes_on_triton(q_rope_BTHP, context):
+            assert context.lengths_B is not None
+            out_BTHR = triton_kernels().absorbed(
+                q_latent_BTHR, q_rope_BTHP, cache_BSC, context.lengths_B, scale=config.softmax_scale
             )
-            return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR.to(out_BTHR.dtype))
-        scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC) * config.softmax_scale
+        else:
+            q_BTHC = torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1)
+            out_BTHR = self._attend(q_BTHC, cache_BSC, context)
+        return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
+
+    def _decodes_on_triton(self, q_BTHP: Tensor, context: AttentionContext) -> bool:
+        return (
+            self.config.attention_backend == "triton"
+            and context.mask_BTS is None
+            and q_BTHP.shape[1] <= triton_kernels().MAX_DECODE_QUERIES
+        )
+
+    def _attend(self, q_BTHC: Tensor, cache_BSC: Tensor, context: AttentionContext) -> Tensor:
+        """Absorbed attention on PyTorch's operators -> (B, T, H, R)."""
+        keys, tokens = cache_BSC.shape[1], q_BTHC.shape[1]
+        scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC) * self.config.softmax_scale
         visible = context.mask_BTS
         if visible is None and tokens > 1:
-            keys = cache_BSC.shape[1]
-            index = torch.arange(keys, device=q_BTHK.device)
+            index = torch.arange(keys, device=q_BTHC.device)
             visible = index <= index[keys - tokens :, None]
         if visible is not None:
             scores_BTHS = scores_BTHS.masked_fill(~visible[..., None, :], -torch.inf)
         weights_BTHS = scores_BTHS.softmax(-1, dtype=torch.float32).to(cache_BSC.dtype)
-        out_BTHR = torch.einsum(
-            "bths,bsr->bthr", weights_BTHS, cache_BSC[..., : config.kv_lora_rank]
+        return torch.einsum(
+            "bths,bsr->bthr", weights_BTHS, cache_BSC[..., : self.config.kv_lora_rank]
         )
-        return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR.to(out_BTHR.dtype))
+
+
+def _by_head(x_BTHX: Tensor, weight_HXY: Tensor) -> Tensor:
+    """A product with one matrix a head, (B, T, H, X) -> (B, T, H, Y), without copying x."""
+    out_HMY = torch.bmm(x_BTHX.flatten(0, 1).transpose(0, 1), weight_HXY)
+    return out_HMY.transpose(0, 1).unflatten(0, x_BTHX.shape[:2])

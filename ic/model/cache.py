@@ -14,6 +14,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 # Small enough not to matter for one layer of the 1B shape (8 MiB), large enough that a decode loop
 # rarely copies.
 GROWTH_TOKENS = 1024
+# The append kernel addresses pages of a multiple of 16 tokens.
+PAGE_TOKENS = 16
 
 
 class LatentLayer(CacheLayerMixin):
@@ -56,6 +58,20 @@ class LatentLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         return self.keys, self.values
+
+    def extend(self, num_tokens: int) -> Tensor:
+        """Count more tokens, at most PAGE_TOKENS, and return the last page (B, PAGE_TOKENS, R + P)
+        of the cache, whose end the caller must write. Only where `has_last_page`.
+        """
+        end = self.length + num_tokens
+        self._reserve(end)
+        self._set_length(end)
+        assert self.buffer is not None
+        return self.buffer[:, end - PAGE_TOKENS : end]
+
+    def has_last_page(self, num_tokens: int) -> bool:
+        """Whether the cache is allocated and holds a page once so many tokens are added."""
+        return self.is_initialized and self.length + num_tokens >= PAGE_TOKENS
 
     def latents(self) -> Tensor:
         """All cached latents (B, S, R + P), a view."""

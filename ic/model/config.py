@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-ATTENTION_BACKENDS = ("torch", "triton")
+from ic.model.backends import BACKENDS, Backends
+from ic.model.choices import check_choice
+
 LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
 ROPE_TYPES = ("default", "yarn")
 
@@ -32,6 +34,9 @@ class MLAConfig(PreTrainedConfig):
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
         attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU). Padded
             batches, and decoding of more than four tokens at once, run on `torch` either way.
+        norm_backend, rope_backend: the same choice for RMSNorm (with the residual addition before
+            it) and for the rotation. With both on `triton`, decoding over a `LatentCache` does
+            norm, rotation and append in one kernel.
         absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
         length_temperature: scale on the query by the number of visible keys n:
             `none`; `llama4`: 1 + beta * log(1 + floor((n - 1) / original)); `ssmax`: a learned
@@ -72,6 +77,8 @@ class MLAConfig(PreTrainedConfig):
 
     # InfiniteContext's extensions
     attention_backend: str = "torch"
+    norm_backend: str = "torch"
+    rope_backend: str = "torch"
     absorbed_max_queries: int = 16
     length_temperature: str = "none"
     length_temperature_beta: float = 0.1
@@ -105,6 +112,13 @@ class MLAConfig(PreTrainedConfig):
             scale *= yarn_mscale(rope["factor"], rope["mscale_all_dim"]) ** 2
         return scale
 
+    def set_backends(self, backends: Backends) -> None:
+        """Choose the implementations of a loaded configuration, checked as at construction."""
+        self.attention_backend = backends.attention
+        self.norm_backend = backends.norm
+        self.rope_backend = backends.rope
+        self._check()
+
     def _check(self) -> None:
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
@@ -135,8 +149,15 @@ class MLAConfig(PreTrainedConfig):
             raise ValueError(f"attention_dropout={self.attention_dropout}: only 0 is supported")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={self.hidden_act!r}: only 'silu' is supported")
-        _one_of("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        _one_of("length_temperature", self.length_temperature, LENGTH_TEMPERATURES)
+        for name in ("attention_backend", "norm_backend", "rope_backend"):
+            check_choice(name, getattr(self, name), BACKENDS)
+        width = self.qk_rope_head_dim
+        if self.rope_backend == "triton" and (width < 16 or width & (width - 1)):
+            raise ValueError(
+                f"qk_rope_head_dim={width}: the Triton rotation takes powers of two from 16 on; "
+                "use rope=torch"
+            )
+        check_choice("length_temperature", self.length_temperature, LENGTH_TEMPERATURES)
         bad = [i for i in self.nope_layers or [] if not 0 <= i < self.num_hidden_layers]
         if bad:
             raise ValueError(
@@ -146,7 +167,7 @@ class MLAConfig(PreTrainedConfig):
 
     @staticmethod
     def _check_rope(rope: dict[str, Any]) -> None:
-        _one_of("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
+        check_choice("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
         if not rope.get("rope_theta", 0) > 1:
             raise ValueError(
                 f"rope_parameters.rope_theta={rope.get('rope_theta')}: must be a number above 1"
@@ -160,8 +181,3 @@ class MLAConfig(PreTrainedConfig):
 def yarn_mscale(factor: float, mscale: float) -> float:
     """YaRN's attention factor, 0.1 * mscale * ln(factor) + 1 (arXiv 2309.00071, section 3.4)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")

@@ -6,6 +6,7 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ic.model.attention import AttentionContext, MLAAttention
-from ic.model.cache import LatentCache
+from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
@@ -41,14 +42,18 @@ class MLADecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = MLAAttention(config, layer_idx)
         self.mlp = MLAMLP(config)
-        self.input_layernorm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
+        norm = partial(
+            MLARMSNorm, config.hidden_size, config.rms_norm_eps, backend=config.norm_backend
+        )
+        self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
 
     def forward(
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
     ) -> Tensor:
-        hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), context, cache)
-        return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        attended_BTD = self.self_attn(self.input_layernorm(hidden_BTD), context, cache)
+        normed_BTD, hidden_BTD = self.post_attention_layernorm(attended_BTD, residual=hidden_BTD)
+        return hidden_BTD + self.mlp(normed_BTD)
 
 
 class MLAPreTrainedModel(PreTrainedModel):
@@ -75,7 +80,7 @@ class MLAModel(MLAPreTrainedModel):
         self.layers = nn.ModuleList(
             MLADecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
-        self.norm = MLARMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = MLARMSNorm(config.hidden_size, config.rms_norm_eps, backend=config.norm_backend)
         self.rotary_emb = DecoupledRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -158,8 +163,14 @@ class MLAModel(MLAPreTrainedModel):
                 else visible_BT - 1
             )
         cos_BTF, sin_BTF = self.rotary_emb(position_ids)
+        on_triton = config.attention_backend == "triton"
         # The Triton kernel reads the ids themselves; segments cost a copy to the host.
-        needs_segments = document_ids is not None and config.attention_backend == "torch"
+        needs_segments = document_ids is not None and not on_triton
+        lengths_B = None
+        if on_triton:
+            lengths_B = torch.full(
+                (len(hidden_BTD),), past + tokens, dtype=torch.int32, device=device
+            )
         return AttentionContext(
             cos_BTF,
             sin_BTF,
@@ -167,7 +178,20 @@ class MLAModel(MLAPreTrainedModel):
             mask_BTS=_padding_mask(attention_mask, past, tokens),
             segments=_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
             document_ids_BT=document_ids,
+            lengths_B=lengths_B,
+            append_slots_M=self._append_slots(hidden_BTD),
         )
+
+    def _append_slots(self, hidden_BTD: Tensor) -> Tensor | None:
+        """Slots of the new tokens where every row has one page and they are its end; None if the
+        append kernel is not chosen or does not take the shape.
+        """
+        config, (batch, tokens, _) = self.config, hidden_BTD.shape
+        chosen = config.norm_backend == config.rope_backend == "triton"
+        if not chosen or tokens > PAGE_TOKENS or config.kv_lora_rank % 16:
+            return None
+        slots = torch.arange(batch * PAGE_TOKENS, device=hidden_BTD.device)
+        return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()
 
     @staticmethod
     def _visible(

@@ -1,4 +1,4 @@
-"""Attention of `MLAAttention` on our Triton kernels, imported only for that backend.
+"""The model's attention, norm, rotation and append on our Triton kernels, imported only for them.
 
 Legend: B batch, T new tokens, S visible tokens, H heads, K qk_head_dim, V v_head, R kv_lora_rank,
 C = R + qk_rope.
@@ -9,8 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ic.kernels.triton_append_latent import append_latent
 from ic.kernels.triton_mla_attention import mla_attention
 from ic.kernels.triton_mla_flash_decode import mla_decode
+from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
+from ic.kernels.triton_rope import apply_rope
+
+__all__ = [
+    "MAX_DECODE_QUERIES", "absorbed", "add_rms_norm", "append_latent", "apply_rope", "expanded",
+    "rms_norm",
+]  # fmt: skip
 
 # The decode kernel takes one token, or a few speculated ones.
 MAX_DECODE_QUERIES = 4
@@ -24,13 +32,13 @@ def expanded(
     return mla_attention(q_BTHK, k_BSHK, v_BSHV, scale=scale, document_ids=ids)
 
 
-def absorbed(q_BTHC: Tensor, cache_BSC: Tensor, *, rank: int, scale: float) -> Tensor:
+def absorbed(
+    q_latent_BTHR: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, lengths_B: Tensor, *,
+    scale: float,
+) -> Tensor:  # fmt: skip
     """Attention of up to four absorbed queries over the latents, (B, T, H, R)."""
-    lengths = torch.full(
-        (len(cache_BSC),), cache_BSC.shape[1], dtype=torch.int32, device=cache_BSC.device
-    )
     out_BTHR, _ = mla_decode(
-        q_BTHC[..., :rank], q_BTHC[..., rank:], cache_BSC, lengths,
-        softmax_scale=scale, check_indices=False,  # the lengths were made here
+        q_latent_BTHR, q_rope_BTHP, cache_BSC, lengths_B,
+        softmax_scale=scale, check_indices=False,  # MLAModel made the lengths; no wait for them
     )  # fmt: skip
     return out_BTHR

@@ -1,0 +1,106 @@
+"""What each GPU runs: values of the decision, and how it reaches the configuration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ic.build import adapt_to_gpu
+from ic.config import EvaluateConfig, GenerateConfig, ModelConfig, RunConfig, TrainerConfig
+from ic.datamodules.passkey import PasskeyDataConfig
+from ic.model import MLAConfig
+from ic.model.backends import Backends, gpu_capability, resolve_backends
+
+TRITON = Backends("triton", "triton", "triton", "bf16-mixed")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)])
+def test_from_sm_80_on_what_was_asked_for(capability: tuple[int, int]) -> None:
+    assert resolve_backends(TRITON, capability) == (TRITON, None)
+
+
+@pytest.mark.parametrize(
+    ("requested", "precision", "notice"),
+    [
+        (
+            TRITON, "16-mixed",
+            "this GPU is sm_75, below sm_80: attention=torch in place of triton, norm=torch in place of triton, "
+            "rope=torch in place of triton, 16-mixed in place of bf16-mixed",
+        ),
+        (
+            Backends(norm="triton", precision="bfloat16"), "float16",
+            "this GPU is sm_75, below sm_80: norm=torch in place of triton, float16 in place of bfloat16",
+        ),
+        (Backends(precision="bf16-true"), "16-mixed", "this GPU is sm_75, below sm_80: 16-mixed in place of bf16-true"),
+        (Backends(precision="32-true"), "32-true", None),
+        (Backends(precision="16-mixed"), "16-mixed", None),
+        (Backends(precision="float16"), "float16", None),
+    ],
+)  # fmt: skip
+def test_before_sm_80_torch_in_float16(
+    requested: Backends, precision: str, notice: str | None
+) -> None:
+    assert resolve_backends(requested, (7, 5)) == (Backends(precision=precision), notice)
+
+
+def test_without_a_gpu() -> None:
+    on_torch = Backends(precision="bf16-mixed")
+    assert resolve_backends(on_torch, None) == (on_torch, None)
+    for name in ("attention", "norm", "rope"):
+        with pytest.raises(ValueError, match=f"^{name}=triton: PyTorch sees no CUDA GPU"):
+            resolve_backends(Backends(**{name: "triton"}), None)
+
+
+def test_a_run_is_adapted_to_the_oldest_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    chips = [(8, 0), (7, 5)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(chips))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: chips[i])
+    config = RunConfig(
+        model=ModelConfig(attention="triton", rope="triton"), data=PasskeyDataConfig(),
+        trainer=TrainerConfig(precision="bf16-mixed"),
+    )  # fmt: skip
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        adapted = adapt_to_gpu(config)
+    model = adapted.model
+    assert (model.attention, model.norm, model.rope) == ("torch", "torch", "torch")
+    assert adapted.trainer.precision == "16-mixed"
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith("this GPU is sm_75, below sm_80: attention=torch")
+    assert "\n" not in line
+    chips.pop()
+    assert adapt_to_gpu(config) == config
+    assert gpu_capability("cpu") is None
+
+
+def test_switches_reach_the_model_configuration() -> None:
+    config = ModelConfig(attention="triton", norm="triton").mla_config(vocab_size=320)
+    assert (config.attention_backend, config.norm_backend, config.rope_backend) == (
+        "triton", "triton", "torch",
+    )  # fmt: skip
+    config.set_backends(Backends(rope="triton"))
+    assert (config.attention_backend, config.norm_backend, config.rope_backend) == (
+        "torch", "torch", "triton",
+    )  # fmt: skip
+    for make in (EvaluateConfig, GenerateConfig):
+        assert make(norm="triton", dtype="float16").backends() == Backends(
+            norm="triton", precision="float16"
+        )
+
+
+@pytest.mark.parametrize("name", ["attention", "norm", "rope"])
+@pytest.mark.parametrize("make", [ModelConfig, EvaluateConfig, GenerateConfig])
+def test_a_misspelt_backend_names_the_nearest(make: type, name: str) -> None:
+    message = f"{name}='tritn': did you mean triton\\? choose one of torch, triton"
+    with pytest.raises(ValueError, match=message):
+        make(**{name: "tritn"})
+    with pytest.raises(ValueError, match=f"{name}_backend='tritn': did you mean triton"):
+        MLAConfig(**{f"{name}_backend": "tritn"})
+
+
+def test_a_width_that_the_rotation_kernel_does_not_take() -> None:
+    MLAConfig(qk_rope_head_dim=24)
+    with pytest.raises(ValueError, match="qk_rope_head_dim=24: the Triton rotation takes powers"):
+        MLAConfig(qk_rope_head_dim=24, rope_backend="triton")
