@@ -112,6 +112,13 @@ class MLAConfig(PreTrainedConfig):
             scale *= yarn_mscale(rope["factor"], rope["mscale_all_dim"]) ** 2
         return scale
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: all but the backends, which are the machine's matter."""
+        saved = super().to_diff_dict()
+        for name in ("attention_backend", "norm_backend", "rope_backend"):
+            saved.pop(name, None)
+        return saved
+
     def set_backends(self, backends: Backends) -> None:
         """Choose the implementations of a loaded configuration, checked as at construction."""
         self.attention_backend = backends.attention

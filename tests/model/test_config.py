@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ic.model import MLAConfig
@@ -33,3 +35,11 @@ def test_round_trip(tmp_path) -> None:
     config = MLAConfig(length_temperature="ssmax", nope_layers=[2], q_lora_rank=96)
     config.save_pretrained(tmp_path)
     assert MLAConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+def test_a_saved_configuration_leaves_the_backends_to_the_machine(tmp_path: Path) -> None:
+    parts = ("attention_backend", "norm_backend", "rope_backend")
+    MLAConfig(kv_lora_rank=48, **dict.fromkeys(parts, "triton")).save_pretrained(tmp_path)
+    loaded = MLAConfig.from_pretrained(tmp_path)
+    assert loaded.kv_lora_rank == 48
+    assert [getattr(loaded, part) for part in parts] == ["torch"] * 3
