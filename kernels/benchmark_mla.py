@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from ic.atomic_write import write_json
 from ic.kernels.benchmark_registry import BenchmarkCase, Prepare, cases_of, load_kernels
-from ic.kernels.benchmark_report import describe_run, plot, print_table, write_json
+from ic.kernels.benchmark_report import describe_run, plot, print_table
 from ic.kernels.benchmark_timing import measure_ceilings, rotations, time_best
 
 
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += run_case(case, ceilings, peers=not arguments.no_peers)
         add_baselines(rows, cases)
         if arguments.output:  # after every case, so that an interrupted run keeps what it measured
-            write_json(arguments.output, run, rows)
+            write_json(arguments.output, run | {"rows": rows})
         gc.collect()
         torch.cuda.empty_cache()
     print_table(run, rows)
