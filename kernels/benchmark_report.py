@@ -55,7 +55,13 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         table.add_column(
             heading, justify="left" if heading in ("kernel", "case", "by") else "right"
         )
+    absent = [row for row in rows if row.get("reason", "").startswith("not installed")]
+    if absent:
+        names = sorted({row["by"] for row in absent})
+        table.caption = f"not installed: {', '.join(names)}"
     for row in rows:
+        if row in absent:
+            continue
         if "reason" in row:
             table.add_row(row["kernel"], row["case"], row["by"], row["reason"])
             continue

@@ -12,9 +12,9 @@ at 192/128; what makes the rest fit in 240 is that
 - a masked score starts from -inf, so the mask is gone before the exponentials;
 - p is kept packed in 16 bits from the first product to the second.
 
-Memory traffic, limits and shapes: as in triton_mla_attention_hopper.py. A NaN among the inputs of
-one document can reach its neighbours in the same block here, because the mask is added, not
-selected.
+Memory traffic, limits and shapes: as in triton_mla_attention_hopper.py. A NaN or infinity among the
+inputs of one document can reach its neighbours in the same block: the mask is added to the scores'
+accumulator, not selected, and a hidden pair's 0 times NaN is NaN in the products that follow.
 """
 
 from __future__ import annotations
