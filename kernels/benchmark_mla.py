@@ -15,9 +15,17 @@ from typing import Any
 
 import torch
 
+from ic.atomic_write import write_json
 from ic.kernels.benchmark_registry import BenchmarkCase, Prepare, cases_of, load_kernels
-from ic.kernels.benchmark_report import describe_run, plot, print_table, write_json
+from ic.kernels.benchmark_report import describe_run, plot, print_table
 from ic.kernels.benchmark_timing import measure_ceilings, rotations, time_best
+
+PEERS_HELP = (
+    "Peers are other implementations of the same case, timed in the same run where their package "
+    "imports: flash_mla, fa3_fwd_interface (FlashAttention-3), flashinfer and, for training, "
+    "flash_attn.cute (FlashAttention-4), liger_kernel, and PyTorch's own cuDNN attention, "
+    "FlexAttention and torch.compile. Those that are not installed are named below the table."
+)
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
@@ -42,16 +50,27 @@ def run_case(case: BenchmarkCase, ceilings: dict[str, float], peers: bool) -> li
             calls = [prepare(inputs) for inputs in sets]
             error = relative_error(case.first_output(calls[0]()), reference)
         except ImportError as missing:
-            row["reason"] = f"absent: {missing}"
+            row["reason"] = f"not installed: {missing}"
             continue
         except NotImplementedError as unsupported:
             row["reason"] = f"unsupported: {unsupported}"
             continue
-        row["relative_error"] = error
+        except Exception as crash:
+            if name == "ours":
+                raise
+            row["reason"] = failure(crash)
+            continue
         if error > case.tolerance:
             row["reason"] = f"refused: relative error {error:.2e} is above {case.tolerance:.0e}"
             continue
-        row |= time_best(calls, graph=name not in case.launched_from_python)
+        row["relative_error"] = error
+        try:
+            row |= time_best(calls, graph=name not in case.launched_from_python)
+        except Exception as crash:
+            if name == "ours":
+                raise
+            row["reason"] = failure(crash)
+            continue
         median = row["median_us"]
         row |= {
             "bytes_moved": case.bytes_moved,
@@ -67,6 +86,12 @@ def run_case(case: BenchmarkCase, ceilings: dict[str, float], peers: bool) -> li
     return rows
 
 
+def failure(crash: Exception) -> str:
+    """Why a peer has no figure: the first line of what it raised. Its crash is not our run's."""
+    lines = str(crash).strip().splitlines()
+    return f"failed: {type(crash).__name__}: {lines[0][:160] if lines else ''}"
+
+
 def add_baselines(rows: list[dict[str, Any]], cases: Sequence[BenchmarkCase]) -> None:
     ours = {row["case"]: row["median_us"] for row in rows if row["by"] == "ours" and "n" in row}
     for case in cases:
@@ -77,14 +102,18 @@ def add_baselines(rows: list[dict[str, Any]], cases: Sequence[BenchmarkCase]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark. Returns 1 if one of our kernels was wrong, 0 otherwise."""
-    parser = argparse.ArgumentParser(prog="ic benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("kernels", nargs="*", help="kernels to run; default: all")
+    known = load_kernels()
+    parser = argparse.ArgumentParser(
+        prog="ic benchmark", description=__doc__.split("\n")[0], epilog=PEERS_HELP
+    )
+    parser.add_argument(
+        "kernels", nargs="*", help=f"kernels to run, of {', '.join(known)}; default: all"
+    )
     parser.add_argument("--match", default="", help="only cases whose name contains this")
     parser.add_argument("--output", type=Path, help="JSON file; a plot goes beside it")
     parser.add_argument("--no-peers", action="store_true", help="time only our kernels")
     parser.add_argument("--list", action="store_true", help="name the cases and leave")
     arguments = parser.parse_args(argv)
-    known = load_kernels()
     cases = [case for kernel in arguments.kernels or known for case in cases_of(kernel)]
     cases = [case for case in cases if arguments.match in case.name]
     if arguments.list:
@@ -100,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows += run_case(case, ceilings, peers=not arguments.no_peers)
         add_baselines(rows, cases)
         if arguments.output:  # after every case, so that an interrupted run keeps what it measured
-            write_json(arguments.output, run, rows)
+            write_json(arguments.output, run | {"rows": rows})
         gc.collect()
         torch.cuda.empty_cache()
     print_table(run, rows)

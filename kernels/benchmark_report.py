@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +12,16 @@ from typing import Any
 import torch
 import triton
 
+from ic.results import commit, device
+
 
 def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, Any]:
     """What a reader needs to repeat a run: command, commit, date, device, versions, config."""
-    # A copy of the tree without its repository carries the commit in a file.
-    commit_file = Path(__file__).resolve().parents[1] / "COMMIT"
-    if commit_file.exists():
-        commit = commit_file.read_text().strip()
-    else:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        commit = found.stdout.strip()
     return {
         "command": "python -m ic benchmark " + " ".join(argv),
-        "commit": commit or "unknown",
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device(),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -39,11 +30,6 @@ def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, A
         },
         "config": {"ceilings": ceilings, "platform": sys.platform},
     }
-
-
-def write_json(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(run | {"rows": rows}, indent=1) + "\n")
 
 
 def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -69,7 +55,13 @@ def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         table.add_column(
             heading, justify="left" if heading in ("kernel", "case", "by") else "right"
         )
+    absent = [row for row in rows if row.get("reason", "").startswith("not installed")]
+    if absent:
+        names = sorted({row["by"] for row in absent})
+        table.caption = f"not installed: {', '.join(names)}"
     for row in rows:
+        if row in absent:
+            continue
         if "reason" in row:
             table.add_row(row["kernel"], row["case"], row["by"], row["reason"])
             continue

@@ -169,7 +169,7 @@ def mla_attention_forward_kernel(
 # memory.
 _FORWARD_TILES: dict[int, dict[int, tuple[int, int, int, int]]] = {
     0: {10**6: (32, 32, 4, 1)},  # interpreter
-    80: {10**6: (128, 64, 8, 2)},
+    80: {192: (128, 64, 8, 2), 10**6: (128, 32, 8, 3)},
     90: {192: (128, 64, 8, 3), 10**6: (128, 64, 8, 4)},
     100: {10**6: (128, 64, 8, 2)},
 }

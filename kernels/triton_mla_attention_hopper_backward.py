@@ -12,9 +12,9 @@ at 192/128; what makes the rest fit in 240 is that
 - a masked score starts from -inf, so the mask is gone before the exponentials;
 - p is kept packed in 16 bits from the first product to the second.
 
-Memory traffic, limits and shapes: as in triton_mla_attention_hopper.py. A NaN among the inputs of
-one document can reach its neighbours in the same block here, because the mask is added, not
-selected.
+Memory traffic, limits and shapes: as in triton_mla_attention_hopper.py. A NaN or infinity among the
+inputs of one document can reach its neighbours in the same block: the mask is added to the scores'
+accumulator, not selected, and a hidden pair's 0 times NaN is NaN in the products that follow.
 """
 
 from __future__ import annotations
@@ -293,7 +293,10 @@ def hopper_backward_kv_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc
 
 
 # Queries a step of the dk/dv kernel and its buffers; keys a step of the dq kernel and its buffers.
-_QUERY_BLOCK = 64
+# After 3.6 Triton calls ptxas 13 with --regAllocOptLevel=2, which keeps the addresses of the keys'
+# tiles in registers of each thread (26 too many at 64 queries) instead of in the warp's.
+_TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+_QUERY_BLOCK = 64 if _TRITON <= (3, 6) else 32
 _QUERY_STAGES = 3
 _KEY_BLOCK = 64
 _KEY_STAGES = 3

@@ -7,8 +7,9 @@ the gradients the case "backward" compares dq and "both" dk; the tests compare a
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -109,6 +110,38 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         )
 
 
+def _flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = _compile_once(flex_attention)
+    return compiled(q, k, v, block_mask=_causal_blocks(q.shape[2], q.device), scale=SCALE)
+
+
+@cache
+def _compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+@cache
+def _causal_blocks(tokens: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return query >= key
+
+    return create_block_mask(causal, None, None, tokens, tokens, device=device)
+
+
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`flash-attn-4`, which takes (B, T, H, .): the transposes are views."""
+    interface = importlib.import_module("flash_attn.cute")
+
+    out = interface.flash_attn_func(
+        *(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=SCALE, causal=True
+    )
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+
 @register("attention")
 def cases() -> Iterable[BenchmarkCase]:
     for batch, tokens in ((1, 32768), (4, 4096)):
@@ -134,7 +167,11 @@ def cases() -> Iterable[BenchmarkCase]:
                 make_inputs=partial(_make_inputs, batch, tokens),
                 ours=ours,
                 reference=partial(_reference, result),
-                peers={"cudnn": _autograd_peer(part, _cudnn)},
+                peers={
+                    "cudnn": _autograd_peer(part, _cudnn),
+                    "FlexAttention": _autograd_peer(part, _flex),
+                    "FlashAttention-4": _autograd_peer(part, _flash_attention_4),
+                },
                 bytes_moved=per_token * columns,
                 flops=pairs * num_flops,
                 tolerance=5e-3,

@@ -112,9 +112,34 @@ def prepare_flash_attention_3(inputs: Inputs) -> Call:
     return call
 
 
+def prepare_flashinfer(inputs: Inputs) -> Call:
+    """FlashInfer's paged MLA decode, which is 512+64: a smaller latent is padded with zeros."""
+    flashinfer = importlib.import_module("flashinfer")
+
+    cache, table = inputs["cache"], inputs["block_table"]
+    if cache.dtype != torch.bfloat16:
+        raise NotImplementedError("no fp8 latent cache with fp32 scales a token")
+    batch, _, heads, latent = inputs["q_latent_BQHR"].shape
+    padding = (0, 512 - latent)
+    latents = torch.nn.functional.pad(cache[..., :latent], padding).contiguous()
+    keys = cache[..., latent:].contiguous()
+    query = torch.nn.functional.pad(inputs["q_latent_BQHR"][:, 0], padding).contiguous()
+    rope_query = inputs["q_rope_BQHP"][:, 0].contiguous()
+    counts = torch.arange(batch + 1, dtype=torch.int32, device=cache.device)
+    wrapper = flashinfer.mla.BatchMLAPagedAttentionWrapper(
+        torch.empty(128 << 20, dtype=torch.uint8, device=cache.device)
+    )
+    wrapper.plan(
+        counts, counts * table.shape[1], table.flatten(), inputs["seq_lens_B"], heads, 512,
+        keys.shape[-1], cache.shape[1], False, SOFTMAX_SCALE, query.dtype, cache.dtype,
+    )  # fmt: skip
+    return lambda: wrapper.run(query, rope_query, latents, keys)[:, None, :, :latent]
+
+
 PEERS: dict[str, Prepare] = {
     "FlashMLA": prepare_flash_mla,
     "FlashAttention-3": prepare_flash_attention_3,
+    "FlashInfer": prepare_flashinfer,
 }
 
 

@@ -59,19 +59,21 @@ def _reference(part: str, inputs: Inputs) -> torch.Tensor:
 def _liger(backward: bool, inputs: Inputs) -> Call:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return LigerRMSNormFunction.apply(x, inputs["weight"], EPS, 0.0, "llama", False)
+    def forward(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return LigerRMSNormFunction.apply(x, weight, EPS, 0.0, "llama", False)
 
     if not backward:
-        return lambda: forward(inputs["x"])
-    x = inputs["x"].clone().requires_grad_()
-    inputs["weight"].requires_grad_()
-    y = forward(x)
-    return lambda: torch.autograd.grad(y, (x, inputs["weight"]), inputs["dy"], retain_graph=True)
+        return lambda: forward(inputs["x"], inputs["weight"])
+    x, weight = (inputs[name].clone().requires_grad_() for name in ("x", "weight"))
+    y = forward(x, weight)
+    return lambda: torch.autograd.grad(y, (x, weight), inputs["dy"], retain_graph=True)
 
 
 def _compiled(backward: bool, inputs: Inputs) -> Call:
-    norm = torch.compile(lambda x, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPS))
+    # Without dynamic=False the second width is compiled for any width, which is another kernel.
+    norm = torch.compile(
+        lambda x, w: torch.nn.functional.rms_norm(x, (x.shape[-1],), w, EPS), dynamic=False
+    )
     if not backward:
         return lambda: norm(inputs["x"], inputs["weight"])
     from torch._functorch import config as functorch_config

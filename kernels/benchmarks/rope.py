@@ -41,7 +41,7 @@ def _reference(inputs: Inputs, interleaved: bool, inverse: bool) -> torch.Tensor
 def _compiled(inputs: Inputs, interleaved: bool, inverse: bool) -> Call:
     q, k, cos, sin = (inputs[name] for name in ("q", "k", "cos", "sin"))
 
-    @torch.compile
+    @torch.compile(dynamic=False)
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple:
         sin = -sin if inverse else sin
         return tuple(rope_reference(x, cos, sin, interleaved=interleaved) for x in (q, k))

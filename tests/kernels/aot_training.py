@@ -1,7 +1,7 @@
 """Compile the training kernels ahead of time, without a GPU, and print what the compiler used.
 
 Run by test_aot_compile_training.py in a process of its own, because the interpreter mode of the
-other tests replaces `triton.jit`:  python tests/kernels/aot_training.py CAPABILITY [KERNEL]
+other tests replaces `triton.jit`:  python tests/kernels/aot_training.py CAPABILITY KERNEL
 """
 
 from __future__ import annotations
@@ -28,17 +28,49 @@ SHARED_LIMIT = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 
 FLOATS = ("scale", "scale_log2", "eps")
 
 
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers, and bytes of stack: what does not fit into registers goes there."""
+def inspect(cubin: bytes) -> dict[str, int]:
+    """Registers, bytes of stack (what does not fit into registers goes there), and how many
+    instructions read or write the stack inside a loop that multiplies matrices."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = subprocess.run(
-            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True
+            [str(tool), "-res-usage", "-sass", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
-    found = {key: re.search(rf"{key}:(\d+)", text) for key in ("REG", "STACK")}
-    return {key.lower(): int(match.group(1)) if match else -1 for key, match in found.items()}
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text[:2000]
+    return {
+        "reg": int(found[1]),
+        "stack": int(found[2]),
+        "stack_in_loops": stack_accesses_in_loops(text),
+    }
+
+
+def stack_accesses_in_loops(sass: str) -> int:
+    """LDL and STL between the target of a conditional backward branch and the branch, where that
+    range holds matrix products and no smaller such range. (An unconditional one goes back to the
+    partition loop, or from a wait that the compiler moved to the end.)"""
+    code = [
+        (int(m[1], 16), m[2])
+        for m in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass, re.M)
+    ]
+    products = {at for at, text in code if "MMA." in text}
+    loops = []
+    for at, text in code:
+        branch = re.match(r"@!?U?P\d\s+BRA (?:\S+, )?0x([0-9a-f]+)", text)
+        if branch and int(branch[1], 16) < at:
+            first = int(branch[1], 16)
+            if any(first <= product <= at for product in products):
+                loops.append((first, at))
+    inner = [
+        (a, b) for a, b in loops if not any((a, b) != (c, d) and a <= c <= d <= b for c, d in loops)
+    ]
+    stack = [at for at, text in code if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(a <= at <= b for a, b in inner) for at in stack)
 
 
 def compile_kernel(
@@ -65,7 +97,7 @@ def compile_kernel(
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
         "kernel": fn.__name__, "shared": kernel.metadata.shared, "limit": SHARED_LIMIT[capability],
-        **resource_usage(kernel.asm["cubin"]),
+        **inspect(kernel.asm["cubin"]),
     }  # fmt: skip
 
 
@@ -218,11 +250,9 @@ def main() -> None:
     if kernel == "elementwise":
         results = elementwise(capability)
     elif kernel == "hopper":
-        results = hopper(192, 128, False) + hopper(192, 128, True) + hopper(96, 64, True)
+        results = hopper(int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "True")
     else:
-        results = attention(capability, 192, 128, True)
-        if capability in (86, 90):
-            results += attention(capability, 96, 64, True)
+        results = attention(capability, int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "True")
     print(json.dumps(results))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ic.kernels.benchmark_mla import add_baselines, main, relative_error
+from ic.kernels.benchmark_mla import add_baselines, failure, main, relative_error
 from ic.kernels.benchmark_registry import cases_of, load_kernels, register
-from ic.kernels.benchmark_report import markdown_table
+from ic.kernels.benchmark_report import markdown_table, print_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +57,37 @@ def test_baseline_ratio() -> None:
 def test_documented_table_is_current() -> None:
     run = json.loads((ROOT / "docs/results/kernels-decode.json").read_text())
     assert markdown_table(run, run["rows"]) in (ROOT / "docs/kernels.md").read_text()
+
+
+@pytest.mark.parametrize("kernel", ["attention", "rmsnorm", "rope"])
+def test_documented_training_tables_are_current(kernel: str) -> None:
+    text = (ROOT / "docs/kernels.md").read_text()
+    run = json.loads((ROOT / f"docs/results/kernels-training-{kernel}.json").read_text())
+    ours = [row for row in run["rows"] if row["by"] == "ours" and "median_us" in row]
+    assert ours
+    for row in ours:
+        if kernel == "attention":
+            speed = f"{row['tflop_per_s']:.0f}"
+            line = f"| {row['case']} | {row['median_us'] / 1e3:.2f} | {speed} |"
+        else:
+            name = {"rmsnorm": "RMSNorm", "rope": "RoPE"}[kernel]
+            speed = f"{row['gb_per_s'] / 1e3:.2f}"
+            line = f"| {name} {row['case']} | {row['median_us']:.1f} | {speed} |"
+        assert line in text
+
+
+def test_failure_is_one_line() -> None:
+    assert failure(RuntimeError("bad stride\nlong trace")) == "failed: RuntimeError: bad stride"
+
+
+def test_missing_peers_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    ceilings = {"copy_tb_per_s": 3.0, "matmul_bf16_tflop_per_s": 700.0}
+    rows = [
+        {"kernel": "rope", "case": "small", "by": "Liger", "reason": "not installed: no module"},
+        {"kernel": "rope", "case": "small", "by": "compile", "reason": "failed: RuntimeError: x"},
+    ]
+    print_table({"device": "gpu", "config": {"ceilings": ceilings}}, rows)
+    out = capsys.readouterr().out
+    assert "not installed: Liger" in out
+    assert "failed: RuntimeError: x" in out
+    assert "no module" not in out
