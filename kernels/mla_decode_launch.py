@@ -33,6 +33,7 @@ class DecodeConfig:
     pdl: bool = False
     e4m3_bits: bool = False
     many_heads: bool = False
+    codes: bool = False
 
 
 @dataclass(frozen=True)

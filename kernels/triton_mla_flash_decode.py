@@ -296,6 +296,16 @@ def launch_decode(
         if num_splits > 1:
             _combine(partial, partial_lse, out, lse, rows, {})
         return out, lse
+    if cache_scale is not None and config.codes:
+        from ic.kernels.gluon_mla_decode_e4m3 import launch_e4m3
+
+        launch_e4m3(
+            q_latent_BQHR, q_rope_BQHP, cache, seq_lens_B, block_table, cache_scale,
+            softmax_scale * LOG2E, num_splits, config, partial, partial_lse,
+        )  # fmt: skip
+        if num_splits > 1:
+            _combine(partial, partial_lse, out, lse, rows, pdl)
+        return out, lse
     bits = config.e4m3_bits and cache.dtype == torch.float8_e4m3fn
     half = quantized or q_latent_BQHR.dtype == torch.float16
     _decode_kernel[(B * num_splits * row_blocks,)](

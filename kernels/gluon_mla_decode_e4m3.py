@@ -1,0 +1,357 @@
+"""MLA decode of few heads over an e4m3 cache on Hopper, without widening the keys (Gluon).
+
+Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
+it applies: at most 16 query rows, latent 512 or 192 (a power of two, or three quarters of one) and
+rope 64, an e4m3 cache in pages of a multiple of 64 tokens (or contiguous), capability 9.0.
+
+Why. Widening a tile in registers and writing it back to shared memory costs as much as reading it.
+Here the codes go from the cache to shared memory once (TMA) and are read there twice, as codes.
+
+Scores. S^T = C Q^T with the codes as wgmma's left operand, straight from shared memory. The queries
+must then be e4m3 too. Each is a sum of two, q = high + low, with one scale a row: eight
+significant bits, as bf16 has. High and low terms are 32 columns of one product, added afterwards.
+Tensor cores accumulate e4m3 products with 14 bits, so every PRECISE columns go to fp32.
+
+Values. The same bytes are read as 16-bit pairs of neighbouring dimensions, transposed on the way
+(ldmatrix.trans), and each half is widened to fp16: two operands of mma.sync, for even and odd
+dimensions, whose results are interleaved in the end. mma.sync takes 16 rows where wgmma takes 64.
+
+Shared memory. A tile is two or three buffers, `wide` (the largest power of two of the latent), `rest`
+(what is left of it) and `rope`, `STAGES` times. Rows of the last tile that lie past the sequence's
+end are set to zero there, because a probability of 0 times a NaN would be NaN.
+"""
+
+# Triton gives kernel arguments their types at launch.
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import torch
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents
+
+from ic.kernels.mla_decode_launch import DecodeConfig
+
+tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+PUBLIC_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
+LN2 = gl.constexpr(0.6931471805599453)
+BLOCK_N = gl.constexpr(64)
+SHIFT = gl.constexpr(14.0)
+CHUNK, PRECISE = 64, 64
+
+
+@gluon.jit
+def _tile_row(
+    table, start, end, first_row, num_pages, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr
+):  # fmt: skip
+    """Row of the flat cache where a tile starts; any valid one for a tile past the end."""
+    if PAGED:
+        page = gl.load(table + start // PAGE_SIZE, mask=start < end, other=0)
+        return gl.minimum(gl.maximum(page, 0), num_pages - 1) * PAGE_SIZE + start % PAGE_SIZE
+    else:
+        return first_row + start
+
+
+@gluon.jit
+def _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, buffer, row,
+           W: gl.constexpr, R: gl.constexpr, P: gl.constexpr):  # fmt: skip
+    bar = loaded.index(buffer)
+    mbarrier.expect(bar, BLOCK_N * (R + P))
+    tma_load(desc_wide, [row, 0], bar, wide.index(buffer))
+    if W < R:
+        tma_load(desc_rest, [row, W], bar, rest.index(buffer))
+    tma_load(desc_rope, [row, R], bar, rope.index(buffer))
+
+
+@gluon.jit
+def _load_rows(ptr, offsets, row_ok, WIDTH: gl.constexpr, layout: gl.constexpr):
+    col = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+    return gl.load(ptr + offsets[:, None] + col[None, :], mask=row_ok[:, None], other=0.0).to(
+        gl.float32
+    )
+
+
+@gluon.jit
+def _store_terms(smem, q, to_codes):
+    """Rows 0 to 15: the queries in e4m3; rows 16 to 31: what that leaves out, in e4m3."""
+    q = q * to_codes[:, None]
+    high = q.to(gl.float8e4nv)
+    smem.slice(0, 16, dim=0).store(high)
+    smem.slice(16, 16, dim=0).store((q - high.to(gl.float32)).to(gl.float8e4nv))
+
+
+@gluon.jit
+def _widen_pairs(pairs):
+    """fp16 values of the low and of the high bytes, both e4m3, of two 16-bit pairs at a time."""
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .b32 sorted;
+        .reg .b16 low, high;
+        prmt.b32 sorted, $2, 0, 0x3120;
+        mov.b32 {low, high}, sorted;
+        cvt.rn.f16x2.e4m3x2 $0, low;
+        cvt.rn.f16x2.e4m3x2 $1, high;
+        }""",
+        "=r,=r,r",
+        [pairs],
+        dtype=(gl.float16, gl.float16),
+        is_pure=True,
+        pack=2,
+    )
+
+
+@gluon.jit
+def _zero_rows(tile, count):
+    """Set rows `count`.. of a tile of codes in shared memory to zero."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 16], [8, 4], [4, 1], [1, 0])
+    row = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, layout))
+    codes = tile.load(layout).to(gl.uint8, bitcast=True)
+    codes = gl.where((row < count)[:, None], codes, 0)
+    tile.store(codes.to(gl.float8e4nv, bitcast=True))
+
+
+@gluon.jit
+def _values(p_smem, tile, acc_even, acc_odd, PAIRS: gl.constexpr, pair_layout: gl.constexpr,
+            acc_layout: gl.constexpr, CHUNK: gl.constexpr):  # fmt: skip
+    if PUBLIC_REINTERPRET:
+        pairs = tile.reinterpret(gl.uint16, [BLOCK_N, PAIRS], pair_layout)
+    else:
+        pairs = tile._reinterpret(gl.uint16, [BLOCK_N, PAIRS], pair_layout)
+    for first in gl.static_range(0, BLOCK_N, CHUNK):
+        p = p_smem.slice(first, CHUNK, dim=0).permute((1, 0))
+        p = p.load(gl.DotOperandLayout(0, acc_layout, 2))
+        x = pairs.slice(first, CHUNK, dim=0).load(gl.DotOperandLayout(1, acc_layout, 2))
+        even, odd = _widen_pairs(x)
+        acc_even = mma_v2(p, even, acc_even)
+        acc_odd = mma_v2(p, odd, acc_odd)
+    return acc_even, acc_odd
+
+
+@gluon.jit
+def _store_columns(acc_even, acc_odd, factor, out_ptr, out_row, rows, num_rows, first,
+                   R: gl.constexpr, PAIRS: gl.constexpr):  # fmt: skip
+    acc = gl.join(acc_even * factor[:, None], acc_odd * factor[:, None]).reshape([16, 2 * PAIRS])
+    layout: gl.constexpr = acc.type.layout
+    row = gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
+    col = first + gl.arange(0, 2 * PAIRS, layout=gl.SliceLayout(0, layout))
+    gl.store(out_ptr + (out_row + row)[:, None] * R + col[None, :],
+             acc.to(out_ptr.dtype.element_ty), mask=(row < num_rows)[:, None])  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=["max_tokens", "num_pages", "num_splits"])
+def _decode_e4m3_kernel(
+    q_latent_ptr, q_rope_ptr, desc_wide, desc_rest, desc_rope, scale_ptr, block_table_ptr,
+    seq_lens_ptr, out_ptr, lse_ptr,
+    stride_qb, stride_qq, stride_qh, stride_rb, stride_rq, stride_rh, stride_table,
+    num_heads, num_rows, max_tokens, num_pages, num_splits, scale_log2,
+    NUM_QUERY: gl.constexpr, R: gl.constexpr, P: gl.constexpr, W: gl.constexpr,
+    PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr,
+    CHUNK: gl.constexpr, PRECISE: gl.constexpr, PDL: gl.constexpr,
+):  # fmt: skip
+    if PDL:
+        gdc_launch_dependents()
+    split = gl.program_id(0) % num_splits
+    batch = gl.program_id(0) // num_splits
+    length = gl.minimum(gl.maximum(gl.load(seq_lens_ptr + batch), 0), max_tokens)
+    tiles_per_split = gl.cdiv(gl.cdiv(length, BLOCK_N), num_splits)
+    begin = split * tiles_per_split * BLOCK_N
+    end = gl.maximum(gl.minimum(begin + tiles_per_split * BLOCK_N, length), begin)
+    num_tiles = gl.cdiv(end - begin, BLOCK_N)
+
+    REST: gl.constexpr = R - W if W < R else 64
+    codes: gl.constexpr = gl.float8e4nv
+    wide = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, W], desc_wide.layout)
+    rope = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, P], desc_rope.layout)
+    q_wide = gl.allocate_shared_memory(codes, [32, W], desc_wide.layout)
+    q_rope = gl.allocate_shared_memory(codes, [32, P], desc_rope.layout)
+    rest = rope
+    q_rest = q_rope
+    if W < R:
+        rest = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, REST], desc_rest.layout)
+        q_rest = gl.allocate_shared_memory(codes, [32, REST], desc_rest.layout)
+    p_smem = gl.allocate_shared_memory(
+        gl.float16, [BLOCK_N, 16], gl.SwizzledSharedLayout(8, 4, 2, order=[1, 0])
+    )
+    factor_smem = gl.allocate_shared_memory(
+        gl.float32, [16], gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    )
+    loaded = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(loaded.index(stage), count=1)
+
+    table = block_table_ptr
+    if PAGED:
+        table += batch.to(gl.int64) * stride_table
+    first_row = batch * max_tokens
+    for stage in gl.static_range(STAGES):
+        if stage < num_tiles:
+            row = _tile_row(table, begin + stage * BLOCK_N, end, first_row, num_pages, PAGED,
+                            PAGE_SIZE)  # fmt: skip
+            _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, stage, row, W, R, P)
+
+    blocked: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
+    both_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 32])
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 32])
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [1, 4], [16, 8])
+    head_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
+    token_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
+    acc_row_layout: gl.constexpr = gl.SliceLayout(1, acc_layout)
+
+    rows = gl.arange(0, 16, layout=gl.SliceLayout(1, blocked))
+    row_ok = rows < num_rows
+    token = (rows // num_heads).to(gl.int64)
+    head = (rows % num_heads).to(gl.int64)
+    q_offsets = batch.to(gl.int64) * stride_qb + token * stride_qq + head * stride_qh
+    r_offsets = batch.to(gl.int64) * stride_rb + token * stride_rq + head * stride_rh
+    wide_query = _load_rows(q_latent_ptr, q_offsets, row_ok, W, blocked)
+    rope_query = _load_rows(q_rope_ptr, r_offsets, row_ok, P, blocked)
+    largest = gl.maximum(gl.max(gl.abs(wide_query), 1), gl.max(gl.abs(rope_query), 1))
+    if W < R:
+        rest_query = _load_rows(q_latent_ptr + W, q_offsets, row_ok, REST, blocked)
+        largest = gl.maximum(largest, gl.max(gl.abs(rest_query), 1))
+    largest = gl.maximum(largest, 1e-30)
+    to_codes = 448.0 / largest
+    _store_terms(q_wide, wide_query, to_codes)
+    _store_terms(q_rope, rope_query, to_codes)
+    if W < R:
+        _store_terms(q_rest, rest_query, to_codes)
+    head_factor = gl.convert_layout(largest * (scale_log2 / 448.0), head_layout)
+    fence_async_shared()
+    sync_threads()
+
+    offs = gl.arange(0, BLOCK_N, layout=token_layout)
+    limit = end + gl.arange(0, 16, layout=head_layout) * 0
+    if NUM_QUERY > 1:
+        limit = gl.minimum(
+            end, length - (NUM_QUERY - 1) + gl.arange(0, 16, layout=head_layout) // num_heads
+        )
+    m = gl.full([16], -1e30, gl.float32, head_layout)
+    total = gl.full([BLOCK_N, 16], 0.0, gl.float32, s_layout)
+    even = gl.zeros([16, W // 2], gl.float32, acc_layout)
+    odd = gl.zeros([16, W // 2], gl.float32, acc_layout)
+    if W < R:
+        rest_even = gl.zeros([16, REST // 2], gl.float32, acc_layout)
+        rest_odd = gl.zeros([16, REST // 2], gl.float32, acc_layout)
+    wide_pairs: gl.constexpr = gl.NVMMASharedLayout(desc_wide.layout.swizzle_byte_width, 16, 2)
+    rest_pairs: gl.constexpr = gl.NVMMASharedLayout(desc_rest.layout.swizzle_byte_width, 16, 2)
+
+    row = _tile_row(table, begin, end, first_row, num_pages, PAGED, PAGE_SIZE)
+    token_scale = gl.load(scale_ptr + row.to(gl.int64) + offs, mask=offs < end - begin, other=1.0)
+    row = _tile_row(table, begin + BLOCK_N, end, first_row, num_pages, PAGED, PAGE_SIZE)
+    for i in range(num_tiles):
+        start = begin + i * BLOCK_N
+        buffer = i % STAGES
+        next_scale = gl.load(scale_ptr + row.to(gl.int64) + offs,
+                             mask=offs < end - start - BLOCK_N, other=1.0)  # fmt: skip
+        row = _tile_row(table, start + 2 * BLOCK_N, end, first_row, num_pages, PAGED, PAGE_SIZE)
+        fetch_row = row
+        if STAGES != 2:
+            fetch_row = _tile_row(table, start + STAGES * BLOCK_N, end, first_row, num_pages,
+                                  PAGED, PAGE_SIZE)  # fmt: skip
+        mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1)
+        s = gl.zeros([BLOCK_N, 32], gl.float32, both_layout)
+        s = warpgroup_mma(wide.index(buffer), q_wide.permute((1, 0)), s, use_acc=False,
+                          max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
+        if W < R:
+            s = warpgroup_mma(rest.index(buffer), q_rest.permute((1, 0)), s, is_async=True)
+        s = warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), s, is_async=True)
+        s = warpgroup_mma_wait(0, deps=[s])
+        if end - start < BLOCK_N:
+            _zero_rows(wide.index(buffer), end - start)
+            if W < R:
+                _zero_rows(rest.index(buffer), end - start)
+        s = gl.sum(s.reshape([BLOCK_N, 2, 16]), 1)
+        s = gl.convert_layout(s, s_layout, assert_trivial=True)
+        token_scale = gl.maximum(token_scale, 1e-30)
+        s = s * token_scale[:, None] * head_factor[None, :] + gl.log2(token_scale)[:, None]
+        s = gl.where((start + offs)[:, None] < limit[None, :], s, float("-inf"))
+        m_new = gl.maximum(m, gl.max(s, 0))
+        alpha = gl.exp2(m - m_new)
+        p = gl.exp2(s - (m_new - SHIFT)[None, :])
+        total = total * alpha[None, :] + p * (1.0 / token_scale)[:, None]
+        m = m_new
+        token_scale = next_scale
+        factor_smem.store(alpha)
+        p_smem.store(p.to(gl.float16))
+        sync_threads()
+        factor = factor_smem.load(acc_row_layout)[:, None]
+        even, odd = _values(p_smem, wide.index(buffer), even * factor, odd * factor, W // 2,
+                            wide_pairs, acc_layout, CHUNK)  # fmt: skip
+        if W < R:
+            rest_even, rest_odd = _values(p_smem, rest.index(buffer), rest_even * factor,
+                                          rest_odd * factor, REST // 2, rest_pairs, acc_layout,
+                                          CHUNK)  # fmt: skip
+        sync_threads()
+        if i + STAGES < num_tiles:
+            _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, buffer, fetch_row,
+                   W, R, P)  # fmt: skip
+
+    mass = gl.sum(total, 0)
+    empty = mass == 0.0
+    mass = gl.where(empty, 1.0, mass)
+    lse = gl.where(empty, float("-inf"), m - SHIFT + gl.log2(mass))
+    if not SPLIT:
+        lse = lse * LN2
+    out_row = batch.to(gl.int64) * num_rows
+    if SPLIT:
+        out_row = (batch.to(gl.int64) * num_splits + split) * num_rows
+    heads = gl.arange(0, 16, layout=head_layout)
+    gl.store(lse_ptr + out_row + heads, lse, mask=heads < num_rows)
+    factor = gl.convert_layout(1.0 / mass, acc_row_layout)
+    _store_columns(even, odd, factor, out_ptr, out_row, heads, num_rows, 0, R, W // 2)
+    if W < R:
+        _store_columns(rest_even, rest_odd, factor, out_ptr, out_row, heads, num_rows, W, R,
+                       REST // 2)  # fmt: skip
+
+
+
+def launch_e4m3(
+    q_latent_BQHR: torch.Tensor,
+    q_rope_BQHP: torch.Tensor,
+    cache: torch.Tensor,
+    seq_lens_B: torch.Tensor,
+    block_table: torch.Tensor | None,
+    cache_scale: torch.Tensor,
+    softmax_scale_log2: float,
+    num_splits: int,
+    config: DecodeConfig,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Fill `out` and `lse` (partial ones when num_splits > 1)."""
+    B, Q, H, R = q_latent_BQHR.shape
+    P = q_rope_BQHP.shape[3]
+    W = 1 << (R.bit_length() - 1)
+    flat = cache.view(-1, R + P)
+    wide, rest, rope = (
+        TensorDescriptor.from_tensor(
+            flat, [64, width], gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
+        )
+        for width in (W, R - W or 64, P)
+    )
+    paged = block_table is not None
+    page_size = cache.shape[1]
+    max_tokens = page_size * (block_table.shape[1] if block_table is not None else 1)
+    _decode_e4m3_kernel[(B * num_splits,)](
+        q_latent_BQHR, q_rope_BQHP, wide, rest, rope, cache_scale,
+        block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
+        *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
+        block_table.stride(0) if block_table is not None else 0,
+        H, Q * H, max_tokens, cache.shape[0], num_splits, softmax_scale_log2,
+        NUM_QUERY=Q, R=R, P=P, W=W, PAGED=paged, PAGE_SIZE=page_size if paged else 64,
+        STAGES=config.num_stages, SPLIT=num_splits > 1, CHUNK=CHUNK, PRECISE=PRECISE,
+        PDL=config.pdl and num_splits > 1, num_warps=4,
+        **({"maxnreg": config.max_registers} if config.max_registers else {}),
+    )  # fmt: skip
