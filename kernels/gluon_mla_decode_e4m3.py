@@ -49,7 +49,7 @@ PUBLIC_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterp
 LN2 = gl.constexpr(0.6931471805599453)
 BLOCK_N = gl.constexpr(64)
 SHIFT = gl.constexpr(14.0)
-CHUNK, PRECISE = 64, 64
+CHUNK, PRECISE, PIPE = 64, 64, True
 
 
 @gluon.jit
@@ -113,22 +113,40 @@ def _widen_pairs(pairs):
 
 
 @gluon.jit
-def _zero_rows(tile, count):
-    """Set rows `count`.. of a tile of codes in shared memory to zero."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 16], [8, 4], [4, 1], [1, 0])
-    row = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, layout))
-    codes = tile.load(layout).to(gl.uint8, bitcast=True)
-    codes = gl.where((row < count)[:, None], codes, 0)
-    tile.store(codes.to(gl.float8e4nv, bitcast=True))
+def _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i, exists, layout: gl.constexpr,
+            W: gl.constexpr, R: gl.constexpr, STAGES: gl.constexpr, PRECISE: gl.constexpr):  # fmt: skip
+    """Start the products of tile i with both terms of the queries, once it has arrived."""
+    buffer = i % STAGES
+    mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1, pred=exists)
+    s = gl.zeros([BLOCK_N, 32], gl.float32, layout)
+    s = warpgroup_mma(wide.index(buffer), q_wide.permute((1, 0)), s, use_acc=False,
+                      max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
+    if W < R:
+        s = warpgroup_mma(rest.index(buffer), q_rest.permute((1, 0)), s, is_async=True)
+    return warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), s, is_async=True)
 
 
 @gluon.jit
-def _values(p_smem, tile, acc_even, acc_odd, PAIRS: gl.constexpr, pair_layout: gl.constexpr,
-            acc_layout: gl.constexpr, CHUNK: gl.constexpr):  # fmt: skip
+def _as_pairs(tile, PAIRS: gl.constexpr, layout: gl.constexpr):
+    """A tile of codes as 16-bit pairs of neighbouring dimensions."""
     if PUBLIC_REINTERPRET:
-        pairs = tile.reinterpret(gl.uint16, [BLOCK_N, PAIRS], pair_layout)
+        return tile.reinterpret(gl.uint16, [BLOCK_N, PAIRS], layout)
     else:
-        pairs = tile._reinterpret(gl.uint16, [BLOCK_N, PAIRS], pair_layout)
+        return tile._reinterpret(gl.uint16, [BLOCK_N, PAIRS], layout)
+
+
+@gluon.jit
+def _zero_rows(pairs, count):
+    """Set rows `count`.. of a tile of pairs in shared memory to zero."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    for first in gl.static_range(0, BLOCK_N, 16):
+        part = pairs.slice(first, 16, dim=0)
+        row = first + gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
+        part.store(gl.where((row < count)[:, None], part.load(layout), 0))
+
+
+@gluon.jit
+def _values(p_smem, pairs, acc_even, acc_odd, acc_layout: gl.constexpr, CHUNK: gl.constexpr):
     for first in gl.static_range(0, BLOCK_N, CHUNK):
         p = p_smem.slice(first, CHUNK, dim=0).permute((1, 0))
         p = p.load(gl.DotOperandLayout(0, acc_layout, 2))
@@ -158,7 +176,7 @@ def _decode_e4m3_kernel(
     num_heads, num_rows, max_tokens, num_pages, num_splits, scale_log2,
     NUM_QUERY: gl.constexpr, R: gl.constexpr, P: gl.constexpr, W: gl.constexpr,
     PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr,
-    CHUNK: gl.constexpr, PRECISE: gl.constexpr, PDL: gl.constexpr,
+    CHUNK: gl.constexpr, PRECISE: gl.constexpr, PDL: gl.constexpr, PIPE: gl.constexpr,
 ):  # fmt: skip
     if PDL:
         gdc_launch_dependents()
@@ -244,12 +262,15 @@ def _decode_e4m3_kernel(
     if W < R:
         rest_even = gl.zeros([16, REST // 2], gl.float32, acc_layout)
         rest_odd = gl.zeros([16, REST // 2], gl.float32, acc_layout)
-    wide_pairs: gl.constexpr = gl.NVMMASharedLayout(desc_wide.layout.swizzle_byte_width, 16, 2)
-    rest_pairs: gl.constexpr = gl.NVMMASharedLayout(desc_rest.layout.swizzle_byte_width, 16, 2)
+    wide_layout: gl.constexpr = gl.NVMMASharedLayout(desc_wide.layout.swizzle_byte_width, 16, 2)
+    rest_layout: gl.constexpr = gl.NVMMASharedLayout(desc_rest.layout.swizzle_byte_width, 16, 2)
 
     row = _tile_row(table, begin, end, first_row, num_pages, PAGED, PAGE_SIZE)
     token_scale = gl.load(scale_ptr + row.to(gl.int64) + offs, mask=offs < end - begin, other=1.0)
     row = _tile_row(table, begin + BLOCK_N, end, first_row, num_pages, PAGED, PAGE_SIZE)
+    if PIPE:
+        s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, 0, num_tiles > 0,
+                    both_layout, W, R, STAGES, PRECISE)  # fmt: skip
     for i in range(num_tiles):
         start = begin + i * BLOCK_N
         buffer = i % STAGES
@@ -260,39 +281,38 @@ def _decode_e4m3_kernel(
         if STAGES != 2:
             fetch_row = _tile_row(table, start + STAGES * BLOCK_N, end, first_row, num_pages,
                                   PAGED, PAGE_SIZE)  # fmt: skip
-        mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1)
-        s = gl.zeros([BLOCK_N, 32], gl.float32, both_layout)
-        s = warpgroup_mma(wide.index(buffer), q_wide.permute((1, 0)), s, use_acc=False,
-                          max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
-        if W < R:
-            s = warpgroup_mma(rest.index(buffer), q_rest.permute((1, 0)), s, is_async=True)
-        s = warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), s, is_async=True)
+        wide_pairs = _as_pairs(wide.index(buffer), W // 2, wide_layout)
+        rest_pairs = _as_pairs(rest.index(buffer), REST // 2, rest_layout)
+        if not PIPE:
+            s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i, True, both_layout, W, R,
+                        STAGES, PRECISE)  # fmt: skip
         s = warpgroup_mma_wait(0, deps=[s])
         if end - start < BLOCK_N:
-            _zero_rows(wide.index(buffer), end - start)
+            _zero_rows(wide_pairs, end - start)
             if W < R:
-                _zero_rows(rest.index(buffer), end - start)
-        s = gl.sum(s.reshape([BLOCK_N, 2, 16]), 1)
-        s = gl.convert_layout(s, s_layout, assert_trivial=True)
+                _zero_rows(rest_pairs, end - start)
+        t = gl.sum(s.reshape([BLOCK_N, 2, 16]), 1)
+        t = gl.convert_layout(t, s_layout, assert_trivial=True)
         token_scale = gl.maximum(token_scale, 1e-30)
-        s = s * token_scale[:, None] * head_factor[None, :] + gl.log2(token_scale)[:, None]
-        s = gl.where((start + offs)[:, None] < limit[None, :], s, float("-inf"))
-        m_new = gl.maximum(m, gl.max(s, 0))
+        t = t * token_scale[:, None] * head_factor[None, :] + gl.log2(token_scale)[:, None]
+        t = gl.where((start + offs)[:, None] < limit[None, :], t, float("-inf"))
+        m_new = gl.maximum(m, gl.max(t, 0))
         alpha = gl.exp2(m - m_new)
-        p = gl.exp2(s - (m_new - SHIFT)[None, :])
+        p = gl.exp2(t - (m_new - SHIFT)[None, :])
         total = total * alpha[None, :] + p * (1.0 / token_scale)[:, None]
         m = m_new
         token_scale = next_scale
         factor_smem.store(alpha)
         p_smem.store(p.to(gl.float16))
         sync_threads()
+        if PIPE:
+            s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i + 1, i + 1 < num_tiles,
+                        both_layout, W, R, STAGES, PRECISE)  # fmt: skip
         factor = factor_smem.load(acc_row_layout)[:, None]
-        even, odd = _values(p_smem, wide.index(buffer), even * factor, odd * factor, W // 2,
-                            wide_pairs, acc_layout, CHUNK)  # fmt: skip
+        even, odd = _values(p_smem, wide_pairs, even * factor, odd * factor, acc_layout, CHUNK)
         if W < R:
-            rest_even, rest_odd = _values(p_smem, rest.index(buffer), rest_even * factor,
-                                          rest_odd * factor, REST // 2, rest_pairs, acc_layout,
-                                          CHUNK)  # fmt: skip
+            rest_even, rest_odd = _values(p_smem, rest_pairs, rest_even * factor,
+                                          rest_odd * factor, acc_layout, CHUNK)  # fmt: skip
         sync_threads()
         if i + STAGES < num_tiles:
             _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, buffer, fetch_row,
@@ -352,6 +372,6 @@ def launch_e4m3(
         H, Q * H, max_tokens, cache.shape[0], num_splits, softmax_scale_log2,
         NUM_QUERY=Q, R=R, P=P, W=W, PAGED=paged, PAGE_SIZE=page_size if paged else 64,
         STAGES=config.num_stages, SPLIT=num_splits > 1, CHUNK=CHUNK, PRECISE=PRECISE,
-        PDL=config.pdl and num_splits > 1, num_warps=4,
+        PIPE=PIPE, PDL=config.pdl and num_splits > 1, num_warps=4,
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )  # fmt: skip
