@@ -1,24 +1,25 @@
 """MLA decode of few heads over an e4m3 cache on Hopper, without widening the keys (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
-it applies: at most 16 query rows, latent 512 or 192 (a power of two, or three quarters of one) and
-rope 64, an e4m3 cache in pages of a multiple of 64 tokens (or contiguous), capability 9.0.
+it applies: at most 16 query rows, an e4m3 cache in pages of a multiple of 64 tokens (or contiguous),
+capability 9.0. A tile is R + P wide where that is a power of two, else R wide and a rope tile.
 
 Why. Widening a tile in registers and writing it back to shared memory costs as much as reading it.
 Here the codes go from the cache to shared memory once (TMA) and are read there twice, as codes.
 
 Scores. S^T = C Q^T with the codes as wgmma's left operand, straight from shared memory. The queries
-must then be e4m3 too. Each is a sum of two, q = high + low, with one scale a row: eight
-significant bits, as bf16 has. High and low terms are 32 columns of one product, added afterwards.
-Tensor cores accumulate e4m3 products with 14 bits, so every PRECISE columns go to fp32.
+must then be e4m3 too: each is a sum of two, q = high + low, after a scale a row that is a power of
+two. A bf16 query is that sum exactly (eight significant bits are four and four), unless it is
+below 2^-9 of its row's largest over 448; an fp16 query is rounded to about eight bits. High and low
+terms are 32 columns of one product, added afterwards. The tensor cores add e4m3 products with 14
+bits, so the partial sum of every PRECISE columns is added in fp32.
 
 Values. The same bytes are read as 16-bit pairs of neighbouring dimensions, transposed on the way
 (ldmatrix.trans), and each half is widened to fp16: two operands of mma.sync, for even and odd
 dimensions, whose results are interleaved in the end. mma.sync takes 16 rows where wgmma takes 64.
 
-Shared memory. A tile is two or three buffers, `wide` (the largest power of two of the latent), `rest`
-(what is left of it) and `rope`, `STAGES` times. Rows of the last tile that lie past the sequence's
-end are set to zero there, because a probability of 0 times a NaN would be NaN.
+Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
+probability of 0 times a NaN that happens to be there would be NaN.
 """
 
 # Triton gives kernel arguments their types at launch.
@@ -49,7 +50,9 @@ PUBLIC_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterp
 LN2 = gl.constexpr(0.6931471805599453)
 BLOCK_N = gl.constexpr(64)
 SHIFT = gl.constexpr(14.0)
-CHUNK, PRECISE, PIPE = 64, 64, True
+PRECISE = 128
+# Tokens whose values are read at once: more only takes registers.
+CHUNK = gl.constexpr(16)
 
 
 @gluon.jit
@@ -65,20 +68,22 @@ def _tile_row(
 
 
 @gluon.jit
-def _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, buffer, row,
-           W: gl.constexpr, R: gl.constexpr, P: gl.constexpr):  # fmt: skip
+def _fetch(desc_tile, desc_rope, tile, rope, loaded, buffer, row,
+           R: gl.constexpr, P: gl.constexpr, COMBINED: gl.constexpr):  # fmt: skip
     bar = loaded.index(buffer)
     mbarrier.expect(bar, BLOCK_N * (R + P))
-    tma_load(desc_wide, [row, 0], bar, wide.index(buffer))
-    if W < R:
-        tma_load(desc_rest, [row, W], bar, rest.index(buffer))
-    tma_load(desc_rope, [row, R], bar, rope.index(buffer))
+    tma_load(desc_tile, [row, 0], bar, tile.index(buffer))
+    if not COMBINED:
+        tma_load(desc_rope, [row, R], bar, rope.index(buffer))
 
 
 @gluon.jit
-def _load_rows(ptr, offsets, row_ok, WIDTH: gl.constexpr, layout: gl.constexpr):
-    col = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
-    return gl.load(ptr + offsets[:, None] + col[None, :], mask=row_ok[:, None], other=0.0).to(
+def _load_query(ptr, offsets, row_ok, FIRST: gl.constexpr, WIDTH: gl.constexpr,
+                TILE: gl.constexpr, layout: gl.constexpr):  # fmt: skip
+    """[16, TILE] in fp32: columns FIRST.. hold the WIDTH columns of the query, others zero."""
+    col = gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+    ok = row_ok[:, None] & (col >= FIRST)[None, :] & (col < FIRST + WIDTH)[None, :]
+    return gl.load(ptr + offsets[:, None] + (col - FIRST)[None, :], mask=ok, other=0.0).to(
         gl.float32
     )
 
@@ -113,20 +118,6 @@ def _widen_pairs(pairs):
 
 
 @gluon.jit
-def _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i, exists, layout: gl.constexpr,
-            W: gl.constexpr, R: gl.constexpr, STAGES: gl.constexpr, PRECISE: gl.constexpr):  # fmt: skip
-    """Start the products of tile i with both terms of the queries, once it has arrived."""
-    buffer = i % STAGES
-    mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1, pred=exists)
-    s = gl.zeros([BLOCK_N, 32], gl.float32, layout)
-    s = warpgroup_mma(wide.index(buffer), q_wide.permute((1, 0)), s, use_acc=False,
-                      max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
-    if W < R:
-        s = warpgroup_mma(rest.index(buffer), q_rest.permute((1, 0)), s, is_async=True)
-    return warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), s, is_async=True)
-
-
-@gluon.jit
 def _as_pairs(tile, PAIRS: gl.constexpr, layout: gl.constexpr):
     """A tile of codes as 16-bit pairs of neighbouring dimensions."""
     if PUBLIC_REINTERPRET:
@@ -146,7 +137,7 @@ def _zero_rows(pairs, count):
 
 
 @gluon.jit
-def _values(p_smem, pairs, acc_even, acc_odd, acc_layout: gl.constexpr, CHUNK: gl.constexpr):
+def _values(p_smem, pairs, acc_even, acc_odd, acc_layout: gl.constexpr):
     for first in gl.static_range(0, BLOCK_N, CHUNK):
         p = p_smem.slice(first, CHUNK, dim=0).permute((1, 0))
         p = p.load(gl.DotOperandLayout(0, acc_layout, 2))
@@ -157,27 +148,17 @@ def _values(p_smem, pairs, acc_even, acc_odd, acc_layout: gl.constexpr, CHUNK: g
     return acc_even, acc_odd
 
 
-@gluon.jit
-def _store_columns(acc_even, acc_odd, factor, out_ptr, out_row, rows, num_rows, first,
-                   R: gl.constexpr, PAIRS: gl.constexpr):  # fmt: skip
-    acc = gl.join(acc_even * factor[:, None], acc_odd * factor[:, None]).reshape([16, 2 * PAIRS])
-    layout: gl.constexpr = acc.type.layout
-    row = gl.arange(0, 16, layout=gl.SliceLayout(1, layout))
-    col = first + gl.arange(0, 2 * PAIRS, layout=gl.SliceLayout(0, layout))
-    gl.store(out_ptr + (out_row + row)[:, None] * R + col[None, :],
-             acc.to(out_ptr.dtype.element_ty), mask=(row < num_rows)[:, None])  # fmt: skip
-
-
 @gluon.jit(do_not_specialize=["max_tokens", "num_pages", "num_splits"])
 def _decode_e4m3_kernel(
-    q_latent_ptr, q_rope_ptr, desc_wide, desc_rest, desc_rope, scale_ptr, block_table_ptr,
-    seq_lens_ptr, out_ptr, lse_ptr,
+    q_latent_ptr, q_rope_ptr, desc_tile, desc_rope, scale_ptr, block_table_ptr, seq_lens_ptr,
+    out_ptr, lse_ptr,
     stride_qb, stride_qq, stride_qh, stride_rb, stride_rq, stride_rh, stride_table,
     num_heads, num_rows, max_tokens, num_pages, num_splits, scale_log2,
-    NUM_QUERY: gl.constexpr, R: gl.constexpr, P: gl.constexpr, W: gl.constexpr,
-    PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr,
-    CHUNK: gl.constexpr, PRECISE: gl.constexpr, PDL: gl.constexpr, PIPE: gl.constexpr,
+    NUM_QUERY: gl.constexpr, R: gl.constexpr, P: gl.constexpr, TILE: gl.constexpr,
+    COMBINED: gl.constexpr, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    SPLIT: gl.constexpr, PRECISE: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
+    """One split of one sequence for up to 16 query rows: four warps, STAGES tiles in flight."""
     if PDL:
         gdc_launch_dependents()
     split = gl.program_id(0) % num_splits
@@ -188,17 +169,14 @@ def _decode_e4m3_kernel(
     end = gl.maximum(gl.minimum(begin + tiles_per_split * BLOCK_N, length), begin)
     num_tiles = gl.cdiv(end - begin, BLOCK_N)
 
-    REST: gl.constexpr = R - W if W < R else 64
     codes: gl.constexpr = gl.float8e4nv
-    wide = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, W], desc_wide.layout)
-    rope = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, P], desc_rope.layout)
-    q_wide = gl.allocate_shared_memory(codes, [32, W], desc_wide.layout)
-    q_rope = gl.allocate_shared_memory(codes, [32, P], desc_rope.layout)
-    rest = rope
-    q_rest = q_rope
-    if W < R:
-        rest = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, REST], desc_rest.layout)
-        q_rest = gl.allocate_shared_memory(codes, [32, REST], desc_rest.layout)
+    tile = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, TILE], desc_tile.layout)
+    q_tile = gl.allocate_shared_memory(codes, [32, TILE], desc_tile.layout)
+    rope = tile
+    q_rope = q_tile
+    if not COMBINED:
+        rope = gl.allocate_shared_memory(codes, [STAGES, BLOCK_N, P], desc_rope.layout)
+        q_rope = gl.allocate_shared_memory(codes, [32, P], desc_rope.layout)
     p_smem = gl.allocate_shared_memory(
         gl.float16, [BLOCK_N, 16], gl.SwizzledSharedLayout(8, 4, 2, order=[1, 0])
     )
@@ -217,14 +195,14 @@ def _decode_e4m3_kernel(
         if stage < num_tiles:
             row = _tile_row(table, begin + stage * BLOCK_N, end, first_row, num_pages, PAGED,
                             PAGE_SIZE)  # fmt: skip
-            _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, stage, row, W, R, P)
+            _fetch(desc_tile, desc_rope, tile, rope, loaded, stage, row, R, P, COMBINED)
 
     blocked: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
-    both_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 32])
+    terms_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 32, 32])
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 32])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [1, 4], [16, 8])
+    pair_layout: gl.constexpr = gl.NVMMASharedLayout(desc_tile.layout.swizzle_byte_width, 16, 2)
     head_layout: gl.constexpr = gl.SliceLayout(0, s_layout)
-    token_layout: gl.constexpr = gl.SliceLayout(1, s_layout)
     acc_row_layout: gl.constexpr = gl.SliceLayout(1, acc_layout)
 
     rows = gl.arange(0, 16, layout=gl.SliceLayout(1, blocked))
@@ -233,90 +211,75 @@ def _decode_e4m3_kernel(
     head = (rows % num_heads).to(gl.int64)
     q_offsets = batch.to(gl.int64) * stride_qb + token * stride_qq + head * stride_qh
     r_offsets = batch.to(gl.int64) * stride_rb + token * stride_rq + head * stride_rh
-    wide_query = _load_rows(q_latent_ptr, q_offsets, row_ok, W, blocked)
-    rope_query = _load_rows(q_rope_ptr, r_offsets, row_ok, P, blocked)
-    largest = gl.maximum(gl.max(gl.abs(wide_query), 1), gl.max(gl.abs(rope_query), 1))
-    if W < R:
-        rest_query = _load_rows(q_latent_ptr + W, q_offsets, row_ok, REST, blocked)
-        largest = gl.maximum(largest, gl.max(gl.abs(rest_query), 1))
-    largest = gl.maximum(largest, 1e-30)
-    to_codes = 448.0 / largest
-    _store_terms(q_wide, wide_query, to_codes)
-    _store_terms(q_rope, rope_query, to_codes)
-    if W < R:
-        _store_terms(q_rest, rest_query, to_codes)
-    head_factor = gl.convert_layout(largest * (scale_log2 / 448.0), head_layout)
+    query = _load_query(q_latent_ptr, q_offsets, row_ok, 0, R, TILE, blocked)
+    if COMBINED:
+        if P > 0:
+            query += _load_query(q_rope_ptr, r_offsets, row_ok, R, P, TILE, blocked)
+    largest = gl.max(gl.abs(query), 1)
+    if not COMBINED:
+        rope_query = _load_query(q_rope_ptr, r_offsets, row_ok, 0, P, P, blocked)
+        largest = gl.maximum(largest, gl.max(gl.abs(rope_query), 1))
+    # The power of two that takes the largest to 224..448, the upper half of e4m3's range.
+    exponent = gl.floor(gl.log2(448.0 / gl.maximum(largest, 1e-30)))
+    _store_terms(q_tile, query, gl.exp2(exponent))
+    if not COMBINED:
+        _store_terms(q_rope, rope_query, gl.exp2(exponent))
+    head_factor = gl.convert_layout(gl.exp2(-exponent) * scale_log2, head_layout)
     fence_async_shared()
     sync_threads()
 
-    offs = gl.arange(0, BLOCK_N, layout=token_layout)
-    limit = end + gl.arange(0, 16, layout=head_layout) * 0
-    if NUM_QUERY > 1:
-        limit = gl.minimum(
-            end, length - (NUM_QUERY - 1) + gl.arange(0, 16, layout=head_layout) // num_heads
-        )
+    offs = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(1, s_layout))
+    heads = gl.arange(0, 16, layout=head_layout)
+    limit = gl.minimum(length - (NUM_QUERY - 1) + heads // num_heads, end)
     m = gl.full([16], -1e30, gl.float32, head_layout)
     total = gl.full([BLOCK_N, 16], 0.0, gl.float32, s_layout)
-    even = gl.zeros([16, W // 2], gl.float32, acc_layout)
-    odd = gl.zeros([16, W // 2], gl.float32, acc_layout)
-    if W < R:
-        rest_even = gl.zeros([16, REST // 2], gl.float32, acc_layout)
-        rest_odd = gl.zeros([16, REST // 2], gl.float32, acc_layout)
-    wide_layout: gl.constexpr = gl.NVMMASharedLayout(desc_wide.layout.swizzle_byte_width, 16, 2)
-    rest_layout: gl.constexpr = gl.NVMMASharedLayout(desc_rest.layout.swizzle_byte_width, 16, 2)
+    acc_even = gl.zeros([16, TILE // 2], gl.float32, acc_layout)
+    acc_odd = gl.zeros([16, TILE // 2], gl.float32, acc_layout)
 
     row = _tile_row(table, begin, end, first_row, num_pages, PAGED, PAGE_SIZE)
     token_scale = gl.load(scale_ptr + row.to(gl.int64) + offs, mask=offs < end - begin, other=1.0)
     row = _tile_row(table, begin + BLOCK_N, end, first_row, num_pages, PAGED, PAGE_SIZE)
-    if PIPE:
-        s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, 0, num_tiles > 0,
-                    both_layout, W, R, STAGES, PRECISE)  # fmt: skip
     for i in range(num_tiles):
         start = begin + i * BLOCK_N
         buffer = i % STAGES
+        # Scales travel one tile ahead and rows two, so that no iteration waits for them.
         next_scale = gl.load(scale_ptr + row.to(gl.int64) + offs,
                              mask=offs < end - start - BLOCK_N, other=1.0)  # fmt: skip
         row = _tile_row(table, start + 2 * BLOCK_N, end, first_row, num_pages, PAGED, PAGE_SIZE)
-        fetch_row = row
-        if STAGES != 2:
-            fetch_row = _tile_row(table, start + STAGES * BLOCK_N, end, first_row, num_pages,
-                                  PAGED, PAGE_SIZE)  # fmt: skip
-        wide_pairs = _as_pairs(wide.index(buffer), W // 2, wide_layout)
-        rest_pairs = _as_pairs(rest.index(buffer), REST // 2, rest_layout)
-        if not PIPE:
-            s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i, True, both_layout, W, R,
-                        STAGES, PRECISE)  # fmt: skip
-        s = warpgroup_mma_wait(0, deps=[s])
+        fetch_row = _tile_row(table, start + STAGES * BLOCK_N, end, first_row, num_pages, PAGED,
+                              PAGE_SIZE)  # fmt: skip
+        mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1)
+        terms = gl.zeros([BLOCK_N, 32], gl.float32, terms_layout)
+        terms = warpgroup_mma(tile.index(buffer), q_tile.permute((1, 0)), terms, use_acc=False,
+                              max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
+        if not COMBINED:
+            terms = warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), terms, is_async=True)
+        terms = warpgroup_mma_wait(0, deps=[terms])
+        pairs = _as_pairs(tile.index(buffer), TILE // 2, pair_layout)
         if end - start < BLOCK_N:
-            _zero_rows(wide_pairs, end - start)
-            if W < R:
-                _zero_rows(rest_pairs, end - start)
-        t = gl.sum(s.reshape([BLOCK_N, 2, 16]), 1)
-        t = gl.convert_layout(t, s_layout, assert_trivial=True)
+            _zero_rows(pairs, end - start)
+        s = gl.convert_layout(
+            gl.sum(terms.reshape([BLOCK_N, 2, 16]), 1), s_layout, assert_trivial=True
+        )
         token_scale = gl.maximum(token_scale, 1e-30)
-        t = t * token_scale[:, None] * head_factor[None, :] + gl.log2(token_scale)[:, None]
-        t = gl.where((start + offs)[:, None] < limit[None, :], t, float("-inf"))
-        m_new = gl.maximum(m, gl.max(t, 0))
+        s = s * token_scale[:, None] * head_factor[None, :] + gl.log2(token_scale)[:, None]
+        s = gl.where((start + offs)[:, None] < limit[None, :], s, float("-inf"))
+        m_new = gl.maximum(m, gl.max(s, 0))
         alpha = gl.exp2(m - m_new)
-        p = gl.exp2(t - (m_new - SHIFT)[None, :])
+        p = gl.exp2(s - (m_new - SHIFT)[None, :])
         total = total * alpha[None, :] + p * (1.0 / token_scale)[:, None]
         m = m_new
         token_scale = next_scale
         factor_smem.store(alpha)
         p_smem.store(p.to(gl.float16))
         sync_threads()
-        if PIPE:
-            s = _scores(wide, rest, rope, q_wide, q_rest, q_rope, loaded, i + 1, i + 1 < num_tiles,
-                        both_layout, W, R, STAGES, PRECISE)  # fmt: skip
         factor = factor_smem.load(acc_row_layout)[:, None]
-        even, odd = _values(p_smem, wide_pairs, even * factor, odd * factor, acc_layout, CHUNK)
-        if W < R:
-            rest_even, rest_odd = _values(p_smem, rest_pairs, rest_even * factor,
-                                          rest_odd * factor, acc_layout, CHUNK)  # fmt: skip
+        acc_even, acc_odd = _values(
+            p_smem, pairs, acc_even * factor, acc_odd * factor, acc_layout
+        )
         sync_threads()
         if i + STAGES < num_tiles:
-            _fetch(desc_wide, desc_rest, desc_rope, wide, rest, rope, loaded, buffer, fetch_row,
-                   W, R, P)  # fmt: skip
+            _fetch(desc_tile, desc_rope, tile, rope, loaded, buffer, fetch_row, R, P, COMBINED)
 
     mass = gl.sum(total, 0)
     empty = mass == 0.0
@@ -327,14 +290,14 @@ def _decode_e4m3_kernel(
     out_row = batch.to(gl.int64) * num_rows
     if SPLIT:
         out_row = (batch.to(gl.int64) * num_splits + split) * num_rows
-    heads = gl.arange(0, 16, layout=head_layout)
     gl.store(lse_ptr + out_row + heads, lse, mask=heads < num_rows)
-    factor = gl.convert_layout(1.0 / mass, acc_row_layout)
-    _store_columns(even, odd, factor, out_ptr, out_row, heads, num_rows, 0, R, W // 2)
-    if W < R:
-        _store_columns(rest_even, rest_odd, factor, out_ptr, out_row, heads, num_rows, W, R,
-                       REST // 2)  # fmt: skip
-
+    factor = gl.convert_layout(1.0 / mass, acc_row_layout)[:, None]
+    out = gl.join(acc_even * factor, acc_odd * factor).reshape([16, TILE])
+    row = gl.arange(0, 16, layout=gl.SliceLayout(1, out.type.layout))
+    col = gl.arange(0, TILE, layout=gl.SliceLayout(0, out.type.layout))
+    gl.store(out_ptr + (out_row + row)[:, None] * R + col[None, :],
+             out.to(out_ptr.dtype.element_ty),
+             mask=(row < num_rows)[:, None] & (col < R)[None, :])  # fmt: skip
 
 
 def launch_e4m3(
@@ -353,25 +316,24 @@ def launch_e4m3(
     """Fill `out` and `lse` (partial ones when num_splits > 1)."""
     B, Q, H, R = q_latent_BQHR.shape
     P = q_rope_BQHP.shape[3]
-    W = 1 << (R.bit_length() - 1)
+    tile = R + P if config.combined else R
     flat = cache.view(-1, R + P)
-    wide, rest, rope = (
+    desc_tile, desc_rope = (
         TensorDescriptor.from_tensor(
             flat, [64, width], gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
         )
-        for width in (W, R - W or 64, P)
+        for width in (tile, tile if config.combined else P)
     )
     paged = block_table is not None
     page_size = cache.shape[1]
     max_tokens = page_size * (block_table.shape[1] if block_table is not None else 1)
     _decode_e4m3_kernel[(B * num_splits,)](
-        q_latent_BQHR, q_rope_BQHP, wide, rest, rope, cache_scale,
+        q_latent_BQHR, q_rope_BQHP, desc_tile, desc_rope, cache_scale.contiguous(),
         block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
         *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
         block_table.stride(0) if block_table is not None else 0,
         H, Q * H, max_tokens, cache.shape[0], num_splits, softmax_scale_log2,
-        NUM_QUERY=Q, R=R, P=P, W=W, PAGED=paged, PAGE_SIZE=page_size if paged else 64,
-        STAGES=config.num_stages, SPLIT=num_splits > 1, CHUNK=CHUNK, PRECISE=PRECISE,
-        PIPE=PIPE, PDL=config.pdl and num_splits > 1, num_warps=4,
-        **({"maxnreg": config.max_registers} if config.max_registers else {}),
+        NUM_QUERY=Q, R=R, P=P, TILE=tile, COMBINED=config.combined, PAGED=paged,
+        PAGE_SIZE=page_size if paged else 64, STAGES=config.num_stages, SPLIT=num_splits > 1,
+        PRECISE=min(PRECISE, tile), PDL=config.pdl and num_splits > 1, num_warps=config.num_warps,
     )  # fmt: skip
