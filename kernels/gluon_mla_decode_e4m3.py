@@ -250,10 +250,13 @@ def _decode_e4m3_kernel(
                               PAGE_SIZE)  # fmt: skip
         mbarrier.wait(loaded.index(buffer), (i // STAGES) & 1)
         terms = gl.zeros([BLOCK_N, 32], gl.float32, terms_layout)
-        terms = warpgroup_mma(tile.index(buffer), q_tile.permute((1, 0)), terms, use_acc=False,
-                              max_num_imprecise_acc=PRECISE, is_async=True)  # fmt: skip
+        # The rope first: what PRECISE columns of the tile give is added to it in fp32.
         if not COMBINED:
-            terms = warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), terms, is_async=True)
+            terms = warpgroup_mma(rope.index(buffer), q_rope.permute((1, 0)), terms,
+                                  use_acc=False, is_async=True)  # fmt: skip
+        terms = warpgroup_mma(tile.index(buffer), q_tile.permute((1, 0)), terms,
+                              use_acc=not COMBINED, max_num_imprecise_acc=PRECISE,
+                              is_async=True)  # fmt: skip
         terms = warpgroup_mma_wait(0, deps=[terms])
         pairs = _as_pairs(tile.index(buffer), TILE // 2, pair_layout)
         if end - start < BLOCK_N:

@@ -123,7 +123,7 @@ def e4m3_codes_config(latent_dim: int, rope_dim: int) -> DecodeConfig:
     """The tiling of `gluon_mla_decode_e4m3`, measured on an H100."""
     combined = is_combined(latent_dim, rope_dim)
     stages = 3 if combined and latent_dim + rope_dim <= 256 else 2
-    return DecodeConfig(16, 64, 4, stages, 2, combined=combined, pdl=True, e4m3_codes=True)
+    return DecodeConfig(16, 64, 4, stages, stages, combined=combined, pdl=True, e4m3_codes=True)
 
 
 def e4m3_codes_applies(
