@@ -1,8 +1,9 @@
 """MLA decode of few heads over an e4m3 cache on Hopper, without widening the keys (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
-it applies: at most 16 query rows, an e4m3 cache in pages of a multiple of 64 tokens (or contiguous),
-capability 9.0. A tile is R + P wide where that is a power of two, else R wide and a rope tile.
+it applies: at most 16 query rows, an e4m3 cache in pages of a multiple of 64 tokens (or
+contiguous), capability 9.0. A tile is R + P wide where that is a power of two, else R wide and a
+rope tile.
 
 Why. Widening a tile in registers and writing it back to shared memory costs as much as reading it.
 Here the codes go from the cache to shared memory once (TMA) and are read there twice, as codes.
@@ -28,7 +29,6 @@ probability of 0 times a NaN that happens to be there would be NaN.
 from __future__ import annotations
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -212,9 +212,8 @@ def _decode_e4m3_kernel(
     q_offsets = batch.to(gl.int64) * stride_qb + token * stride_qq + head * stride_qh
     r_offsets = batch.to(gl.int64) * stride_rb + token * stride_rq + head * stride_rh
     query = _load_query(q_latent_ptr, q_offsets, row_ok, 0, R, TILE, blocked)
-    if COMBINED:
-        if P > 0:
-            query += _load_query(q_rope_ptr, r_offsets, row_ok, R, P, TILE, blocked)
+    if COMBINED and P > 0:
+        query += _load_query(q_rope_ptr, r_offsets, row_ok, R, P, TILE, blocked)
     largest = gl.max(gl.abs(query), 1)
     if not COMBINED:
         rope_query = _load_query(q_rope_ptr, r_offsets, row_ok, 0, P, P, blocked)
@@ -277,9 +276,7 @@ def _decode_e4m3_kernel(
         p_smem.store(p.to(gl.float16))
         sync_threads()
         factor = factor_smem.load(acc_row_layout)[:, None]
-        acc_even, acc_odd = _values(
-            p_smem, pairs, acc_even * factor, acc_odd * factor, acc_layout
-        )
+        acc_even, acc_odd = _values(p_smem, pairs, acc_even * factor, acc_odd * factor, acc_layout)
         sync_threads()
         if i + STAGES < num_tiles:
             _fetch(desc_tile, desc_rope, tile, rope, loaded, buffer, fetch_row, R, P, COMBINED)

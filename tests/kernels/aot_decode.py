@@ -221,7 +221,9 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
             "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
             "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),
-            "fp8 512, page 16": lambda: compile_decode(capability, 512, 64, 16, "fp8", page_size=16),
+            "fp8 512, page 16": lambda: compile_decode(
+                capability, 512, 64, 16, "fp8", page_size=16
+            ),
             "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
         }
     for name, build in others.items():
