@@ -33,6 +33,7 @@ class DecodeConfig:
     pdl: bool = False
     e4m3_bits: bool = False
     many_heads: bool = False
+    e4m3_codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,39 @@ def decode_config(
     )
 
 
+def e4m3_codes_config(latent_dim: int, rope_dim: int) -> DecodeConfig:
+    """The tiling of `gluon_mla_decode_e4m3`, measured on an H100."""
+    combined = is_combined(latent_dim, rope_dim)
+    stages = 3 if combined and latent_dim + rope_dim <= 256 else 2
+    return DecodeConfig(16, 64, 4, stages, stages, combined=combined, pdl=True, e4m3_codes=True)
+
+
+def e4m3_codes_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode_e4m3` takes the shape and the device."""
+    device = device_of(cache)
+    latent_dim, rope_dim = q_latent.shape[3], q_rope.shape[3]
+    width = latent_dim + rope_dim
+    return (
+        device.capability == 90
+        and not device.interpreted
+        and q_latent.shape[1] * q_latent.shape[2] <= 16
+        and (width in (128, 256, 512) or (latent_dim in (128, 256, 512) and rope_dim in (32, 64)))
+        and cache.dtype == torch.float8_e4m3fn
+        and cache.is_contiguous()
+        and cache.data_ptr() % 16 == 0
+        and cache.shape[0] * cache.shape[1] < 2**31
+        and (not paged or cache.shape[1] % 64 == 0)
+        and cache.numel() > 0
+    )
+
+
 def choose_decode_config(
-    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> DecodeConfig:
+    if e4m3_codes_applies(q_latent, q_rope, cache, paged):
+        return e4m3_codes_config(q_latent.shape[3], q_rope.shape[3])
     rows = q_latent.shape[1] * q_latent.shape[2]
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
@@ -168,7 +199,7 @@ def choose_num_splits(
     max_context_tokens: int | None,
 ) -> int:
     """The split count from context, batch and multiprocessors."""
-    config = choose_decode_config(q_latent, q_rope, cache)
+    config = choose_decode_config(q_latent, q_rope, cache, block_table is not None)
     capacity = cache.shape[1] if block_table is None else block_table.shape[1] * cache.shape[1]
     context = capacity if max_context_tokens is None else min(max_context_tokens, capacity)
     B, Q, H, _ = q_latent.shape

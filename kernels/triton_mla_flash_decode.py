@@ -22,6 +22,7 @@ A quantised cache (e4m3 or int8, one fp32 scale a token) is widened to fp16 in r
 d of a token enters as s_j + log2(d): the probability that multiplies the widened row is then at
 most 1 whatever the scales are, and the sum of probabilities divides by d again. fp16 probabilities
 are shifted by 2^14, so that the many small ones of a long context are not lost to fp16's range.
+On Hopper `gluon_mla_decode_e4m3` takes e4m3 caches and few rows instead, without widening the keys.
 
 Memory traffic. B*S*(R+P)*itemsize (+ 4 bytes a token of scale) once for every BLOCK_M rows, which
 share it through L2; partial results cost 4*(R+1) bytes a row and split, written and read once.
@@ -51,7 +52,6 @@ from ic.kernels.mla_decode_launch import (
     check_decode_indices,
     choose_decode_config,
     choose_num_splits,
-    combine_blocks,
     many_heads_applies,
 )
 from ic.kernels.mla_decode_tiles import (
@@ -62,8 +62,7 @@ from ic.kernels.mla_decode_tiles import (
     tile_pages,
     widen,
 )
-
-LN2 = tl.constexpr(0.6931471805599453)
+from ic.kernels.triton_mla_combine import LN2, combine
 
 
 @triton.jit(do_not_specialize=["max_tokens", "num_pages", "num_splits"])
@@ -208,58 +207,6 @@ def _decode_kernel(
                  mask=(cols < R)[None, :] & row_ok[:, None])  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_splits"])
-def _combine_kernel(
-    partial_ptr, partial_lse_ptr, out_ptr, lse_ptr, num_rows, num_splits,
-    R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_R: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Weigh the splits' partial results by their log-sum-exp (base 2) for one row and BLOCK_R
-    columns."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    row = tl.program_id(0) % num_rows
-    batch = (tl.program_id(0) // num_rows).to(tl.int64)
-    cols = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    m = tl.full([], -1e30, tl.float32)
-    mass = tl.full([], 0.0, tl.float32)
-    acc = tl.zeros([BLOCK_R], tl.float32)
-    for first in tl.range(0, num_splits, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
-        at = (batch * num_splits + split) * num_rows + row
-        lse = tl.load(partial_lse_ptr + at, mask=split < num_splits, other=float("-inf"))
-        live = lse > float("-inf")
-        part = tl.load(partial_ptr + (at * R)[:, None] + cols[None, :],
-                       mask=live[:, None] & (cols < R)[None, :], other=0.0)  # fmt: skip
-        m_new = tl.maximum(m, tl.max(lse, 0))
-        weight = tl.exp2(lse - m_new)
-        alpha = tl.exp2(m - m_new)
-        mass = mass * alpha + tl.sum(weight, 0)
-        acc = acc * alpha + tl.sum(part * weight[:, None], 0)
-        m = m_new
-    empty = mass == 0.0
-    mass = tl.where(empty, 1.0, mass)
-    at_row = batch * num_rows + row
-    tl.store(out_ptr + at_row * R + cols, acc / mass, mask=cols < R)
-    if tl.program_id(1) == 0:
-        tl.store(lse_ptr + at_row, tl.where(empty, float("-inf"), (m + tl.log2(mass)) * LN2))
-
-
-def _combine(
-    partial: torch.Tensor,
-    partial_lse: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    rows: int,
-    pdl: dict[str, bool],
-) -> None:
-    B, num_splits, _, R = partial.shape
-    block_s, block_r, num_warps = combine_blocks(num_splits, R)
-    _combine_kernel[(B * rows, triton.cdiv(R, block_r))](
-        partial, partial_lse, out, lse, rows, num_splits, R=R, BLOCK_S=block_s, BLOCK_R=block_r,
-        PDL=bool(pdl), num_warps=num_warps, **pdl,
-    )  # fmt: skip
-
-
 def launch_decode(
     q_latent_BQHR: torch.Tensor,
     q_rope_BQHP: torch.Tensor,
@@ -294,7 +241,18 @@ def launch_decode(
             num_splits, partial, partial_lse,
         )  # fmt: skip
         if num_splits > 1:
-            _combine(partial, partial_lse, out, lse, rows, {})
+            combine(partial, partial_lse, out, lse, rows, {})
+        return out, lse
+    if config.e4m3_codes:
+        from ic.kernels.gluon_mla_decode_e4m3 import launch_e4m3
+
+        assert cache_scale is not None
+        launch_e4m3(
+            q_latent_BQHR, q_rope_BQHP, cache, seq_lens_B, block_table, cache_scale,
+            softmax_scale * LOG2E, num_splits, config, partial, partial_lse,
+        )  # fmt: skip
+        if num_splits > 1:
+            combine(partial, partial_lse, out, lse, rows, pdl)
         return out, lse
     bits = config.e4m3_bits and cache.dtype == torch.float8_e4m3fn
     half = quantized or q_latent_BQHR.dtype == torch.float16
@@ -314,7 +272,7 @@ def launch_decode(
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )  # fmt: skip
     if num_splits > 1:
-        _combine(partial, partial_lse, out, lse, rows, pdl)
+        combine(partial, partial_lse, out, lse, rows, pdl)
     return out, lse
 
 
@@ -334,7 +292,7 @@ def _mla_decode_op(
     softmax_scale: float,
     num_splits: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    config = choose_decode_config(q_latent, q_rope, cache)
+    config = choose_decode_config(q_latent, q_rope, cache, block_table is not None)
     if q_latent.numel() == 0:
         return _empty_outputs(q_latent)
     return launch_decode(

@@ -19,14 +19,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ic.kernels import triton_append_latent as append
+from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_flash_decode as decode
-from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config
+from ic.kernels.mla_decode_launch import (
+    Device,
+    combine_blocks,
+    decode_config,
+    e4m3_codes_config,
+)
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 # (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
 PUBLISHED = [
     (192, 64, 16, "bf16"), (192, 64, 16, "fp8"), (512, 64, 16, "bf16"), (512, 64, 16, "fp8"),
-    (512, 64, 64, "bf16"),
+    (512, 64, 64, "bf16"), (96, 32, 16, "fp8"),
 ]  # fmt: skip
 OTHERS = [
     (192, 64, 64, "bf16"), (192, 64, 64, "fp8"), (192, 64, 32, "bf16"), (192, 64, 16, "i8"),
@@ -133,6 +139,34 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def compile_e4m3_codes(capability: int, latent: int, rope: int) -> dict[str, Any]:
+    """The other Gluon kernel, likewise."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels.gluon_mla_decode_e4m3 import PRECISE, _decode_e4m3_kernel
+
+    config = e4m3_codes_config(latent, rope)
+    tile = latent + rope if config.combined else latent
+    descriptors = {}
+    for name, width in (("desc_tile", tile), ("desc_rope", tile if config.combined else rope)):
+        layout = gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
+        descriptors[name] = f"tensordesc<fp8e4nv{[64, width]},{layout!r}>"
+    pointers = {
+        "q_latent_ptr": "*bf16", "q_rope_ptr": "*bf16", "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32", "seq_lens_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32",
+    }  # fmt: skip
+    constants = {
+        "NUM_QUERY": 1, "R": latent, "P": rope, "TILE": tile, "COMBINED": config.combined,
+        "PAGED": True, "PAGE_SIZE": 64, "STAGES": config.num_stages, "SPLIT": True,
+        "PRECISE": min(PRECISE, tile), "PDL": config.pdl,
+    }  # fmt: skip
+    return compile_kernel(
+        _decode_e4m3_kernel, capability, pointers | descriptors, constants, GluonASTSource,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+
+
 def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, Any]:
     block_s, block_r, num_warps = combine_blocks(num_splits, latent)
     pointers = {
@@ -142,7 +176,7 @@ def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, 
         "R": latent, "BLOCK_S": block_s, "BLOCK_R": block_r, "PDL": capability >= 90
     }  # fmt: skip
     return compile_kernel(
-        decode._combine_kernel, capability, pointers, constants, num_warps=num_warps
+        combine._combine_kernel, capability, pointers, constants, num_warps=num_warps
     )
 
 
@@ -171,6 +205,8 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
             if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
                 result = compile_many_heads(capability)
+            elif capability == 90 and num_rows == 16 and kind == "fp8":
+                result = compile_e4m3_codes(capability, latent, rope)
             else:
                 result = compile_decode(capability, latent, rope, num_rows, kind)
             rows.append({"name": name, "published": published} | result)
@@ -184,6 +220,10 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             "append bf16": lambda: compile_append(capability, 192, 64, "bf16"),
             "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
             "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
+            "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),
+            "fp8 512, page 16": lambda: compile_decode(
+                capability, 512, 64, 16, "fp8", page_size=16
+            ),
             "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
         }
     for name, build in others.items():

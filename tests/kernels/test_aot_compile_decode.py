@@ -49,6 +49,9 @@ def test_published_shapes_compile_on_every_chip() -> None:
     on_hopper = {row["name"]: row for row in results[90]}
     assert on_hopper["decode 192+64 rows 16 bf16"]["wgmma"] > 0
     assert on_hopper["decode 512+64 rows 64 bf16"]["wgmma"] > 0
+    # Scores alone: one product for every 32 of 256 and of 576 columns.
+    assert on_hopper["decode 192+64 rows 16 fp8"]["wgmma"] == 8
+    assert on_hopper["decode 512+64 rows 16 fp8"]["wgmma"] == 18
 
 
 @pytest.mark.compile

@@ -164,6 +164,26 @@ def test_quantized_cache(
     assert relative_error(mla_decode(**case)[0], reference) < TOLERANCE_QUANTIZED[kind]
 
 
+@pytest.mark.parametrize(("latent", "rope"), [(192, 64), (512, 64), (96, 32)])
+@pytest.mark.parametrize(("page_size", "num_query", "heads"), [(64, 1, 16), (None, 3, 5)])
+def test_e4m3_cache_of_few_heads(
+    device: torch.device, latent: int, rope: int, page_size: int | None, num_query: int, heads: int
+) -> None:
+    """On Hopper this is `gluon_mla_decode_e4m3`. Codes and scales of no token are NaN."""
+    case = make_case(
+        device, [0, 1, 63, 64, 65, 150], heads=heads, latent=latent, rope=rope,
+        page_size=page_size, num_query=num_query,
+    )  # fmt: skip
+    unused = case["cache"].isnan().any(-1)
+    kind = torch.float8_e4m3fn
+    case["cache"], case["cache_scale"] = quantize_per_token(case["cache"].nan_to_num(0), kind)
+    case["cache"].view(torch.uint8)[unused] = 0x7F
+    case["cache_scale"][unused] = float("nan")
+    for num_splits in (1, 4):
+        result = mla_decode(**case, num_splits=num_splits)
+        assert_matches(result, case, TOLERANCE_WIDENED)
+
+
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(("latent", "rope"), [(48, 16), (64, 16)])
 @pytest.mark.parametrize("num_query", [1, 3])
