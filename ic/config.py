@@ -24,10 +24,10 @@ from ic.evaluation.grid import PasskeyGridConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
+from ic.parallel.config import StrategyConfig
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 
-STRATEGIES = ("auto", "ddp")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -82,18 +82,6 @@ class ModelConfig:
             vocab_size=vocab_size, attention_backend=self.attention, norm_backend=self.norm,
             rope_backend=self.rope, **values, **token_ids,
         )  # fmt: skip
-
-
-@dataclass
-class StrategyConfig:
-    """Lightning strategy: `auto` (one device alone, else DDP) or `ddp`."""
-
-    name: str = "auto"
-    process_group_backend: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in STRATEGIES:
-            raise ValueError(f"strategy.name={self.name!r}: choose one of {', '.join(STRATEGIES)}")
 
 
 @dataclass
