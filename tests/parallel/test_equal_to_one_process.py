@@ -33,7 +33,10 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], di
     known: dict[Case, dict[str, Any]] = {}
 
     def run(case: Case) -> dict[str, Any]:
-        alone = Case(documents=case.documents, optimizer=case.optimizer, passkey=True)
+        alone = Case(
+            documents=case.documents, optimizer=case.optimizer, passkey=True,
+            accelerator=case.accelerator,
+        )  # fmt: skip
         if alone not in known:
             folder = tmp_path_factory.mktemp("alone")
             known[alone] = {**run_case(alone, 1, folder), "answers": answers(folder)}
@@ -70,6 +73,35 @@ def test_training_and_evaluation(
         for step in range(STEPS):
             compare(got["gradients"][step], alone["gradients"][step], tolerance)
         compare(got["weights"], alone["weights"], tolerance)
+    if case.passkey:
+        assert answers(tmp_path) == alone["answers"]
+
+
+GPU_WAYS = {
+    "fsdp": Case(strategy="fsdp", accumulate=2, optimizer="adamw", passkey=True),
+    "dp2": Case(strategy="fsdp2", accumulate=2, optimizer="adamw", passkey=True),
+    "cp2, documents": Case(strategy="fsdp2", context=2, documents=True, optimizer="adamw"),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.multigpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("way", GPU_WAYS)
+def test_two_gpus(
+    way: str,
+    one_process: Callable[[Case], dict[str, Any]],
+    spawn: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """Over NCCL; `fsdp` runs nowhere else. Clipping is active, so its losses show it."""
+    case = replace(GPU_WAYS[way], accelerator="gpu")
+    spawn(run_rank, 2, case, tmp_path)
+    alone = one_process(case)
+    got = torch.load(tmp_path / "rank0.pt", weights_only=True)
+    assert got["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    for given, expected in zip(got["validation"], alone["validation"], strict=True):
+        assert given == pytest.approx(expected, rel=1e-4)
     if case.passkey:
         assert answers(tmp_path) == alone["answers"]
 

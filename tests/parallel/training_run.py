@@ -48,6 +48,7 @@ class Case:
         documents: pack documents into the rows.
         passkey: evaluate a small grid at the end.
         validate: validate once more after training, as the verb `validate` does.
+        accelerator: as the trainer's.
     """
 
     strategy: str = "auto"
@@ -58,6 +59,7 @@ class Case:
     checkpointing: bool = False
     passkey: bool = False
     validate: bool = False
+    accelerator: str = "cpu"
 
 
 class FixedRows(LightningDataModule):
@@ -111,9 +113,13 @@ class FixedRows(LightningDataModule):
 
 
 class Recorder(Callback):
-    """Losses, gradients before clipping, validation metrics."""
+    """Losses, gradients before clipping, validation metrics.
 
-    def __init__(self) -> None:
+    No gradients under `fsdp`, which flattens and cuts them.
+    """
+
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
         self.losses: list[float] = []
         self.gradients: list[dict[str, Tensor]] = []
         self.validation: list[tuple[float, float]] = []
@@ -121,8 +127,10 @@ class Recorder(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
+        if self.strategy == "fsdp":
+            return
         self.gradients.append(
-            {name: whole(p.grad) for name, p in pl_module.model.named_parameters()}  # type: ignore[arg-type]
+            {name: whole(p.grad).cpu() for name, p in pl_module.model.named_parameters()}  # type: ignore[arg-type]
         )
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -148,7 +156,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         ),
         strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
-            max_steps=STEPS, accelerator="cpu", devices=num_processes, gradient_clip_val=0.1,
+            max_steps=STEPS, accelerator=case.accelerator, devices=num_processes, gradient_clip_val=0.1,
             accumulate_grad_batches=case.accumulate, log_every_n_steps=1,
             val_check_interval=2 * case.accumulate,
         ),
@@ -182,10 +190,12 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
 def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:
     """Train; the same on every rank."""
     trainer, module = build_case(case, num_processes, folder)
-    recorder = Recorder()
+    recorder = Recorder(case.strategy)
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=FixedRows(case))
-    weights = {name: whole(p) for name, p in module.model.named_parameters()}
+    weights = {}
+    if case.strategy != "fsdp":
+        weights = {name: whole(p).cpu() for name, p in module.model.named_parameters()}
     if case.validate:
         trainer.validate(module, datamodule=FixedRows(case), verbose=False)
     return {
