@@ -277,6 +277,32 @@ class GenerateConfig:
         return Backends(self.attention, self.norm, self.rope, self.dtype)
 
 
+@dataclass
+class ExportConfig:
+    """The verb `export`: a checkpoint as Hugging Face safetensors.
+
+    Attributes:
+        checkpoint: folder, sharded or not.
+        output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
+        dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
+        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
+        overwrite: replace an existing output.
+    """
+
+    checkpoint: str = "???"
+    output: str = "???"
+    dtype: str | None = None
+    max_shard_size: str = "5GB"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"dtype={self.dtype!r}: choose one of float32, bfloat16, float16, or null to keep "
+                "the checkpoint's"
+            )
+
+
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:
     longest = max(grid.lengths)
     if longest > positions:
@@ -292,6 +318,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="export_schema", node=ExportConfig)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
         ("data", "passkey_schema", PasskeyDataConfig),
