@@ -25,6 +25,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
@@ -140,7 +141,7 @@ class FolderCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
-        self.save_now(trainer)
+        self.save(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -161,8 +162,10 @@ class FolderCheckpoint(Checkpoint):
     ) -> None:
         self._rng_states = checkpoint.get("rng_states")
 
-    def save_now(self, trainer: Trainer) -> None:
-        """Save at this step, unless done, and return once it is on disk; every rank must call.
+    def save(self, trainer: Trainer) -> None:
+        """Save at this batch boundary, unless done, together on all ranks; point `last` to it.
+
+        Returns once the checkpoint is on disk.
 
         Raises:
             CheckpointError: it could not be saved; the one before is intact.
@@ -197,9 +200,9 @@ class FolderCheckpoint(Checkpoint):
         if not self._links:
             return
         strategy = trainer.strategy
-        if isinstance(strategy, ShardedCheckpointStrategy):
-            if not strategy.settle(wait_for_it=wait_for_it):
-                return
+        sharded = isinstance(strategy, ShardedCheckpointStrategy)
+        if sharded and not strategy.settle(wait_for_it=wait_for_it):
+            return
         if trainer.is_global_zero:
             for name in sorted(self._links):
                 self._point(name)

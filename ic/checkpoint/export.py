@@ -117,7 +117,9 @@ def export_checkpoint(
     config = load_config(checkpoint)
     if output.exists():
         if output.resolve() == checkpoint.resolve():
-            raise CheckpointError(f"output={output} is the checkpoint itself: choose another folder")
+            raise CheckpointError(
+                f"output={output} is the checkpoint itself: choose another folder"
+            )
         if not overwrite:
             raise CheckpointError(
                 f"output={output} exists: choose another folder, or replace it with overwrite=true"

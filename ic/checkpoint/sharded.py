@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from ic.checkpoint.commit import partial_path
-from ic.checkpoint.errors import save_error
+from ic.checkpoint.errors import CheckpointError, save_error
 from ic.checkpoint.folder import (
     MODULE_PREFIX,
     TRAINER_STATE,
@@ -47,7 +47,15 @@ from ic.checkpoint.folder import (
     load_config,
     read_trainer_state,
 )
-from ic.checkpoint.storage import ShardReader, ShardWriter, first_failure, is_sharded, load_into
+from ic.checkpoint.storage import (
+    OPTIMIZER,
+    ShardReader,
+    ShardWriter,
+    first_failure,
+    is_sharded,
+    load_into,
+    tensor_metadata,
+)
 
 
 @dataclass
@@ -169,7 +177,10 @@ class ShardedCheckpointStrategy(ParallelStrategy):
             (optimizer,) = self.optimizers
             optimizer_state = self.optimizer_state(optimizer)
             state["optimizer"] = _without_prefix(optimizer_state["state"])
-        load_into(state, ShardReader(folder), self._groups()[0])
+        reader = ShardReader(folder)
+        if self.optimizers:
+            _check_optimizer(state["optimizer"], reader)
+        load_into(state, reader, self._groups()[0])
         if self.optimizers:
             optimizer_state["param_groups"] = rest["optimizer_groups"]
             set_optimizer_state_dict(self.model, optimizer, optimizer_state)
@@ -211,6 +222,18 @@ def name_parameters(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
             for group in state["param_groups"]
         ],
     }
+
+
+def _check_optimizer(state: dict[str, dict[str, Tensor]], reader: ShardReader) -> None:
+    found = tensor_metadata(reader, OPTIMIZER)
+    for name, entry in state.items():
+        for key in entry:
+            if f"{name}.{key}" not in found:
+                raise CheckpointError(
+                    f"{reader.folder} holds no optimizer state {key!r} of {name}: resume with the "
+                    "optimizer that it was trained with, or begin with its weights by "
+                    "model.init_from="
+                )
 
 
 def _without_prefix(state: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:

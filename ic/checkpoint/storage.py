@@ -171,9 +171,7 @@ def read_tensors(
     return tensors
 
 
-def load_into(
-    state: dict[str, Any], reader: ShardReader, group: dist.ProcessGroup | None
-) -> None:
+def load_into(state: dict[str, Any], reader: ShardReader, group: dist.ProcessGroup | None) -> None:
     """Fill the tensors of `state`, DTensors of any mesh included, in place.
 
     Args:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.optim import Optimizer
 
+from ic.checkpoint.sharded import ShardedCheckpointStrategy
 from ic.model.modeling_mla import MLADecoderLayer
 
 
@@ -26,7 +27,7 @@ class ClippingFSDPPrecision(FSDPPrecision):
         self.root.clip_grad_norm_(clip_val)
 
 
-class LayerFSDPStrategy(FSDPStrategy):
+class LayerFSDPStrategy(ShardedCheckpointStrategy, FSDPStrategy):
     """One FSDP unit a decoder layer, the rest in the root.
 
     In a mixed precision, parameters compute in 16 bits and gradients are reduced in float32.

@@ -20,12 +20,13 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from ic.checkpoint.sharded import ShardedCheckpointStrategy
 from ic.model import MLAForCausalLM
 from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.mesh import ParallelMesh, build_mesh
 
 
-class FSDP2Strategy(ModelParallelStrategy):
+class FSDP2Strategy(ShardedCheckpointStrategy, ModelParallelStrategy):
     """`fully_shard` for each decoder layer and for the rest of each `MLAForCausalLM`.
 
     Parameters, gradients and optimizer state are `DTensor`s, cut along their first dimension over
