@@ -73,7 +73,7 @@ class WeightSource:
         for file in files:
             try:
                 with safe_open(file, framework="pt", device="meta") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118: not a mapping
+                    for name in tensors.keys():  # noqa: SIM118
                         self._files[name] = file
                         yield name, tensors.get_tensor(name)
             except (OSError, SafetensorError) as error:
@@ -117,9 +117,7 @@ def export_checkpoint(
     config = load_config(checkpoint)
     if output.exists():
         if output.resolve() == checkpoint.resolve():
-            raise CheckpointError(
-                f"output={output} is the checkpoint itself: choose another folder"
-            )
+            raise CheckpointError(f"output={output} is the checkpoint: choose another folder")
         if not overwrite:
             raise CheckpointError(
                 f"output={output} exists: choose another folder, or replace it with overwrite=true"
@@ -143,10 +141,8 @@ def export_checkpoint(
     try:
         partial.mkdir(parents=True)
         for file, names in split.filename_to_tensors.items():
-            tensors = {name: source.read(name).to(target_dtype).contiguous() for name in names}
-            retrying(lambda: save_file(tensors, partial / file, {"format": "pt"}))  # noqa: B023
-            done += sum(tensor.nbytes for tensor in tensors.values())
-            del tensors
+            _write_file(source, names, target_dtype, partial / file)
+            done += sum(sizes[name].nbytes for name in names)
             on_bytes(done, total)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -165,6 +161,13 @@ def export_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [output / file for file in split.filename_to_tensors]
+
+
+def _write_file(
+    source: WeightSource, names: list[str], dtype: torch.dtype | None, file: Path
+) -> None:
+    tensors = {name: source.read(name).to(dtype).contiguous() for name in names}
+    retrying(lambda: save_file(tensors, file, {"format": "pt"}))
 
 
 def _check_space(output: Path, needed_bytes: int) -> None:

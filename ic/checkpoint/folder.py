@@ -109,7 +109,7 @@ class FolderCheckpointIO(CheckpointIO):
         self.tokenizer.save_pretrained(folder)
 
     def weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The model's tensors out of a LightningModule's, by Hugging Face's names, tied ones once."""
+        """The model's part of a LightningModule's tensors: Hugging Face's names, tied ones once."""
         weights = {
             name.removeprefix(MODULE_PREFIX): tensor.detach().contiguous()
             for name, tensor in state_dict.items()
@@ -190,7 +190,8 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
 def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
     reader = ShardReader(folder)
     weights = read_tensors(reader, MODEL)
-    model = MLAForCausalLM(config).to(next(iter(weights.values())).dtype)
+    model: Any = MLAForCausalLM(config)  # transformers wraps `to` past its types
+    model = model.to(next(iter(weights.values())).dtype)
     wanted = set(model.state_dict())
     if config.tie_word_embeddings:
         wanted.remove("lm_head.weight")

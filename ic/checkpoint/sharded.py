@@ -70,7 +70,7 @@ class _Pending:
 class ShardedCheckpointStrategy(ParallelStrategy):
     """Saves and loads the checkpoints above; to be mixed into a strategy that shards.
 
-    It comes first among the bases, as in `class S(ShardedCheckpointStrategy, ModelParallelStrategy)`.
+    It comes first among the bases: `class S(ShardedCheckpointStrategy, ModelParallelStrategy)`.
     The trainer needs a `FolderCheckpointIO` plugin, which knows configuration and tokenizer.
     `save_checkpoint` returns once the state is copied; `settle` tells when it is on disk.
     """
@@ -97,7 +97,7 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         """State and settings by parameter name, on the device and sharded as they train."""
         assert self.model is not None
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return get_optimizer_state_dict(self.model, plain)  # type: ignore[return-value]
+        return get_optimizer_state_dict(self.model, plain)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
@@ -171,7 +171,7 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         check_same_architecture(folder_io.config, load_config(folder), folder)
         rest = read_trainer_state(folder)
         assert self.model is not None
-        state: dict[str, Any] = {"model": folder_io.weights(get_model_state_dict(self.model))}
+        state: dict[str, Any] = {"model": folder_io.weights(self.lightning_module_state_dict())}
         optimizer_state: Any = None
         if self.optimizers:
             (optimizer,) = self.optimizers

@@ -18,7 +18,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -140,7 +140,7 @@ class ShardReader(dcp.FileSystemReader):
         file = self.folder / name
         if _sha256(file) != _checksum_file(file).read_text().split()[0]:
             raise CheckpointError(
-                f"{file} is truncated or damaged: its content differs from {_checksum_file(file).name}"
+                f"{file} is truncated or damaged: it differs from {_checksum_file(file).name}"
             )
         self._intact.add(name)
 
@@ -216,7 +216,7 @@ def _read_metadata(file: Path) -> Metadata:
 class _MetadataUnpickler(pickle.Unpickler):
     """Builds torch.distributed.checkpoint's metadata and nothing else."""
 
-    _ALLOWED = {
+    _ALLOWED: ClassVar[dict[str, set[str]]] = {
         "torch.distributed.checkpoint.metadata": {
             "Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata",
             "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
