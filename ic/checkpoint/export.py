@@ -124,7 +124,7 @@ def export_checkpoint(
             )
     source = WeightSource(checkpoint, config)
     target_dtype = None if dtype is None else DTYPES[dtype]
-    sizes = {name: tensor.to(target_dtype) for name, tensor in source.sizes.items()}
+    sizes = {name: tensor.to(target_dtype or tensor.dtype) for name, tensor in source.sizes.items()}
     try:
         split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     except ValueError as error:
@@ -166,7 +166,9 @@ def export_checkpoint(
 def _write_file(
     source: WeightSource, names: list[str], dtype: torch.dtype | None, file: Path
 ) -> None:
-    tensors = {name: source.read(name).to(dtype).contiguous() for name in names}
+    tensors = {name: source.read(name) for name in names}
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     retrying(lambda: save_file(tensors, file, {"format": "pt"}))
 
 
