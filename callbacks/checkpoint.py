@@ -11,6 +11,7 @@ has written.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -147,6 +148,12 @@ class FolderCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+        if not self._links or isinstance(exception, KeyboardInterrupt):
+            return
+        # The ranks' writing threads finish a save without the training loop, so it is not lost.
+        with contextlib.suppress(CheckpointError):
+            if self._on_disk(trainer, wait_for_it=True) and trainer.is_global_zero:
+                self._move_links(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -199,16 +206,27 @@ class FolderCheckpoint(Checkpoint):
         """Move the links that wait for a save, if it is on disk."""
         if not self._links:
             return
-        strategy = trainer.strategy
-        sharded = isinstance(strategy, ShardedCheckpointStrategy)
-        if sharded and not strategy.settle(wait_for_it=wait_for_it):
+        if not self._on_disk(trainer, wait_for_it=wait_for_it):
             return
         if trainer.is_global_zero:
-            for name in sorted(self._links):
-                self._point(name)
-            self._remove_old(trainer.global_step)
+            self._move_links(trainer)
         self._links.clear()
-        strategy.barrier("checkpoint")
+        trainer.strategy.barrier("checkpoint")
+
+    def _on_disk(self, trainer: Trainer, *, wait_for_it: bool) -> bool:
+        strategy = trainer.strategy
+        if not isinstance(strategy, ShardedCheckpointStrategy):
+            return True
+        try:
+            return strategy.settle(wait_for_it=wait_for_it)
+        except CheckpointError:
+            self._links.clear()
+            raise
+
+    def _move_links(self, trainer: Trainer) -> None:
+        for name in sorted(self._links):
+            self._point(name)
+        self._remove_old(trainer.global_step)
 
     def _point(self, name: str) -> None:
         target = f"step={self._saved_step}"
