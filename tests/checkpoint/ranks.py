@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 import ic.build
+import ic.verbs  # imported once, by the server that the ranks are forked from
 from ic.checkpoint.rng import rng_state
 from ic.cli import main
 

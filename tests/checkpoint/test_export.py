@@ -24,14 +24,14 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def checkpoint(four: Path, tmp_path: Path) -> Path:
     """A copy of a checkpoint of four ranks that nothing but the folder itself describes."""
-    return shutil.copytree(four / "runs/debug/four/checkpoints/step=3", tmp_path / "step=3")
+    return shutil.copytree(four / "runs/debug/four/checkpoints/step=2", tmp_path / "step=2")
 
 
 @pytest.fixture
 def in_memory(four: Path) -> MLAForCausalLM:
     """The model as the run held it in memory when it saved."""
-    model = MLAForCausalLM(load_config(four / "runs/debug/four/checkpoints/step=3"))
-    held = torch.load(four / "four.probe/step=3.pt", weights_only=True)
+    model = MLAForCausalLM(load_config(four / "runs/debug/four/checkpoints/step=2"))
+    held = torch.load(four / "four.probe/step=2.pt", weights_only=True)
     names = model.state_dict().keys()
     model.load_state_dict({name: held[f"model.{name}"] for name in names})
     return model.eval()
@@ -67,7 +67,7 @@ def test_equals_the_model_in_memory(
         assert loaded(IDS).logits.equal(in_memory(IDS).logits)
     assert isinstance(AutoTokenizer.from_pretrained(output), ByteTokenizer)
     assert not [p for p in output.iterdir() if p.name.startswith(("__", ".")) or p.suffix == ".pt"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "step=3"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "step=2"]
 
 
 def test_dtype(checkpoint: Path, in_memory: MLAForCausalLM, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def probed(folder: Path, run: str, name: str) -> dict[str, torch.Tensor]:
 
 
 def test_keeps_the_last_and_every_nth(four: Path) -> None:
-    kept = {"step=3": None, "step=6": None, "step=7": None, "last": "step=7"}
+    kept = {"step=2": None, "step=4": None, "step=5": None, "last": "step=5"}
     assert names(four, "four") == kept
     files = {p.name for p in (checkpoints(four, "four") / "last").iterdir()}
     assert files >= {"config.json", "tokenizer_config.json", "trainer.pt", ".metadata"}
@@ -55,26 +55,33 @@ def test_keeps_the_last_and_every_nth(four: Path) -> None:
     [(4, "fsdp2"), (2, "fsdp2"), (1, "fsdp2"), (1, "auto")],
     ids=lambda value: str(value),
 )
-def test_any_world_size_resumes(four: Path, num_processes: int, strategy: str) -> None:
+def test_any_world_size_resumes(
+    four: Path, num_processes: int, strategy: str, tmp_path: Path
+) -> None:
     run = f"{strategy}{num_processes}"
     context = [f"strategy.context_parallel_size={num_processes}"] if strategy == "fsdp2" else []
     codes, output = run_ranks(
-        four, num_processes, *FIT, f"strategy={strategy}", *context, f"run_id={run}",
-        f"ckpt_path={checkpoints(four, 'four') / 'step=3'}",
+        tmp_path, num_processes, *FIT, f"strategy={strategy}", *context, f"run_id={run}",
+        f"ckpt_path={checkpoints(four, 'four') / 'step=2'}",
     )  # fmt: skip
     assert codes == [0] * num_processes, output
-    saved, loaded = probed(four, "four", "step=3"), probed(four, run, "start")
+    saved, loaded = probed(four, "four", "step=2"), probed(tmp_path, run, "start")
     assert any(name.endswith("momentum_buffer") for name in saved)
     assert any(name.endswith("exp_avg") for name in saved)
     assert loaded.keys() == saved.keys()
     assert all(loaded[name].equal(tensor) for name, tensor in saved.items())
-    after = {step: loss for step, loss in losses(four, "four").items() if step >= 3}
+    after = {step: loss for step, loss in losses(four, "four").items() if step >= 2}
     same_world = num_processes == 4
-    assert losses(four, run) == (after if same_world else pytest.approx(after, rel=1e-6))
-    assert ("seeded anew with 3" in output) != same_world
+    resumed = losses(tmp_path, run)
     if same_world:
-        states = [probed(four, run, f"start.rng{rank}") for rank in range(4)]
-        assert states == [probed(four, "four", f"step=3.rng{rank}") for rank in range(4)]
+        assert resumed == after
+    else:  # the ranks' sums have another order, which later steps amplify
+        assert resumed[2] == pytest.approx(after[2], rel=1e-6)
+        assert resumed == pytest.approx(after, rel=2e-5)
+    assert ("seeded anew with 2" in output) != same_world
+    if same_world:
+        states = [probed(tmp_path, run, f"start.rng{rank}") for rank in range(4)]
+        assert states == [probed(four, "four", f"step=2.rng{rank}") for rank in range(4)]
 
 
 def test_one_process_continues_on_two(four: Path, tmp_path: Path) -> None:
@@ -140,7 +147,7 @@ def test_full_disk(small_disk: tuple[Path, Callable[[], None] | None]) -> None:
 
 
 def test_refused_on_every_rank(four: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoints(four, "four") / "step=3", tmp_path / "step=3")
+    folder = shutil.copytree(checkpoints(four, "four") / "step=2", tmp_path / "step=2")
     resume = (*TWO, f"ckpt_path={folder}")
     cases = {
         ("model.hidden_size=96", "model.kv_lora_rank=48"): (

@@ -106,7 +106,7 @@ def test_other_errors_are_not_retried() -> None:
 
 @pytest.fixture
 def checkpoint(four: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(four / "runs/debug/four/checkpoints/step=3", tmp_path / "step=3")
+    return shutil.copytree(four / "runs/debug/four/checkpoints/step=2", tmp_path / "step=2")
 
 
 def damage(file: Path, how: str) -> None:
@@ -140,7 +140,7 @@ def test_damaged(checkpoint: Path, name: str, how: str, message: str, tmp_path: 
     with pytest.raises(CheckpointError) as caught:
         export_checkpoint(checkpoint, tmp_path / "out")
     assert message.format(file=file) in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["step=3"]
+    assert [p.name for p in tmp_path.iterdir()] == ["step=2"]
 
 
 class Forged:
