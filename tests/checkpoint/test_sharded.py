@@ -124,10 +124,10 @@ def test_killed_while_saving(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None] | None]]:
-    """A folder that holds one checkpoint and no second: a tmpfs, else a limit on file sizes."""
+    """A run's folder with its checkpoints on a tmpfs; without root, a limit on file sizes too."""
     folder = checkpoints(tmp_path, "full")
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True).returncode == 0
     yield tmp_path, None if mounted else small_files
     if mounted:
@@ -135,11 +135,15 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None] | None
 
 
 def test_full_disk(small_disk: tuple[Path, Callable[[], None] | None]) -> None:
-    folder, fault = small_disk
+    folder, limit = small_disk
     run = (*TWO, "run_id=full", "callbacks.checkpoint.keep_last=2")
     codes, output = run_ranks(folder, 2, *run, "trainer.max_steps=2")
     assert codes == [0, 0], output
-    codes, output = run_ranks(folder, 2, *run, "ckpt_path=last", fault=fault, faulty_rank=1)
+    if limit is None:
+        disk = checkpoints(folder, "full")
+        size = shutil.disk_usage(disk).used + 200_000
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+    codes, output = run_ranks(folder, 2, *run, "ckpt_path=last", fault=limit, faulty_rank=1)
     assert codes == [2, 2], output
     assert f"could not save the checkpoint {checkpoints(folder, 'full') / 'step=4'}" in output
     assert "No space left on device" in output or "File too large" in output
