@@ -72,10 +72,14 @@ class WeightSource:
             raise CheckpointError(f"{self.folder} is not a checkpoint: it holds no {WEIGHTS}")
         for file in files:
             try:
-                with safe_open(file, framework="pt", device="meta") as tensors:
+                with safe_open(file, framework="pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118
                         self._files[name] = file
-                        yield name, tensors.get_tensor(name)
+                        part = tensors.get_slice(name)
+                        yield (
+                            name,
+                            torch.empty(part.get_shape(), dtype=part[:0].dtype, device="meta"),
+                        )
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
 
