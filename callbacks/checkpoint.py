@@ -4,11 +4,14 @@
     checkpoints/last -> step=200
     checkpoints/best -> step=150
 
-`last` and `best` are links that move only once the folder they point to is on disk.
+`last` and `best` are links that move only once the folder they point to is on disk. Sharded
+strategies write in the background; their links move at the first batch boundary after every rank
+has written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,13 +22,20 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.checkpoint.commit import check_file_system
+from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.rng import rng_state, set_rng_state
+from ic.checkpoint.sharded import ShardedCheckpointStrategy
+
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED_EXIT_CODE = 130
+
+_STEP_FOLDER = re.compile(r"step=(\d+)")
 
 
 @dataclass
@@ -34,12 +44,14 @@ class CheckpointConfig:
 
     Attributes:
         every_n_steps: steps between saves of `last`.
+        keep_last: number of the newest checkpoints that stay.
         keep_every_n_steps: steps whose checkpoints stay for good; 0 keeps none.
         monitor: metric of the validation that decides `best`; null keeps no best.
         mode: `max` or `min`.
     """
 
     every_n_steps: int = 250
+    keep_last: int = 1
     keep_every_n_steps: int = 0
     monitor: str | None = "val/loss"
     mode: str = "min"
@@ -49,6 +61,8 @@ class CheckpointConfig:
             raise ValueError(
                 f"callbacks.checkpoint.every_n_steps={self.every_n_steps}: must be at least 1"
             )
+        if self.keep_last < 1:
+            raise ValueError(f"callbacks.checkpoint.keep_last={self.keep_last}: must be at least 1")
         if self.keep_every_n_steps < 0 or self.keep_every_n_steps % self.every_n_steps:
             raise ValueError(
                 f"callbacks.checkpoint.keep_every_n_steps={self.keep_every_n_steps}: 0, or a "
@@ -70,6 +84,8 @@ class FolderCheckpoint(Checkpoint):
         self.interrupted = False
         self.best_score: float | None = None
         self._saved_step = -1
+        self._links: set[str] = set()  # to move once the checkpoint of _saved_step is on disk
+        self._rng_states: list[dict[str, Any]] | None = None  # of every rank, until the first batch
         self._previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -78,17 +94,32 @@ class FolderCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-        for partial in self.folder.glob("*.partial-*"):
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed save left behind
+        problem = None
+        if trainer.is_global_zero:
+            for partial in self.folder.glob("*.partial-*"):  # what a killed save left behind
+                partial.unlink() if partial.is_symlink() else shutil.rmtree(partial)
+            problem = check_file_system(self.folder)
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise CheckpointError(problem)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not earlier: starting the data loaders draws random numbers.
+        if self._rng_states is not None:
+            self._restore_rng(trainer, self._rng_states)
+            self._rng_states = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._settle(trainer, wait_for_it=False)
         if self.interrupted:
             trainer.should_stop = True
         step = trainer.global_step
         if step != self._saved_step and (self.interrupted or step % self.config.every_n_steps == 0):
-            self._save_last(trainer)
+            self._save(trainer, "last")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -107,18 +138,48 @@ class FolderCheckpoint(Checkpoint):
         )
         if better:
             self.best_score = float(score)
-            self._save_last(trainer)
-            self._point(trainer, "best")
+            self._save(trainer, "last", "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
-        if trainer.global_step != self._saved_step:
-            self._save_last(trainer)
+        self.save(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+        if not self._links or isinstance(exception, KeyboardInterrupt):
+            return
+        # The ranks' writing threads finish a save without the training loop, so it is not lost.
+        with contextlib.suppress(CheckpointError):
+            if self._on_disk(trainer, wait_for_it=True) and trainer.is_global_zero:
+                self._move_links(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states: list[Any] = [rng_state()]
+        if trainer.world_size > 1:
+            states *= trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["rng_states"] = states
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._rng_states = checkpoint.get("rng_states")
+
+    def save(self, trainer: Trainer) -> None:
+        """Save at this batch boundary, unless done, together on all ranks; point `last` to it.
+
+        Returns once the checkpoint is on disk.
+
+        Raises:
+            CheckpointError: it could not be saved; the one before is intact.
+        """
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, "last")
+        self._settle(trainer, wait_for_it=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
@@ -132,19 +193,42 @@ class FolderCheckpoint(Checkpoint):
         self.interrupted = True
         rank_zero_info("stopping after this step and saving; press Ctrl-C again to stop at once")
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, *links: str) -> None:
         step = trainer.global_step
         if step != self._saved_step:
+            self._settle(trainer, wait_for_it=True)
             trainer.save_checkpoint(self.folder / f"step={step}")
             self._saved_step = step
-        self._point(trainer, "last")
+        self._links.update(links)
+        self._settle(trainer, wait_for_it=False)
+
+    def _settle(self, trainer: Trainer, *, wait_for_it: bool) -> None:
+        """Move the links that wait for a save, if it is on disk."""
+        if not self._links:
+            return
+        if not self._on_disk(trainer, wait_for_it=wait_for_it):
+            return
         if trainer.is_global_zero:
-            self._remove_old()
+            self._move_links(trainer)
+        self._links.clear()
         trainer.strategy.barrier("checkpoint")
 
-    def _point(self, trainer: Trainer, name: str) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _on_disk(self, trainer: Trainer, *, wait_for_it: bool) -> bool:
+        strategy = trainer.strategy
+        if not isinstance(strategy, ShardedCheckpointStrategy):
+            return True
+        try:
+            return strategy.settle(wait_for_it=wait_for_it)
+        except CheckpointError:
+            self._links.clear()
+            raise
+
+    def _move_links(self, trainer: Trainer) -> None:
+        for name in sorted(self._links):
+            self._point(name)
+        self._remove_old(trainer.global_step)
+
+    def _point(self, name: str) -> None:
         target = f"step={self._saved_step}"
         if not (self.folder / target).is_dir():
             return  # nothing saved yet at the step that was resumed from
@@ -153,13 +237,28 @@ class FolderCheckpoint(Checkpoint):
         link.symlink_to(target)
         link.replace(self.folder / name)
 
-    def _remove_old(self) -> None:
+    def _restore_rng(self, trainer: Trainer, states: list[dict[str, Any]]) -> None:
+        if len(states) == trainer.world_size:
+            set_rng_state(states[trainer.global_rank])
+            return
+        seed = (torch.initial_seed() + trainer.global_step) % 2**32
+        seed_everything(seed, workers=True, verbose=False)
+        rank_zero_info(
+            f"the checkpoint holds random states of {len(states)} processes, this run has "
+            f"{trainer.world_size}: seeded anew with {seed}"
+        )
+
+    def _remove_old(self, step: int) -> None:
         kept = {os.readlink(link) for link in self.folder.iterdir() if link.is_symlink()}
         every = self.config.keep_every_n_steps
-        for folder in self.folder.glob("step=*"):
-            step = int(folder.name.removeprefix("step="))
-            if folder.name not in kept and not (every and step % every == 0):
-                shutil.rmtree(folder, ignore_errors=True)
+        found = (_STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
+        steps = {int(match[1]) for match in found if match}
+        # Later steps are of a run that was begun anew, or rolled back.
+        newest = sorted(s for s in steps if s <= step)[-self.config.keep_last :]
+        for old in steps.difference(newest):
+            name = f"step={old}"
+            if name not in kept and not (every and old % every == 0):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:

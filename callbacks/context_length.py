@@ -63,6 +63,7 @@ class AdaptiveContextLength(Callback):
         self.average: Tensor | float = 0.0
         self.history: list[list[int]] = []
         self._restored = False
+        self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -79,8 +80,9 @@ class AdaptiveContextLength(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         accuracy = trainer.callback_metrics.get("train/answer_accuracy")
-        if accuracy is None:
-            return
+        if accuracy is None or trainer.global_step == self._last_step:
+            return  # a micro-batch within a step
+        self._last_step = trainer.global_step
         weight = self.config.new_weight
         # Stays a tensor on the device: reading it would wait for the GPU on every step.
         self.average = (1 - weight) * self.average + weight * accuracy.detach()

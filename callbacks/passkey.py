@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ic.callbacks.throughput import throughput_paused
 from ic.evaluation.grid import Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import pool, summary_table, write_csv, write_png
 from ic.evaluation.passkey import OnCache, evaluate_grid
+from ic.parallel.sharded import ShardedStrategy
 
 
 @dataclass
@@ -55,7 +57,8 @@ class PasskeyEvaluation(Callback):
     """A cheap grid on validation keys every n steps, the full grid on test keys at the end.
 
     Writes `passkey/cells.jsonl`, `heatmap.csv` and `heatmap.png` into the run directory and logs
-    `passkey/<length>` to the loggers. Runs on rank 0; the others wait.
+    `passkey/<length>` to the loggers. Where each process has the whole model, rank 0 evaluates and
+    the others wait; where it is sharded, all take part.
     """
 
     def __init__(self, config: PasskeyEvaluationConfig, grid: PasskeyGridConfig) -> None:
@@ -115,18 +118,22 @@ class PasskeyEvaluation(Callback):
         quiet: bool,
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        if trainer.is_global_zero:
+        strategy = trainer.strategy
+        sharded = isinstance(strategy, ShardedStrategy)
+        if sharded or trainer.is_global_zero:
             with (
                 memory_phase(trainer, "passkey") as phase,
                 throughput_paused(trainer),
                 trainer.precision_plugin.forward_context(),
+                strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
             ):
                 rows = run_grid(
                     pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
-                    quiet=quiet, on_cache=phase.record_cache,
+                    quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
+                    sharded=sharded,
                 )  # fmt: skip
-        trainer.strategy.barrier("passkey")
-        return rows
+        strategy.barrier("passkey")
+        return rows if trainer.is_global_zero else []
 
     def _log(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
         sums: dict[int, list[int]] = {}
@@ -165,8 +172,12 @@ def run_grid(
     *,
     quiet: bool = False,
     on_cache: OnCache | None = None,
+    sharded: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluate a grid behind a progress bar; resumes from `results_file`."""
+    """Evaluate a grid behind a progress bar; resumes from `results_file`.
+
+    `sharded` as in `evaluate_grid`.
+    """
     cells = list(grid.cells())
     columns = (
         TextColumn("passkey"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
@@ -186,5 +197,7 @@ def run_grid(
                     flush=True,
                 )
 
-        with torch.inference_mode():
-            return evaluate_grid(model, tokenizer, grid, results_file, on_cell, on_cache)
+        with torch.no_grad():
+            return evaluate_grid(
+                model, tokenizer, grid, results_file, on_cell, on_cache, sharded=sharded
+            )

@@ -11,7 +11,7 @@ Batch contract (every datamodule of the project):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +21,11 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import SPLITS, TASKS
 from ic.datamodules.synthetic import SLOT_BYTES, draw_sequence
+from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
 
@@ -129,18 +131,22 @@ def make_batch(
 
 
 class _TrainStream(IterableDataset):
-    """Batches of steps `start`, `start + 1`, ...; worker w of W makes every W-th."""
+    """Batches from `next_step` on as it is when iteration begins; worker w of W makes every W-th."""
 
     def __init__(
-        self, config: PasskeyDataConfig, rank: int, start: int, context_length: torch.Tensor
+        self,
+        config: PasskeyDataConfig,
+        rank: int,
+        next_step: torch.Tensor,
+        context_length: torch.Tensor,
     ) -> None:
-        self.config, self.rank, self.start = config, rank, start
+        self.config, self.rank, self.next_step = config, rank, next_step
         self.context_length = context_length
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         index, count = (0, 1) if info is None else (info.id, info.num_workers)
-        step = self.start + index
+        step = int(self.next_step) + index
         while True:
             yield make_batch(
                 self.config, split="train", step=step, rank=self.rank,
@@ -186,9 +192,14 @@ class PasskeyDataModule(LightningDataModule):
             )
         self.config = config
         self.tokenizer = tokenizer
-        self.next_step = 0
+        # A tensor: the stream, and each worker when an epoch begins, reads it from the same memory.
+        self._next_step = torch.tensor(0)
         # Shared with the workers, so that a new length reaches batches not yet begun.
         self._context_length = torch.tensor(config.context_length).share_memory_()
+
+    @property
+    def next_step(self) -> int:
+        return int(self._next_step)
 
     @property
     def context_length(self) -> int:
@@ -203,13 +214,14 @@ class PasskeyDataModule(LightningDataModule):
             )
         self._context_length.fill_(tokens)
 
-    def train_dataloader(self) -> DataLoader:
-        stream = _TrainStream(self.config, self._rank, self.next_step, self._context_length)
+    def train_dataloader(self) -> Iterable[Batch]:
+        stream = _TrainStream(self.config, self._rank, self._next_step, self._context_length)
         workers = self.config.num_workers
-        return DataLoader(
+        loader = DataLoader(
             stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
         )  # fmt: skip
+        return with_lookahead(loader, self.trainer)
 
     def val_dataloader(self) -> DataLoader:
         return self._fixed("validation")
@@ -224,26 +236,30 @@ class PasskeyDataModule(LightningDataModule):
         if trainer is None or not trainer.training:
             return batch
         # This hook sees a batch when it is consumed, not when it was fetched ahead.
-        step = batch["step"]
-        if batch["input_ids"].shape[1] != self.context_length:
-            batch = make_batch(
-                self.config, split="train", step=step, rank=self._rank,
-                context_length=self.context_length,
-            )  # fmt: skip
-        self.next_step = step + 1
+        batch = take_lookahead(batch, trainer, self._at_length)
+        self._next_step.fill_(batch["step"] + 1)
         return batch
+
+    def _at_length(self, batch: Batch) -> Batch:
+        """The batch, made again if it is of another length than the present one."""
+        if batch["input_ids"].shape[1] == self.context_length:
+            return batch
+        return make_batch(
+            self.config, split="train", step=batch["step"], rank=self._rank,
+            context_length=self.context_length,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_step": self.next_step, "context_length": self.context_length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.next_step = state_dict["next_step"]
+        self._next_step.fill_(state_dict["next_step"])
         # A later stage of the ladder may have a shorter or longer limit than the saved run.
         self._context_length.fill_(min(state_dict["context_length"], self.config.context_length))
 
     @property
     def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
+        return data_replica(self.trainer)[0]
 
     def _fixed(self, split: str) -> DataLoader:
         return DataLoader(_FixedSet(self.config, split, self._rank), batch_size=None)

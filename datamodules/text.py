@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.packing import cut_rows
 from ic.datamodules.text_files import (
     DOCUMENT_UNITS,
@@ -32,6 +34,7 @@ from ic.datamodules.text_stream import (
     TokenStream,
     TrainingBatches,
 )
+from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
 
@@ -177,7 +180,7 @@ class TextDataModule(LightningDataModule):
         if needed or (stage == TrainerFn.FITTING and self.config.val_files):
             next(self._evaluation_stream(needed or "val").documents(StreamPosition(), repeat=False))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         config = self.config
         if config.num_workers and config.num_streams % config.num_workers:
             rank_zero_warn(
@@ -192,7 +195,7 @@ class TextDataModule(LightningDataModule):
             rows_per_batch=config.tokens_per_batch // config.context_length,
             context_length=config.context_length,
         )
-        return self._loader(batches, config.num_workers)
+        return with_lookahead(self._loader(batches, config.num_workers), self.trainer)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         # Training without validation is a choice; setup() refuses `validate` without files.
@@ -203,16 +206,22 @@ class TextDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         # Called when a batch is used, not when a worker or Lightning fetches it ahead.
-        position = batch.get("position")
-        batch = {key: value for key, value in batch.items() if key != "position"}
-        if position is None or self.trainer is None:
-            return batch
+        position, trainer = batch.get("position"), self.trainer
+        if position is None or trainer is None:
+            return self._ready(batch)
         progress = self._progress
         self._before_last = replace(progress, streams=list(progress.streams))
         self._num_processed_before_last = self._num_processed()
         progress.step = batch["step"] + 1
         progress.streams[batch["step"] % self.config.num_streams] = StreamPosition(*position)
-        return cut_rows(batch, self.context_length)
+        return take_lookahead(batch, trainer, self._ready)
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Without its position, in rows of the present length if it is for training."""
+        rest = {key: value for key, value in batch.items() if key != "position"}
+        if "position" not in batch or self.trainer is None:
+            return rest
+        return cut_rows(rest, self.context_length)
 
     def state_dict(self) -> dict[str, Any]:
         """Position of every rank; empty before `setup("fit")`. All ranks must call it."""
@@ -250,7 +259,7 @@ class TextDataModule(LightningDataModule):
             )
         if state_dict["context_length"] is not None:
             self.set_context_length(state_dict["context_length"])
-        rank, _ = self._replica()
+        rank, _ = data_replica(self.trainer)
         # The loader holds this object: change it, do not replace it.
         self._progress.step = state_dict["step"]
         self._progress.streams = [StreamPosition(*each) for each in state_dict["ranks"][rank]]
@@ -286,7 +295,7 @@ class TextDataModule(LightningDataModule):
 
     def _training_streams(self) -> list[TokenStream]:
         config = self.config
-        rank, num_ranks = self._replica()
+        rank, num_ranks = data_replica(self.trainer)
         return [
             TokenStream(
                 self._text_files("train"), self._tokenize, seed=config.seed,
@@ -303,7 +312,7 @@ class TextDataModule(LightningDataModule):
         )  # fmt: skip
 
     def _evaluation_loader(self, split: str) -> DataLoader:
-        rank, num_ranks = self._replica()
+        rank, num_ranks = data_replica(self.trainer)
         pad_token_id = self.tokenizer.pad_token_id
         batches = EvaluationBatches(
             self._evaluation_stream(split), rank=rank, num_ranks=num_ranks,
@@ -339,16 +348,11 @@ class TextDataModule(LightningDataModule):
             "data.num_streams": config.num_streams,
             "data.seed": config.seed,
             "tokens in the vocabulary": len(self.tokenizer),
-            "number of data-parallel ranks": self._replica()[1],
+            "number of data-parallel ranks": data_replica(self.trainer)[1],
         }
 
-    def _replica(self) -> tuple[int, int]:
-        """Data-parallel rank and their number; ranks that share a sequence share its data."""
-        kwargs = getattr(self.trainer, "distributed_sampler_kwargs", None)
-        return (kwargs["rank"], kwargs["num_replicas"]) if kwargs else (0, 1)
-
     def _gather(self, own: list[list[int]]) -> list[list[list[int]]]:
-        rank, num_ranks = self._replica()
+        rank, num_ranks = data_replica(self.trainer)
         if num_ranks == 1:
             return [own]
         everyone: list[Any] = [None] * torch.distributed.get_world_size()

@@ -33,6 +33,8 @@ from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
+from ic.parallel.fsdp import LayerFSDPStrategy
+from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.training.language_modeling import LanguageModelingModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -137,8 +139,19 @@ def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
 
 def build_strategy(config: RunConfig) -> str | Strategy:
     backend = config.strategy.process_group_backend
-    if config.strategy.name == "ddp":
-        return DDPStrategy(process_group_backend=backend)
+    config.strategy.check_run(
+        accelerator=config.trainer.accelerator,
+        gpus=torch.cuda.device_count(),
+        precision=config.trainer.precision,
+        optimizer=config.optimizer.name,
+    )
+    match config.strategy.name:
+        case "ddp":
+            return DDPStrategy(process_group_backend=backend)
+        case "fsdp":
+            return LayerFSDPStrategy(config.trainer.precision, backend)
+        case "fsdp2":
+            return FSDP2Strategy(config.strategy.context_parallel_size, backend)
     return "auto"
 
 
@@ -173,6 +186,8 @@ def build_trainer(
         enable_checkpointing=config.callbacks.checkpoint is not None and training,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        # FSDP's gathered parameters, once made in inference mode, could not be trained.
+        inference_mode=config.strategy.name not in ("fsdp", "fsdp2"),
     )
 
 

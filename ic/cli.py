@@ -25,6 +25,7 @@ VERBS = {
     "predict": "write a checkpoint's answers on test data to predictions.jsonl",
     "evaluate": "passkey heatmap of a checkpoint folder",
     "generate": "continue a prompt with a checkpoint folder",
+    "export": "write a checkpoint as Hugging Face safetensors, without a GPU",
 }
 
 EXAMPLES = {
@@ -33,6 +34,7 @@ EXAMPLES = {
     "test": "python -m ic test experiment=mla_tiny ckpt_path=best",
     "predict": "python -m ic predict experiment=mla_tiny ckpt_path=last",
     "evaluate": "python -m ic evaluate checkpoint=runs/mla_tiny/default/checkpoints/last",
+    "export": "python -m ic export checkpoint=runs/mla_tiny/default/checkpoints/last output=FOLDER",
     "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
 }
 

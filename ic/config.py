@@ -24,10 +24,10 @@ from ic.evaluation.grid import PasskeyGridConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
+from ic.parallel.config import StrategyConfig
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 
-STRATEGIES = ("auto", "ddp")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -82,18 +82,6 @@ class ModelConfig:
             vocab_size=vocab_size, attention_backend=self.attention, norm_backend=self.norm,
             rope_backend=self.rope, **values, **token_ids,
         )  # fmt: skip
-
-
-@dataclass
-class StrategyConfig:
-    """Lightning strategy: `auto` (one device alone, else DDP) or `ddp`."""
-
-    name: str = "auto"
-    process_group_backend: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in STRATEGIES:
-            raise ValueError(f"strategy.name={self.name!r}: choose one of {', '.join(STRATEGIES)}")
 
 
 @dataclass
@@ -289,6 +277,32 @@ class GenerateConfig:
         return Backends(self.attention, self.norm, self.rope, self.dtype)
 
 
+@dataclass
+class ExportConfig:
+    """The verb `export`: a checkpoint as Hugging Face safetensors.
+
+    Attributes:
+        checkpoint: folder, sharded or not.
+        output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
+        dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
+        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
+        overwrite: replace an existing output.
+    """
+
+    checkpoint: str = "???"
+    output: str = "???"
+    dtype: str | None = None
+    max_shard_size: str = "5GB"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"dtype={self.dtype!r}: choose one of float32, bfloat16, float16, or null to keep "
+                "the checkpoint's"
+            )
+
+
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:
     longest = max(grid.lengths)
     if longest > positions:
@@ -304,6 +318,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="export_schema", node=ExportConfig)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
         ("data", "passkey_schema", PasskeyDataConfig),

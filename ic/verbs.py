@@ -12,6 +12,14 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from ic.atomic_write import replacing
@@ -23,7 +31,8 @@ from ic.callbacks.checkpoint import (
     trained_length,
 )
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
-from ic.config import EvaluateConfig, GenerateConfig, RunConfig
+from ic.checkpoint.export import export_checkpoint
+from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
@@ -135,6 +144,28 @@ def generate(config: GenerateConfig) -> int:
     return 0
 
 
+def export(config: ExportConfig) -> int:
+    """Write a checkpoint as Hugging Face safetensors."""
+    columns = (TextColumn("export"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("export", total=None)
+        files = export_checkpoint(
+            Path(config.checkpoint),
+            Path(config.output),
+            dtype=config.dtype,
+            max_shard_size=config.max_shard_size,
+            overwrite=config.overwrite,
+            on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    size = sum(file.stat().st_size for file in files)
+    Console().print(
+        f"{len(files)} safetensors file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB: "
+        f"{config.output}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    return 0
+
+
 def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
@@ -163,4 +194,5 @@ VERBS: dict[str, Any] = {
     "predict": predict,
     "evaluate": evaluate,
     "generate": generate,
+    "export": export,
 }

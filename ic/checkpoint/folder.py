@@ -11,7 +11,6 @@ A folder is written under a temporary name, flushed to disk and renamed: it is t
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
+from ic.checkpoint.errors import (
+    CheckpointError,
+    operating_system_error,
+    retrying,
+    save_error,
+)
+from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import ON_TORCH, Backends
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
-_PREFIX = "model."
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, written or used as asked."""
+MODULE_PREFIX = "model."  # of the weights in the LightningModule
 
 
 class FolderCheckpointIO(CheckpointIO):
@@ -55,56 +58,62 @@ class FolderCheckpointIO(CheckpointIO):
             CheckpointError: the disk is full or not writable; what was there before is untouched.
         """
         target = Path(path)
-        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        try:
-            partial.mkdir(parents=True)
-            save_file(self._weights(checkpoint["state_dict"]), partial / WEIGHTS, {"format": "pt"})
-            self.config.save_pretrained(partial)
-            self.tokenizer.save_pretrained(partial)
+        partial = partial_path(target)
+
+        def write() -> None:
+            partial.mkdir(parents=True, exist_ok=True)
+            save_file(self.weights(checkpoint["state_dict"]), partial / WEIGHTS, {"format": "pt"})
+            self.save_description(partial)
             rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
             torch.save(rest, partial / TRAINER_STATE)
-            for file in partial.iterdir():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
+            sync_folder(partial)
+
+        try:
+            retrying(write)
+            retrying(lambda: commit_folder(partial, target))
         except (OSError, RuntimeError, SafetensorError) as error:
             # safetensors and torch.save wrap the operating system's error each in its own way
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"could not save the checkpoint {target}: {error}. Earlier checkpoints are intact; "
-                "free some space or set output_dir to another disk, then resume with ckpt_path=last"
-            ) from error
+            raise save_error(target, operating_system_error(error) or error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """State for Lightning to restore, weights included.
+        """State for Lightning to restore, weights included; sharded checkpoints are put together.
 
         Raises:
             CheckpointError: missing, truncated, or of another architecture.
         """
         folder = Path(path)
         check_same_architecture(self.config, load_config(folder), folder)
-        state = _read(
-            folder / TRAINER_STATE,
-            lambda file: torch.load(file, weights_only=True, map_location="cpu"),
-        )
-        weights = read_weights(folder)
+        state = read_trainer_state(folder)
+        if is_sharded(folder):
+            reader = ShardReader(folder)
+            weights = read_tensors(reader, MODEL)
+            if "optimizer_groups" in state:
+                groups = state.pop("optimizer_groups")
+                state["optimizer_states"] = [_optimizer_state(reader, groups)]
+        else:
+            weights = read_weights(folder)
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        state["state_dict"] = {_PREFIX + name: tensor for name, tensor in weights.items()}
+        state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
-    def _weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    def save_description(self, folder: Path) -> None:
+        """Write config.json and the tokenizer, which make a folder self-describing."""
+        self.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's part of a LightningModule's tensors: Hugging Face's names, tied ones once."""
         weights = {
-            name.removeprefix(_PREFIX): tensor.detach().contiguous()
+            name.removeprefix(MODULE_PREFIX): tensor.detach().contiguous()
             for name, tensor in state_dict.items()
-            if name.startswith(_PREFIX)
+            if name.startswith(MODULE_PREFIX)
         }
         if self.config.tie_word_embeddings:
             weights.pop("lm_head.weight", None)
@@ -136,6 +145,18 @@ def load_config(folder: Path) -> MLAConfig:
     return MLAConfig.from_dict(raw)
 
 
+def read_trainer_state(folder: Path) -> dict[str, Any]:
+    """Everything of a run's state but its tensors.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    return _read(
+        folder / TRAINER_STATE,
+        lambda file: torch.load(file, weights_only=True, map_location="cpu"),
+    )
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's single safetensors file, on the CPU."""
     return _read(folder / WEIGHTS, load_file)
@@ -149,6 +170,8 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
     """
     config = load_config(folder)
     config.set_backends(backends)
+    if is_sharded(folder):
+        return _load_sharded_model(folder, config)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} is not a checkpoint: it holds no {WEIGHTS}")
@@ -162,6 +185,40 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
     return model.eval()
+
+
+def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
+    reader = ShardReader(folder)
+    weights = read_tensors(reader, MODEL)
+    model: Any = MLAForCausalLM(config)  # transformers wraps `to` past its types
+    model = model.to(next(iter(weights.values())).dtype)
+    wanted = set(model.state_dict())
+    if config.tie_word_embeddings:
+        wanted.remove("lm_head.weight")
+    if missing := sorted(wanted - set(weights)):
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit: {error}") from error
+    return model.eval()
+
+
+def _optimizer_state(reader: ShardReader, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """An optimizer's `state_dict`, by parameter index as unsharded optimizers want it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    names = [name.removeprefix(MODULE_PREFIX) for group in groups for name in group["params"]]
+    index = {name: i for i, name in enumerate(names)}
+    for key, tensor in read_tensors(reader, OPTIMIZER).items():
+        name, _, entry = key.rpartition(".")
+        state.setdefault(index[name], {})[entry] = tensor
+    return {
+        "state": state,
+        "param_groups": [
+            {**g, "params": [index[n.removeprefix(MODULE_PREFIX)] for n in g["params"]]}
+            for g in groups
+        ],
+    }
 
 
 def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -> None:

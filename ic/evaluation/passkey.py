@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
@@ -77,7 +78,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
 def greedy_answers(
     model: MLAForCausalLM,
     ids_BT: Tensor,
@@ -87,7 +88,7 @@ def greedy_answers(
 ) -> Tensor:
     """Greedy continuation (B, new_tokens) of prompts of equal length, over a latent cache."""
     batch, length = ids_BT.shape
-    cache = LatentCache(model.config.num_hidden_layers, capacity_tokens=length + new_tokens)
+    cache = model.model.new_cache(length + new_tokens)
     for chunk in ids_BT.split(prefill_chunk_tokens, dim=1):
         logits = model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     out = ids_BT.new_empty(batch, new_tokens)
@@ -144,11 +145,14 @@ def evaluate_grid(
     results_file: Path,
     on_cell: Callable[[Cell, dict[str, Any]], None] | None = None,
     on_cache: OnCache | None = None,
+    sharded: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
 
     A line is appended as each cell ends, so an interrupted evaluation continues where it stopped.
-    Returns this grid's rows, old and new, in the grid's order.
+    Returns this grid's rows, old and new, in the grid's order. With `sharded`, the model lies
+    spread over all processes: every one of them calls this and runs the same cells, rank 0 alone
+    reads and writes the file.
 
     Raises:
         ValueError: a length beyond the model's positions.
@@ -160,12 +164,20 @@ def evaluate_grid(
             f"{model.config.max_position_embeddings} positions (max_position_embeddings)"
         )
     identity = {"model": fingerprint(model), "settings": settings_hash(grid)}
+    is_writer = not sharded or torch.distributed.get_rank() == 0
+    earlier = read_rows(results_file) if is_writer else []
+    if sharded:
+        box = [earlier]
+        torch.distributed.broadcast_object_list(box)  # all have to skip the same cells
+        earlier = box[0]
+    names = ("task", "length_tokens", "depth", "filler", "samples")
     done = {
-        json.dumps({key: row[key] for key in ("task", "length_tokens", "depth", "filler",
-        "samples")}): row for row in read_rows(results_file) if all(row.get(key) == value for key,
-        value in identity.items())
-    }  # fmt: skip
-    results_file.parent.mkdir(parents=True, exist_ok=True)
+        json.dumps({key: row[key] for key in names}): row
+        for row in earlier
+        if all(row.get(key) == value for key, value in identity.items())
+    }
+    if is_writer:
+        results_file.parent.mkdir(parents=True, exist_ok=True)
     was_training = model.training
     model.eval()
     rows = []
@@ -173,8 +185,9 @@ def evaluate_grid(
         row = done.get(json.dumps(cell.key))
         if row is None:
             row = {**identity, **evaluate_cell(model, tokenizer, grid, cell, on_cache)}
-            with results_file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            if is_writer:
+                with results_file.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
         rows.append(row)
         if on_cell is not None:
             on_cell(cell, row)
@@ -207,9 +220,14 @@ def read_rows(results_file: Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Identity of the weights: exact integer sums over their bits, the same on every device."""
+    """Identity of the weights: exact integer sums over their bits, the same on every device.
+
+    Collective if the weights are `DTensor`s.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
         kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(
             tensor.element_size(), torch.int8
         )

@@ -11,8 +11,8 @@ K = N + P, V v_head, R kv_lora_rank, C = R + P.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,10 @@ from ic.model.config import MLAConfig
 from ic.model.norm import MLARMSNorm
 from ic.model.rope import rotate_query_and_key
 from ic.model.sdpa import Segments, causal_attention
+from ic.model.shared_attention import shared_attention
+
+if TYPE_CHECKING:
+    from ic.parallel.context_parallel import ContextParallel
 
 
 @dataclass
@@ -39,6 +43,10 @@ class AttentionContext:
         lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
         append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
             (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
+        parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
+            this rank's tokens, documents of the whole sequence.
+        is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
+            has all of them.
     """
 
     cos_BTF: Tensor
@@ -49,6 +57,17 @@ class AttentionContext:
     document_ids_BT: Tensor | None = None
     lengths_B: Tensor | None = None
     append_slots_M: Tensor | None = None
+    parallel: ContextParallel | None = None
+    is_split: bool = False
+
+    def up_to(self, num_keys: int) -> AttentionContext:
+        """The same with documents cut off after the first `num_keys` tokens."""
+        segments, ids = self.segments, self.document_ids_BT
+        if segments is not None:
+            segments = [(b, i, min(j, num_keys)) for b, i, j in segments if i < num_keys]
+        if ids is not None:
+            ids = ids[:, :num_keys]
+        return replace(self, segments=segments, document_ids_BT=ids)
 
 
 class LengthTemperature(nn.Module):
@@ -116,10 +135,18 @@ class MLAAttention(nn.Module):
                 q_rope_BTHP, unrotated_BTP[:, :, None], context.cos_BTF, context.sin_BTF, config
             )
             k_rope_BTP = k_rope_BT1P[:, :, 0]
+        if context.parallel is not None:
+            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
+            latent_BTR = self.kv_a_layernorm(latent_BTR)
+            return self._project(
+                shared_attention(
+                    self, q_BTHK, latent_BTR, k_rope_BTP, context, context.parallel, cache
+                )
+            )
         if cache is None:
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
-            return self._project(self._expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
+            return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
         if self._appends_in_one_kernel(cache, hidden_BTD.shape[1], context):
             self._append(latent_BTR, unrotated_BTP, cache, context)
         else:
@@ -130,7 +157,7 @@ class MLAAttention(nn.Module):
             return self._project(self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context))
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
         latent_BSR, k_rope_BSP = cache_BSC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
-        return self._project(self._expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
+        return self._project(self.expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
 
     def _project(self, out_BTHV: Tensor) -> Tensor:
         return self.o_proj(out_BTHV.flatten(2))
@@ -178,9 +205,10 @@ class MLAAttention(nn.Module):
             check_indices=False,  # made for pages of this batch
         )  # fmt: skip
 
-    def _expanded(
+    def expanded(
         self, q_BTHK: Tensor, latent_BSR: Tensor, k_rope_BSP: Tensor, context: AttentionContext
     ) -> Tensor:
+        """Attention (B, T, H, V) of the last T of S positions over keys made from the latents."""
         config = self.config
         kv = self.kv_b_proj(latent_BSR).view(*latent_BSR.shape[:2], config.num_attention_heads, -1)
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)

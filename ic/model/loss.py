@@ -23,24 +23,30 @@ CHUNK_TOKENS = 4096
 
 def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T` against labels, over labels that are not -100;
-    float32 scalar.
-
-    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are
-    projected one after the other and projected again in the backward pass. Zero if no label counts.
+    float32 scalar. Zero if no label counts.
     """
     count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
-    if hidden_MD.is_cuda and LigerFusedLinearCrossEntropyLoss is not None:
+    return summed_linear_cross_entropy(hidden_MD, weight_WD, labels_M) / count
+
+
+def summed_linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
+    """As `linear_cross_entropy`, summed over the labels instead of their mean.
+
+    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are
+    projected one after the other and projected again in the backward pass.
+    """
+    if hidden_MD.is_cuda and len(hidden_MD) and LigerFusedLinearCrossEntropyLoss is not None:
         fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
-        return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M) / count
+        return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M)
     if hidden_MD.shape[0] <= CHUNK_TOKENS:
-        return _summed(hidden_MD, weight_WD, labels_M) / count
+        return _summed(hidden_MD, weight_WD, labels_M)
     total = hidden_MD.new_zeros((), dtype=torch.float32)
     for start in range(0, hidden_MD.shape[0], CHUNK_TOKENS):
         chunk = slice(start, start + CHUNK_TOKENS)
         total = total + checkpoint(
             _summed, hidden_MD[chunk], weight_WD, labels_M[chunk], use_reentrant=False
         )
-    return total / count
+    return total
 
 
 def shift_labels(labels_BT: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +28,14 @@ from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
+from ic.model.masks import document_segments, padding_mask
 from ic.model.mlp import MLAMLP
 from ic.model.norm import MLARMSNorm
 from ic.model.rope import DecoupledRotaryEmbedding
-from ic.model.sdpa import Segments
+from ic.model.targets import TargetSums, sum_targets
+
+if TYPE_CHECKING:
+    from ic.parallel.context_parallel import ContextParallel
 
 
 class MLADecoderLayer(GradientCheckpointingLayer):
@@ -72,7 +75,13 @@ class MLAPreTrainedModel(PreTrainedModel):
 
 
 class MLAModel(MLAPreTrainedModel):
-    """Embedding, decoder layers and final norm."""
+    """Embedding, decoder layers and final norm.
+
+    Attributes:
+        context_parallel: set by a strategy that spreads sequences over ranks (ic/parallel). Every
+            rank then gives whole sequences, works on its part and returns its part's hidden states;
+            a few tokens over a cache (at most `absorbed_max_queries`) are not spread.
+    """
 
     def __init__(self, config: MLAConfig) -> None:
         super().__init__(config)
@@ -83,6 +92,7 @@ class MLAModel(MLAPreTrainedModel):
         self.norm = MLARMSNorm(config.hidden_size, config.rms_norm_eps, backend=config.norm_backend)
         self.rotary_emb = DecoupledRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        self.context_parallel: ContextParallel | None = None
         self.post_init()
 
     def forward(
@@ -97,7 +107,7 @@ class MLAModel(MLAPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (B, T, D) after the final norm.
+        """Hidden states (B, T, D) after the final norm; of this rank's tokens if they are split.
 
         Args:
             input_ids: (B, T) int64, or `inputs_embeds` (B, T, D).
@@ -111,16 +121,32 @@ class MLAModel(MLAPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        hidden_BTD = inputs_embeds
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        batch, tokens = given.shape[:2]
+        if past_key_values is None and use_cache:
+            past_key_values = self.new_cache()
+        parallel = self.context_parallel
+        is_split = parallel is not None and (
+            past_key_values is None or tokens > self.config.absorbed_max_queries
+        )
+        if parallel is not None and is_split:
+            given = parallel.split(given)
+        hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         if torch.is_autocast_enabled(hidden_BTD.device.type):
             # Otherwise the float32 embedding makes the whole residual stream float32.
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
-        if past_key_values is None and use_cache:
-            past_key_values = LatentCache(self.config.num_hidden_layers)
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        context = self._context(hidden_BTD, attention_mask, position_ids, document_ids, past)
+        context = self._context(
+            batch,
+            tokens,
+            hidden_BTD.device,
+            attention_mask,
+            position_ids,
+            document_ids,
+            past,
+            is_split,
+        )
         all_hidden = [hidden_BTD] if output_hidden_states else None
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, context, past_key_values)
@@ -132,15 +158,24 @@ class MLAModel(MLAPreTrainedModel):
             hidden_states=None if all_hidden is None else tuple(all_hidden),
         )
 
+    def new_cache(self, capacity_tokens: int = 0) -> LatentCache:
+        """A cache for sequences of up to `capacity_tokens`; it grows past that when it must."""
+        if self.context_parallel is not None:
+            return self.context_parallel.new_cache(self.config.num_hidden_layers, capacity_tokens)
+        return LatentCache(self.config.num_hidden_layers, capacity_tokens)
+
     def _context(
         self,
-        hidden_BTD: Tensor,
+        batch: int,
+        tokens: int,
+        device: torch.device,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         document_ids: Tensor | None,
         past: int,
+        is_split: bool,
     ) -> AttentionContext:
-        config, tokens, device = self.config, hidden_BTD.shape[1], hidden_BTD.device
+        config, parallel = self.config, self.context_parallel
         if past + tokens > config.max_position_embeddings:
             raise ValueError(
                 f"{past + tokens} tokens: the model has {config.max_position_embeddings} positions "
@@ -154,6 +189,11 @@ class MLAModel(MLAPreTrainedModel):
                     f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)"
                 )
             attention_mask = None
+        if attention_mask is not None and parallel is not None:
+            raise ValueError(
+                "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "
+                "use sequences of equal length, or document_ids"
+            )
         visible_BT = self._visible(attention_mask, document_ids, past, tokens, device)
         if position_ids is None:
             # Padded rows count their own tokens; documents share one line of positions.
@@ -162,35 +202,37 @@ class MLAModel(MLAPreTrainedModel):
                 if attention_mask is None
                 else visible_BT - 1
             )
+        if parallel is not None and is_split:
+            position_ids, visible_BT = parallel.split(position_ids), parallel.split(visible_BT)
         cos_BTF, sin_BTF = self.rotary_emb(position_ids)
         on_triton = config.attention_backend == "triton"
         # The Triton kernel reads the ids themselves; segments cost a copy to the host.
         needs_segments = document_ids is not None and not on_triton
         lengths_B = None
         if on_triton:
-            lengths_B = torch.full(
-                (len(hidden_BTD),), past + tokens, dtype=torch.int32, device=device
-            )
+            lengths_B = torch.full((batch,), past + tokens, dtype=torch.int32, device=device)
         return AttentionContext(
             cos_BTF,
             sin_BTF,
             visible_BT=visible_BT,
-            mask_BTS=_padding_mask(attention_mask, past, tokens),
-            segments=_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
+            mask_BTS=padding_mask(attention_mask, past, tokens),
+            segments=document_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
             document_ids_BT=document_ids,
             lengths_B=lengths_B,
-            append_slots_M=self._append_slots(hidden_BTD),
+            append_slots_M=self._append_slots(batch, tokens, device),
+            parallel=parallel,
+            is_split=is_split,
         )
 
-    def _append_slots(self, hidden_BTD: Tensor) -> Tensor | None:
+    def _append_slots(self, batch: int, tokens: int, device: torch.device) -> Tensor | None:
         """Slots of the new tokens where every row has one page and they are its end; None if the
         append kernel is not chosen or does not take the shape.
         """
-        config, (batch, tokens, _) = self.config, hidden_BTD.shape
+        config = self.config
         chosen = config.norm_backend == config.rope_backend == "triton"
         if not chosen or tokens > PAGE_TOKENS or config.kv_lora_rank % 16:
             return None
-        slots = torch.arange(batch * PAGE_TOKENS, device=hidden_BTD.device)
+        slots = torch.arange(batch * PAGE_TOKENS, device=device)
         return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()
 
     @staticmethod
@@ -253,6 +295,18 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_BTD = outputs.last_hidden_state
+        parallel = self.model.context_parallel
+        if parallel is not None:
+            if labels is not None:
+                raise ValueError(
+                    "MLAForCausalLM.forward takes no labels with context parallelism: each rank "
+                    "holds a part of the sequence; use target_sums, which returns sums to add up"
+                )
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            assert given is not None
+            if hidden_BTD.shape[1] < given.shape[1]:
+                last = logits_to_keep if isinstance(logits_to_keep, int) else 0
+                hidden_BTD = parallel.gather_last(hidden_BTD, last)
         loss = None
         if labels is not None:
             loss = linear_cross_entropy(
@@ -271,6 +325,38 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
         )
 
+    def target_sums(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        answer_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        all_tokens: bool = True,
+    ) -> TargetSums:
+        """Cross-entropy summed, not averaged: for means over several batches or ranks.
+
+        Args:
+            input_ids, position_ids, document_ids: as in `MLAModel.forward`, whole sequences.
+            labels: (B, T) aligned with `input_ids`, -100 where not a target.
+            answer_mask: (B, T) bool, aligned with `labels`, or None.
+            all_tokens: sum over all targets as well as over the marked ones.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            document_ids=document_ids,
+            use_cache=False,
+        )
+        return sum_targets(
+            outputs.last_hidden_state,
+            self.lm_head.weight,
+            shift_labels(labels),
+            None if answer_mask is None else F.pad(answer_mask[:, 1:], (0, 1)),
+            parallel=self.model.context_parallel,
+            all_tokens=all_tokens,
+        )
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -280,39 +366,11 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             and generation_config.use_cache
             and generation_config.cache_implementation is None
         ):
-            model_kwargs["past_key_values"] = LatentCache(
-                self.config.num_hidden_layers, capacity_tokens=generation_config.max_length
-            )
+            model_kwargs["past_key_values"] = self.model.new_cache(generation_config.max_length)
         parent: Any = super()  # typed for a protocol that subclasses do not name
         return parent._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
-
-
-def _padding_mask(attention_mask: Tensor | None, past: int, tokens: int) -> Tensor | None:
-    """(B, S) of 0 and 1 -> (B, T, S) bool, True where a key is visible."""
-    if attention_mask is None:
-        return None
-    keys = past + tokens
-    if attention_mask.shape[1] != keys:
-        raise ValueError(
-            f"attention_mask covers {attention_mask.shape[1]} tokens, but {past} are cached and "
-            f"{tokens} are new"
-        )
-    index = torch.arange(keys, device=attention_mask.device)
-    query = index[past:, None]
-    # A padding query sees itself, because a row without any key would be NaN.
-    return (index <= query) & (attention_mask.bool()[:, None] | (index == query))
-
-
-def _segments(document_ids_BT: Tensor) -> Segments:
-    """Contiguous runs as (row, start, end); one copy to the host."""
-    segments: Segments = []
-    for row, ids in enumerate(document_ids_BT.cpu()):
-        edges = (ids[1:] != ids[:-1]).nonzero().flatten().add(1).tolist()
-        bounds = [0, *edges, len(ids)]
-        segments += [(row, i, j) for i, j in pairwise(bounds)]
-    return segments
 
 
 AutoConfig.register(MLAConfig.model_type, MLAConfig)

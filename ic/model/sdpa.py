@@ -35,20 +35,24 @@ def causal_attention(
     """softmax(scale q k^T, causal) v -> (B, T, H, V).
 
     The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the
-    mask decides alone. With `segments` (row, start, end) each document attends within itself; this
-    needs T == S.
+    mask decides alone. With `segments` (row, start, end), which cover the S keys of every row in
+    order, each document attends within itself.
     """
     if segments is None:
         return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, mask_BTS)
-    # One call a document costs launches, but neither a (T, T) mask nor work outside the blocks.
-    out = v_BSHV.new_empty(*q_BTHK.shape[:3], v_BSHV.shape[-1])
-    if len(segments) == 1 and len(out) == 1:
+    if len(segments) == 1 and len(q_BTHK) == 1:
         return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, None)
+    # One call a document costs launches, but neither a (T, S) mask nor work outside the blocks.
+    first = k_BSHK.shape[1] - q_BTHK.shape[1]
     pieces = [
-        _sdpa(q_BTHK[b, i:j][None], k_BSHK[b, i:j][None], v_BSHV[b, i:j][None], scale, None)[0]
+        _sdpa(
+            q_BTHK[b, max(i - first, 0) : j - first][None], k_BSHK[b, i:j][None],
+            v_BSHV[b, i:j][None], scale, None,
+        )[0]
         for b, i, j in segments
-    ]
-    return torch.cat(pieces).view(out.shape)
+        if j > first
+    ]  # fmt: skip
+    return torch.cat(pieces).view(*q_BTHK.shape[:3], v_BSHV.shape[-1])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None) -> Tensor:

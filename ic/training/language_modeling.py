@@ -10,12 +10,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import BinaryAccuracy
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.accumulation import NUM_TARGETS, count_targets
 from ic.model import MLAForCausalLM
-from ic.model.loss import linear_cross_entropy, shift_labels
+from ic.model.targets import TargetSums
+from ic.parallel.replica import data_replica
+from ic.training.metrics import ObjectiveMean, Share
 from ic.training.optimizers import OptimizerConfig, build_optimizer, lr_factor
 
 
@@ -24,7 +25,8 @@ class ObjectiveConfig:
     """Loss of a batch that marks answers: mean over answer tokens + all_tokens_weight x mean over
     all.
 
-    Without answer marks the loss is the mean over all targets.
+    Without answer marks the loss is the mean over all targets. Each mean is over the targets of a
+    whole optimizer step: all ranks, all micro-batches.
     """
 
     all_tokens_weight: float = 0.1
@@ -57,23 +59,42 @@ class LanguageModelingModule(LightningModule):
         self.objective = objective
         self.eval_metrics = torch.nn.ModuleDict(
             {
-                stage: MetricCollection(
-                    {"loss": MeanMetric(), "answer_accuracy": BinaryAccuracy()},
-                    prefix=f"{stage}/",
-                    compute_groups=False,
+                stage: torch.nn.ModuleDict(
+                    {
+                        "loss": ObjectiveMean(objective.all_tokens_weight),
+                        "answer_accuracy": Share(),
+                    }
                 )
                 for stage in ("val", "test")
             }
         )
+        # Of the current optimizer step: targets (answers, all) of all ranks, and this rank's share
+        # of (loss, right answers, answers).
+        self._num_targets: Tensor | None = None
+        self._step_sums: Tensor | None = None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss, correct, _ = self._loss(batch)
-        log: dict[str, Any] = {"train/loss": loss.detach()}
-        if correct is not None:
-            log["train/answer_accuracy"] = correct.float().mean()
-        log["train/context_length"] = float(batch["input_ids"].shape[1])
-        self.log_dict(log, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss
+        if NUM_TARGETS in batch or self.trainer.accumulate_grad_batches == 1:
+            self._begin_step(batch)
+        if self._num_targets is None or self._step_sums is None:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: the data "
+                f"gives no {NUM_TARGETS} with the first micro-batch of a step, to divide its loss "
+                "by; wrap the loader as in ic/datamodules/accumulation.py, or do not accumulate"
+            )
+        sums = self._sums(batch)
+        loss = self._objective(sums, self._num_targets)
+        correct = loss.new_zeros(())
+        if sums.predicted is not None and sums.answer_labels is not None:
+            correct = (sums.predicted == sums.answer_labels).sum()
+        numbers = (loss.detach(), correct, sums.num_targets[0])
+        self._step_sums += torch.stack([number.double() for number in numbers])
+        if (
+            batch_idx + 1
+        ) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+            self._log_step(batch)
+        # Lightning divides by the number of micro-batches, and the strategy averages over ranks.
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -85,7 +106,12 @@ class LanguageModelingModule(LightningModule):
         """One row a question: the answer expected, and the arg max of each of its tokens."""
         if "answer_mask" not in batch:
             raise ValueError("predict needs data that marks answers, such as data=passkey")
-        _, _, predicted = self._loss(batch)
+        if self.model.model.context_parallel is not None:
+            raise ValueError(
+                "predict does not run with strategy.context_parallel_size above 1: each rank holds "
+                "a part of every answer; choose another strategy"
+            )
+        predicted = self._sums(batch).predicted
         assert predicted is not None
         rows, at = [], 0
         for row, marks in enumerate(batch["answer_mask"].cpu()):
@@ -124,37 +150,54 @@ class LanguageModelingModule(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
 
-    def _loss(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss, and of each answer token whether it is right and the arg max (None if unmarked)."""
-        outputs = self.model.model(
-            input_ids=batch["input_ids"],
+    def _begin_step(self, batch: dict[str, Any]) -> None:
+        counts = batch[NUM_TARGETS] if NUM_TARGETS in batch else count_targets(batch)
+        total = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
+        # Ranks that share a sequence each counted all of it.
+        self._num_targets = total // (self.trainer.world_size // data_replica(self.trainer)[1])
+        self._step_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def _log_step(self, batch: dict[str, Any]) -> None:
+        assert self._step_sums is not None
+        loss, correct, answers = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        log: dict[str, Any] = {"train/loss": loss.float()}
+        if "answer_mask" in batch:
+            log["train/answer_accuracy"] = (correct / answers.clamp(min=1)).float()
+        log["train/context_length"] = float(batch["input_ids"].shape[1])
+        self.log_dict(log, prog_bar=True, batch_size=len(batch["input_ids"]))
+
+    def _sums(self, batch: dict[str, Any]) -> TargetSums:
+        return self.model.target_sums(
+            batch["input_ids"],
+            batch["labels"],
+            answer_mask=batch.get("answer_mask"),
             position_ids=batch.get("position_ids"),
             document_ids=batch.get("document_ids"),
-            use_cache=False,
+            all_tokens="answer_mask" not in batch or self.objective.all_tokens_weight > 0,
         )
-        hidden_MD = outputs.last_hidden_state.flatten(0, 1)
-        labels_M = shift_labels(batch["labels"]).flatten()
-        weight = self.model.lm_head.weight
-        if "answer_mask" not in batch:
-            return linear_cross_entropy(hidden_MD, weight, labels_M), None, None
-        answers = torch.nn.functional.pad(batch["answer_mask"][:, 1:], (0, 1)).flatten()
-        at = answers.nonzero().flatten()
-        loss = linear_cross_entropy(hidden_MD[at], weight, labels_M[at])
-        with torch.no_grad():
-            predicted = self.model.lm_head(hidden_MD[at]).argmax(-1)
-        if self.objective.all_tokens_weight:
-            loss = loss + self.objective.all_tokens_weight * linear_cross_entropy(
-                hidden_MD, weight, labels_M
-            )
-        return loss, predicted == labels_M[at], predicted
+
+    def _objective(self, sums: TargetSums, num_targets: Tensor) -> Tensor:
+        """This rank's and micro-batch's share of the loss; the shares add up to it."""
+        num_answers, num_all = num_targets.clamp(min=1)
+        if sums.answers is None:
+            assert sums.all_tokens is not None
+            return sums.all_tokens / num_all
+        loss = sums.answers / num_answers
+        if sums.all_tokens is not None:
+            loss = loss + self.objective.all_tokens_weight * sums.all_tokens / num_all
+        return loss
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
-        loss, correct, _ = self._loss(batch)
-        metrics: MetricCollection = self.eval_metrics[stage]  # type: ignore[assignment]
-        metrics["loss"].update(loss, weight=len(batch["input_ids"]))
+        sums = self._sums(batch)
+        metrics: Any = self.eval_metrics[stage]
+        terms = [
+            torch.zeros((), device=self.device) if term is None else term
+            for term in (sums.answers, sums.all_tokens)
+        ]
+        metrics["loss"].update(torch.stack(terms), sums.num_targets)
         self.log(f"{stage}/loss", metrics["loss"], prog_bar=True, batch_size=1)
-        if correct is not None:
-            metrics["answer_accuracy"].update(correct.int(), torch.ones_like(correct.int()))
+        if sums.predicted is not None and sums.answer_labels is not None:
+            metrics["answer_accuracy"].update(sums.predicted == sums.answer_labels)
             self.log(f"{stage}/answer_accuracy", metrics["answer_accuracy"], prog_bar=True)
 
 

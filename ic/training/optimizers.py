@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ic.training.sharded_muon import ShardedMuon
 
 OPTIMIZERS = ("muon", "adamw")
 
@@ -51,7 +54,9 @@ class OptimizerConfig:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` and `torch.optim.AdamW` behind one optimizer with one state.
+    """Muon and `torch.optim.AdamW` behind one optimizer with one state.
+
+    Muon is `torch.optim.Muon`, or `ShardedMuon` for matrices that are sharded over ranks.
 
     One object keeps what Lightning, gradient clipping, schedulers and sharded checkpoints expect:
     groups and a state keyed by parameter. Group 0 is Muon's, group 1 AdamW's.
@@ -60,8 +65,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(
         self, muon: Iterable[nn.Parameter], adamw: Iterable[nn.Parameter], config: OptimizerConfig
     ) -> None:
-        self._muon = torch.optim.Muon(
-            list(muon), lr=config.lr, weight_decay=config.weight_decay,
+        matrices = list(muon)
+        sharded = any(isinstance(matrix, DTensor) for matrix in matrices)
+        self._muon = (ShardedMuon if sharded else torch.optim.Muon)(
+            matrices, lr=config.lr, weight_decay=config.weight_decay,
             momentum=config.momentum, adjust_lr_fn="match_rms_adamw",
         )  # fmt: skip
         self._adamw = torch.optim.AdamW(

@@ -111,7 +111,13 @@ def test_second_interrupt_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"every_n_steps": 0}, {"keep_every_n_steps": 3, "every_n_steps": 2}, {"mode": "up"}]
+    "changes",
+    [
+        {"every_n_steps": 0},
+        {"keep_last": 0},
+        {"keep_every_n_steps": 3, "every_n_steps": 2},
+        {"mode": "up"},
+    ],
 )
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.checkpoint.{next(iter(changes))}="):

@@ -1,0 +1,72 @@
+"""Folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def partial_path(target: Path) -> Path:
+    """Where a folder is written before it gets its name; `*.partial-*` can be removed at start."""
+    return target.with_name(f"{target.name}.partial-{os.getpid()}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's files and its list of names to the disk."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def commit_folder(partial: Path, target: Path) -> None:
+    """Give a finished folder its name. What had the name before steps aside until then.
+
+    Raises:
+        OSError: the file system cannot rename; `target` is as it was.
+    """
+    aside = target.with_name(f"{target.name}.partial-old-{os.getpid()}")
+    replaces = target.exists()
+    if replaces:
+        target.rename(aside)
+    try:
+        partial.rename(target)
+    except OSError:
+        if replaces:
+            aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_file_system(folder: Path) -> str | None:
+    """What `folder`'s file system cannot do that checkpoints need, or None.
+
+    Checkpoints are renamed when they are whole, and `last` and `best` are symbolic links.
+    """
+    probe = folder / f"probe.partial-{os.getpid()}"
+    renamed = folder / f"renamed.partial-{os.getpid()}"
+    link = folder / f"link.partial-{os.getpid()}"
+    try:
+        probe.mkdir(parents=True)
+        probe.rename(renamed)
+        link.symlink_to(renamed.name)
+        link.replace(folder / f"moved.partial-{os.getpid()}")
+    except OSError as error:
+        return (
+            f"checkpoints cannot be kept in {folder}: {error}. They need a writable file system "
+            "with renames and symbolic links; set output_dir to one"
+        )
+    finally:
+        for path in (link, folder / f"moved.partial-{os.getpid()}"):
+            path.unlink(missing_ok=True)
+        for path in (probe, renamed):
+            shutil.rmtree(path, ignore_errors=True)
+    return None

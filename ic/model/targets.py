@@ -1,0 +1,69 @@
+"""Sums over the targets of a batch, to be divided by numbers that several batches or ranks share.
+
+Legend: B batch, S tokens of a sequence, T of them on this rank, M targets, D hidden, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ic.model.loss import IGNORE_INDEX, summed_linear_cross_entropy
+
+if TYPE_CHECKING:
+    from ic.parallel.context_parallel import ContextParallel
+
+
+class TargetSums(NamedTuple):
+    """Sums over this rank's targets.
+
+    Attributes:
+        num_targets: numbers of marked and of all targets, (2,) int64.
+        all_tokens: summed cross-entropy of all targets, or None if not asked for.
+        answers: summed cross-entropy of the marked targets, or None without marks.
+        answer_labels: (M,) labels of the marked targets, in order, or None without marks.
+        predicted: (M,) arg max at each of them, or None without marks.
+    """
+
+    num_targets: Tensor
+    all_tokens: Tensor | None
+    answers: Tensor | None = None
+    answer_labels: Tensor | None = None
+    predicted: Tensor | None = None
+
+
+def sum_targets(
+    hidden_BTD: Tensor,
+    head_WD: Tensor,
+    labels_BS: Tensor,
+    marks_BS: Tensor | None,
+    *,
+    parallel: ContextParallel | None,
+    all_tokens: bool,
+) -> TargetSums:
+    """Cross-entropy of this rank's hidden states.
+
+    Args:
+        labels_BS, marks_BS: of the next token each, of the whole sequences: they are shifted before
+            they are split, because a token's target may lie in another rank's part.
+        all_tokens: sum over all targets as well as over the marked ones.
+    """
+    if parallel is not None:
+        labels_BS = parallel.split(labels_BS)
+        marks_BS = None if marks_BS is None else parallel.split(marks_BS)
+    hidden_MD, labels_M = hidden_BTD.flatten(0, 1), labels_BS.flatten()
+    is_target_M = labels_M != IGNORE_INDEX
+    total = summed_linear_cross_entropy(hidden_MD, head_WD, labels_M) if all_tokens else None
+    if marks_BS is None:
+        none = is_target_M.new_zeros((), dtype=torch.int64)
+        return TargetSums(torch.stack((none, is_target_M.sum())), total)
+    marked_M = marks_BS.flatten() & is_target_M
+    num_targets = torch.stack((marked_M.sum(), is_target_M.sum()))
+    at = marked_M.nonzero().flatten()
+    answers = summed_linear_cross_entropy(hidden_MD[at], head_WD, labels_M[at])
+    with torch.no_grad():
+        predicted = F.linear(hidden_MD[at], head_WD.to(hidden_MD.dtype)).argmax(-1)
+    return TargetSums(num_targets, total, answers, labels_M[at], predicted)

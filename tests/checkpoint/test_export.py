@@ -1,0 +1,146 @@
+"""The exported folder is what the run had in memory, by transformers' own loading."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ic.checkpoint.export import export_checkpoint
+from ic.checkpoint.folder import CheckpointError, FolderCheckpointIO, load_config, load_model
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.model import MLAConfig, MLAForCausalLM
+from tests.conftest import SMALL, randomize
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def checkpoint(four: Path, tmp_path: Path) -> Path:
+    """A copy of a checkpoint of four ranks that nothing but the folder itself describes."""
+    return shutil.copytree(four / "runs/debug/four/checkpoints/step=2", tmp_path / "step=2")
+
+
+@pytest.fixture
+def in_memory(four: Path) -> MLAForCausalLM:
+    """The model as the run held it in memory when it saved."""
+    model = MLAForCausalLM(load_config(four / "runs/debug/four/checkpoints/step=2"))
+    held = torch.load(four / "four.probe/step=2.pt", weights_only=True)
+    names = model.state_dict().keys()
+    model.load_state_dict({name: held[f"model.{name}"] for name in names})
+    return model.eval()
+
+
+IDS = torch.arange(60, 90)[None]
+
+
+@pytest.mark.parametrize("size", ["5GB", "500KB"])
+def test_equals_the_model_in_memory(
+    ic: Callable[..., int],
+    checkpoint: Path,
+    in_memory: MLAForCausalLM,
+    size: str,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    output = tmp_path / "out"
+    assert (
+        ic("export", f"checkpoint={checkpoint}", f"output={output}", f"max_shard_size={size}") == 0
+    )
+    assert f"MB: {output}" in capsys.readouterr().out
+    files = sorted(p.name for p in output.glob("*.safetensors"))
+    if size == "5GB":
+        assert files == ["model.safetensors"]
+    else:
+        assert len(files) > 2
+        assert all((output / file).stat().st_size < 520_000 for file in files)
+        index = json.loads((output / "model.safetensors.index.json").read_text())
+        assert sorted(set(index["weight_map"].values())) == files
+    loaded = AutoModelForCausalLM.from_pretrained(output)
+    with torch.no_grad():
+        assert loaded(IDS).logits.equal(in_memory(IDS).logits)
+    assert isinstance(AutoTokenizer.from_pretrained(output), ByteTokenizer)
+    assert not [p for p in output.iterdir() if p.name.startswith(("__", ".")) or p.suffix == ".pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "step=2"]
+
+
+def test_dtype(checkpoint: Path, in_memory: MLAForCausalLM, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "half", dtype="bfloat16")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    for name, tensor in in_memory.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor.bfloat16()), name
+
+
+def test_used_directly(ic: Callable[..., int], checkpoint: Path, in_memory: MLAForCausalLM) -> None:
+    with torch.no_grad():
+        assert load_model(checkpoint)(IDS).logits.equal(in_memory(IDS).logits)
+    assert ic("generate", f"checkpoint={checkpoint}", "prompt=key", "max_new_tokens=2") == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_an_unsharded_folder(tied: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MLAForCausalLM(MLAConfig(**{**SMALL, "tie_word_embeddings": tied})).eval()
+    randomize(model)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    FolderCheckpointIO(model.config, ByteTokenizer()).save_checkpoint(
+        {"state_dict": state}, tmp_path / "step=1"
+    )
+    (file,) = export_checkpoint(tmp_path / "step=1", tmp_path / "out")
+    assert ("lm_head.weight" in load_file(file)) != tied
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert loaded(IDS).logits.equal(model(IDS).logits)
+
+
+def test_existing_output(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "precious").touch()
+    with pytest.raises(CheckpointError, match="exists: choose another folder, or .*overwrite=true"):
+        export_checkpoint(checkpoint, output)
+    assert [p.name for p in output.iterdir()] == ["precious"]
+    export_checkpoint(checkpoint, output, overwrite=True)
+    assert not (output / "precious").exists()
+    with pytest.raises(CheckpointError, match="is the checkpoint: choose another"):
+        export_checkpoint(checkpoint, checkpoint, overwrite=True)
+
+
+def test_tells_progress(checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    files = export_checkpoint(
+        checkpoint, tmp_path / "out", max_shard_size="500KB", on_bytes=lambda *at: seen.append(at)
+    )
+    assert len(seen) == len(files)
+    assert seen[-1][0] == seen[-1][1] == sum(t.nbytes for f in files for t in load_file(f).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_shard_size": "5 parsecs"}, "max_shard_size='5 parsecs'"),
+        ({"dtype": "int3"}, "dtype='int3': choose one of float32"),
+        ({"checkpoint": "nowhere"}, "no checkpoint folder nowhere"),
+    ],
+)
+def test_bad_input(
+    ic: Callable[..., int], checkpoint: Path, changes: dict[str, str], message: str, capsys: Capture
+) -> None:
+    given = {"checkpoint": str(checkpoint), "output": "out"} | changes
+    assert ic("export", *(f"{key}={value}" for key, value in given.items())) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_dimensions_than_the_configuration(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "intermediate_size": 99}))
+    with pytest.raises(CheckpointError, match=r"mlp\.down_proj\.weight is \(128, 99\) by the conf"):
+        export_checkpoint(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,172 @@
+"""The parts of sharded training on two gloo processes, each against its one-process form."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+from ic.model import MLAConfig, MLAForCausalLM
+from ic.parallel.context_parallel import ContextParallel
+from ic.parallel.fsdp2 import FSDP2Strategy, shard_model
+from ic.parallel.mesh import build_mesh
+from ic.training.optimizers import OptimizerConfig, build_optimizer
+from ic.training.sharded_muon import ShardedMuon
+from tests.conftest import SMALL, randomize
+from tests.parallel.training_run import join
+
+
+def on_two(body: Callable[[], None]) -> Callable[..., None]:
+    """A function for `spawn` that runs `body` in an initialised group."""
+
+    @functools.wraps(body)
+    def run(rank: int, num_processes: int, port: int) -> None:
+        join(rank, num_processes, port)
+        dist.init_process_group("gloo")
+        body()
+        dist.destroy_process_group()
+
+    return run
+
+
+@on_two
+def muon_equals_torchs() -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    # Odd numbers of matrices and of rows, and fewer rows than ranks.
+    whole = [torch.randn(shape) for shape in ((7, 12), (12, 5), (1, 6), (8, 8), (3, 3))]
+    alone = [nn.Parameter(matrix.clone()) for matrix in whole]
+    sharded = [nn.Parameter(distribute_tensor(matrix, mesh, [Shard(0)])) for matrix in whole]
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = [torch.optim.Muon(alone, **settings), ShardedMuon(sharded, **settings)]
+    for _ in range(3):
+        for one, many in zip(alone, sharded, strict=True):
+            one.grad = torch.randn_like(one)
+            many.grad = distribute_tensor(one.grad, mesh, [Shard(0)])
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, many in zip(alone, sharded, strict=True):
+        assert many.full_tensor().equal(one)
+        momentum = optimizers[1].state[many]["momentum_buffer"]
+        assert momentum.full_tensor().equal(optimizers[0].state[one]["momentum_buffer"])
+    copied = nn.Parameter(distribute_tensor(whole[0], mesh, [Replicate()]))
+    copied.grad = torch.ones_like(copied)
+    with pytest.raises(ValueError, match=r"shape \(7, 12\) is not sharded by rows"):
+        ShardedMuon([copied]).step()
+
+
+@on_two
+def latents_come_back_in_order() -> None:
+    parallel = ContextParallel(dist.group.WORLD)
+    whole_BSC = torch.arange(2 * 12 * 3).view(2, 12, 3).double()
+    own_BTC = parallel.split(whole_BSC)
+    first = [[0, 1, 2, 9, 10, 11], [3, 4, 5, 6, 7, 8]][parallel.rank]
+    assert own_BTC.equal(whole_BSC[:, first])
+    own_BTC.requires_grad_()
+    gathered_BSC = parallel.gather(own_BTC)
+    assert gathered_BSC.equal(whole_BSC)
+    weights_BSC = torch.randn(2, 2, 12, 3, generator=torch.Generator().manual_seed(1)).double()
+    (gathered_BSC * weights_BSC[parallel.rank]).sum().backward()
+    assert own_BTC.grad is not None
+    assert own_BTC.grad.equal(weights_BSC.sum(0)[:, first])
+    for count in (1, 3, 5, 0):
+        assert parallel.gather_last(own_BTC, count).equal(whole_BSC[:, -count:])
+    with pytest.raises(ValueError, match=r"of 10 tokens .* 4 chunks .* multiple of 4, such as 8"):
+        parallel.split(whole_BSC[:, :10])
+
+
+def sharded_model() -> tuple[MLAForCausalLM, Tensor]:
+    torch.manual_seed(0)
+    model = MLAForCausalLM(MLAConfig(**SMALL))  # type: ignore[arg-type]
+    randomize(model)
+    shard_model(model, build_mesh("cpu", 2, 1).shard, None)
+    return model, torch.randint(
+        97, (1, 8), generator=torch.Generator().manual_seed(dist.get_rank())
+    )
+
+
+@on_two
+def accumulation_reduces_once() -> None:
+    model, ids = sharded_model()
+    strategy = FSDP2Strategy()
+    strategy._model = model  # type: ignore[assignment]
+
+    def backward() -> int:
+        with CommDebugMode() as counted:
+            sums = model.target_sums(ids, ids)
+            assert sums.all_tokens is not None
+            sums.all_tokens.backward()
+        return sum(n for op, n in counted.get_comm_counts().items() if "reduce_scatter" in str(op))
+
+    num_groups = SMALL["num_hidden_layers"] + 1  # type: ignore[operator]
+    assert backward() == num_groups
+    once = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+    model.zero_grad()
+    with strategy.block_backward_sync():
+        assert backward() == 0
+    assert backward() == num_groups
+    for parameter, gradient in zip(model.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad.full_tensor(), 2 * gradient)  # type: ignore[union-attr]
+
+
+@on_two
+def states_are_dtensors() -> None:
+    model, ids = sharded_model()
+    optimizer = build_optimizer(model, OptimizerConfig())
+    model.target_sums(ids, ids).all_tokens.backward()  # type: ignore[union-attr]
+    optimizer.step()
+    # Copied as a checkpoint on disk is: the optimizers would share tensors otherwise.
+    weights, state = copy.deepcopy(get_state_dict(model, optimizer))
+    assert all(isinstance(tensor, DTensor) for tensor in weights.values())
+    momentum = state["state"]["model.layers.0.self_attn.o_proj.weight"]["momentum_buffer"]
+    assert isinstance(momentum, DTensor)
+    assert state["state"]["lm_head.weight"]["exp_avg"].shape == (97, 64)
+    fresh, _ = sharded_model()
+    other = build_optimizer(fresh, OptimizerConfig())
+    set_state_dict(fresh, other, model_state_dict=weights, optim_state_dict=state)
+    for model_, optimizer_ in ((model, optimizer), (fresh, other)):
+        model_.zero_grad()
+        model_.target_sums(ids, ids).all_tokens.backward()  # type: ignore[union-attr]
+        optimizer_.step()
+    for one, two in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert one.full_tensor().equal(two.full_tensor())  # type: ignore[attr-defined]
+
+
+@on_two
+def a_mesh_that_does_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"size=3 does not divide the 2 processes.*one of 1, 2,"):
+        build_mesh("cpu", 2, 3)
+
+
+@on_two
+def a_prefill_after_decoding() -> None:
+    cache = ContextParallel(dist.group.WORLD).new_cache(num_layers=1, capacity_tokens=8)
+    (layer,) = cache.layers
+    layer.append_split(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, 2), num_tokens=8)
+    layer.append_replicated(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 1, 2))
+    assert cache.get_seq_length() == 9
+    assert layer.latents().shape[1] == 4 + (dist.get_rank() == 0)
+    with pytest.raises(ValueError, match="a prefill of 8 tokens after decoding"):
+        layer.append_split(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, 2), num_tokens=8)
+    with pytest.raises(ValueError, match="cannot be cropped"):
+        layer.crop(2)
+
+
+PARTS = [
+    muon_equals_torchs, latents_come_back_in_order, accumulation_reduces_once, states_are_dtensors,
+    a_mesh_that_does_not_divide, a_prefill_after_decoding,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_on_two_processes(part: Callable[..., None], spawn: Callable[..., None]) -> None:
+    spawn(part, 2)
