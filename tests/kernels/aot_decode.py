@@ -227,7 +227,8 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
             "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
         }
     for name, build in others.items():
-        rows.append({"name": name, "published": True} | build())
+        # e4m3 in small pages has no published figure; its kernel widens and may spill on sm_90.
+        rows.append({"name": name, "published": not name.startswith("fp8")} | build())
     limit = SHARED_LIMIT[capability]
     return [row | {"capability": capability, "shared_limit_bytes": limit} for row in rows]
 
