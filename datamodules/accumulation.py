@@ -46,9 +46,7 @@ def with_lookahead(loader: Iterable[Batch], trainer: Trainer | None) -> Iterable
     return Lookahead(loader, num_ahead) if num_ahead else loader
 
 
-def take_lookahead(
-    batch: Batch, trainer: Trainer, prepare: Callable[[Batch], Batch]
-) -> Batch:
+def take_lookahead(batch: Batch, trainer: Trainer, prepare: Callable[[Batch], Batch]) -> Batch:
     """`prepare(batch)` without `ahead`; the first micro-batch of a step gains `num_targets`.
 
     Args:
@@ -59,8 +57,9 @@ def take_lookahead(
     prepared = prepare({key: value for key, value in batch.items() if key != AHEAD})
     if AHEAD not in batch:
         return prepared
-    index, every = trainer.fit_loop.epoch_loop.batch_progress.current.ready, (
-        trainer.accumulate_grad_batches
+    index, every = (
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        (trainer.accumulate_grad_batches),
     )
     if index % every:
         return prepared

@@ -131,7 +131,7 @@ def make_batch(
 
 
 class _TrainStream(IterableDataset):
-    """Batches from `next_step` on as it is when iteration begins; worker w of W makes every W-th."""
+    """Batches from `next_step` on, read when iteration begins; worker w of W makes every W-th."""
 
     def __init__(
         self,
