@@ -56,12 +56,16 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the embedding: the tokenizer's, a multiple of 64."""
+    return VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
+
+
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAForCausalLM:
     """A fresh model, or the weights of `init_from` in this configuration."""
-    vocab = VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
     wanted = config.mla_config(
-        vocab, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocabulary_size(tokenizer), pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     if config.init_from is None:
         model = MLAForCausalLM(wanted)

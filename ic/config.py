@@ -24,6 +24,7 @@ from ic.evaluation.grid import PasskeyGridConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
+from ic.planning.options import PlanOptions
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 
@@ -225,6 +226,18 @@ class RunConfig:
 
 
 @dataclass
+class PlanConfig(RunConfig):
+    """The verb `plan`: a run, and the machine to plan it for.
+
+    Attributes:
+        json: print the plan as JSON instead of tables.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    json: bool = False
+
+
+@dataclass
 class EvaluateConfig:
     """The verb `evaluate`: the passkey grid of a checkpoint folder.
 
@@ -302,6 +315,7 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra under the names that `conf/` refers to."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
     for group, name, node in (

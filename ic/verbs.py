@@ -23,7 +23,7 @@ from ic.callbacks.checkpoint import (
     trained_length,
 )
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
-from ic.config import EvaluateConfig, GenerateConfig, RunConfig
+from ic.config import EvaluateConfig, GenerateConfig, PlanConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
@@ -135,6 +135,25 @@ def generate(config: GenerateConfig) -> int:
     return 0
 
 
+def plan(config: PlanConfig) -> int:
+    """Predict memory and speed; or measure what the predictions are compared with."""
+    from ic.planning.cache_memory import measure_caches
+    from ic.planning.measure import measure_cases
+    from ic.planning.plan import Planner
+    from ic.planning.report import print_plan
+
+    if config.plan.measure:
+        return measure_cases(config)
+    if config.plan.cache:
+        return measure_caches(config)
+    report = Planner(config).report()
+    if config.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_plan(report)
+    return 0
+
+
 def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
@@ -163,4 +182,5 @@ VERBS: dict[str, Any] = {
     "predict": predict,
     "evaluate": evaluate,
     "generate": generate,
+    "plan": plan,
 }
