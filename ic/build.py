@@ -17,8 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ic.atomic_write import replacing
 from ic.callbacks.checkpoint import FolderCheckpoint, resolve_checkpoint
 from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.guardrails import Guardrails
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.passkey import PasskeyEvaluation
+from ic.callbacks.profiler import Profiler
 from ic.callbacks.progress import TrainingProgress
 from ic.callbacks.throughput import Throughput
 from ic.checkpoint.folder import (
@@ -111,8 +113,12 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         built.append(MemoryProfiler(wanted.memory))
     if wanted.context_length is not None:
         built.append(AdaptiveContextLength(wanted.context_length))
+    if wanted.guardrails is not None:
+        built.append(Guardrails(wanted.guardrails))
     if wanted.checkpoint is not None:
         built.append(FolderCheckpoint(wanted.checkpoint))
+    if wanted.profiler is not None:
+        built.append(Profiler(wanted.profiler))
     if wanted.passkey is not None:
         built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
     if wanted.progress:

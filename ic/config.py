@@ -15,8 +15,10 @@ from hydra.core.config_store import ConfigStore
 
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
+from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
+from ic.callbacks.profiler import ProfilerConfig
 from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
@@ -147,9 +149,11 @@ class CallbacksConfig:
 
     checkpoint: CheckpointConfig | None = None
     context_length: AdaptiveContextLengthConfig | None = None
+    guardrails: GuardrailsConfig | None = None
     passkey: PasskeyEvaluationConfig | None = None
     memory: MemoryProfilerConfig | None = None
     throughput: ThroughputConfig | None = None
+    profiler: ProfilerConfig | None = None
     progress: bool = True
 
 

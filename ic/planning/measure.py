@@ -28,8 +28,8 @@ _STEPS = 5
 _QUIET = (
     f"trainer.max_steps={_STEPS}", "trainer.max_time=null", "trainer.limit_val_batches=0",
     "trainer.devices=1", "logger=none", "callbacks.checkpoint=null",
-    "callbacks.context_length=null", "callbacks.passkey=null", "callbacks.memory=null", "callbacks.progress=false",
-    "callbacks.throughput.warmup_steps=2", "data.num_workers=2",
+    "callbacks.context_length=null", "callbacks.passkey=null", "callbacks.memory=null",
+    "callbacks.progress=false", "callbacks.throughput.warmup_steps=2", "data.num_workers=2",
 )  # fmt: skip
 
 
