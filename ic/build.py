@@ -35,6 +35,7 @@ from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
+from ic.parallel.watchdog import Watchdog, record_collectives
 from ic.training.language_modeling import LanguageModelingModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,6 +108,8 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     """
     wanted = config.callbacks
     built: list[Callback] = []
+    if wanted.watchdog is not None:
+        built.append(Watchdog(wanted.watchdog))
     if wanted.throughput is not None:
         built.append(Throughput(wanted.throughput))
     if wanted.memory is not None:
@@ -203,6 +206,8 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
             f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose another "
             "run_id=, or begin anew with overwrite=true"
         )
+    if training and config.callbacks.watchdog is not None and torch.cuda.is_available():
+        record_collectives(run_dir / "nccl")
     tokenizer = build_tokenizer(config.tokenizer)
     datamodule = build_datamodule(config.data, tokenizer)
     model = build_model(config.model, tokenizer)

@@ -23,9 +23,11 @@ from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
 from ic.evaluation.grid import PasskeyGridConfig
+from ic.ladder import LadderConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
+from ic.parallel.watchdog import WatchdogConfig
 from ic.planning.options import PlanOptions
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
@@ -154,6 +156,7 @@ class CallbacksConfig:
     memory: MemoryProfilerConfig | None = None
     throughput: ThroughputConfig | None = None
     profiler: ProfilerConfig | None = None
+    watchdog: WatchdogConfig | None = None
     progress: bool = True
 
 
@@ -319,6 +322,7 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra under the names that `conf/` refers to."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="ladder_schema", node=LadderConfig)
     store.store(name="plan_schema", node=PlanConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)

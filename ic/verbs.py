@@ -25,6 +25,7 @@ from ic.callbacks.checkpoint import (
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.config import EvaluateConfig, GenerateConfig, PlanConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
+from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
 
@@ -183,4 +184,5 @@ VERBS: dict[str, Any] = {
     "evaluate": evaluate,
     "generate": generate,
     "plan": plan,
+    "ladder": run_ladder,
 }
