@@ -235,6 +235,10 @@ class Guardrails(Callback):
         )
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
+        # The schedule does not go back: the checkpoint's rates would hold for one step.
+        for optimizer, now in zip(trainer.optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, now, strict=True):
+                group["lr"] = rate
         self._num_rollbacks += 1
         self._bad_in_a_row = 0
         rank_zero_warn(f"{what}: weights and optimizer state are again those of step {good[-1]}")

@@ -3,7 +3,7 @@
     profile/trace.json.gz          for Perfetto or chrome://tracing
     profile/kernels.{txt,json}     operators by time on the device, slowest first
     profile/memory.json.gz         allocated bytes over time
-    profile/memory_snapshot.pickle on CUDA: allocations with their stacks, for pytorch.org/memory_viz
+    profile/memory_snapshot.pickle on CUDA: allocations and stacks, for pytorch.org/memory_viz
 
 `python -m ic fit experiment=... callbacks=profiler` profiles steps 11 to 13 of the run, on rank 0.
 """

@@ -31,7 +31,8 @@ def test_stages_follow_each_other_and_resume(
         "[{experiment: mla_4k, keep: [], reset: [weights, optimizer, schedule, step, data_position,"
         " curriculum]}, {experiment: mla_32k}]"
     )
-    args = ("ladder", f"stages={stages}", "overrides=" + yaml.safe_dump(quick, default_flow_style=True, width=10**6).strip())  # fmt: skip
+    quoted = ",".join(f"'{override}'" for override in quick)
+    args = ("ladder", f"stages={stages}", f"overrides=[{quoted}]")
     assert ic(*args) == 0
     second = tmp_path / "runs/mla_32k/default"
     told = yaml.safe_load((second / "config.yaml").read_text())

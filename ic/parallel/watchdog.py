@@ -1,4 +1,4 @@
-"""A rank that does not arrive is named: monitored barriers over gloo, and NCCL's flight recorder."""
+"""A rank that does not arrive is named: barriers over gloo, and NCCL's flight recorder."""
 
 from __future__ import annotations
 
