@@ -230,6 +230,7 @@ class Guardrails(Callback):
                 f"{what} after {self._num_rollbacks} rollbacks (callbacks.guardrails."
                 f"max_rollbacks): lower optimizer.lr or mend the data; {where}"
             )
+        rates = [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
         checkpoint = trainer.strategy.load_checkpoint(
             folder / f"step={good[-1]}", weights_only=True
         )
