@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from ic.retry_io import retry_transient
+
 SUFFIXES = {
     "text": (".txt", ".text", ".md"),
     "jsonl": (".jsonl", ".ndjson"),
@@ -141,9 +143,8 @@ class TextFiles:
         if only_one_row and (start_row > 0 or file_index % num_shards != shard):
             return
         try:
-            tables = self._open(file_index, start_row)
             row = start_row
-            for table in tables:
+            for table in _Tables(self, file_index, start_row):
                 column = table.column(self._column)
                 first = (shard - file_index - row) % num_shards
                 for offset in range(first, len(table), num_shards):
@@ -249,6 +250,30 @@ class TextFiles:
                 "write the character as UTF-8 or as both halves"
             ) from error
         return text
+
+
+class _Tables:
+    """The tables of a file from a row on; a read that fails for a moment is done again there."""
+
+    def __init__(self, files: TextFiles, file_index: int, row: int) -> None:
+        self._files, self._file_index, self._row = files, file_index, row
+        self._open: Iterator[pyarrow.Table] | None = None
+
+    def __iter__(self) -> Iterator[pyarrow.Table]:
+        while (table := self._next()) is not None:
+            yield table
+
+    @retry_transient
+    def _next(self) -> pyarrow.Table | None:
+        try:
+            if self._open is None:
+                self._open = self._files._open(self._file_index, self._row)
+            table = next(self._open, None)
+        except OSError:
+            self._open = None  # what is left of a broken iterator gives nothing more
+            raise
+        self._row += 0 if table is None else len(table)
+        return table
 
 
 def _find_undecodable_line(path: str) -> int:

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ic.atomic_write import replacing
 from ic.callbacks.checkpoint import FolderCheckpoint, resolve_checkpoint
 from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.guardrails import Guardrails
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.passkey import PasskeyEvaluation
+from ic.callbacks.profiler import Profiler
 from ic.callbacks.progress import TrainingProgress
 from ic.callbacks.throughput import Throughput
 from ic.checkpoint.folder import (
@@ -35,6 +37,7 @@ from ic.model import MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.parallel.fsdp import LayerFSDPStrategy
 from ic.parallel.fsdp2 import FSDP2Strategy
+from ic.parallel.watchdog import Watchdog, record_collectives
 from ic.training.language_modeling import LanguageModelingModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,12 +61,16 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name)
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the embedding: the tokenizer's, a multiple of 64."""
+    return VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
+
+
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAForCausalLM:
     """A fresh model, or the weights of `init_from` in this configuration."""
-    vocab = VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
     wanted = config.mla_config(
-        vocab, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocabulary_size(tokenizer), pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     if config.init_from is None:
         model = MLAForCausalLM(wanted)
@@ -103,14 +110,20 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     """
     wanted = config.callbacks
     built: list[Callback] = []
+    if wanted.watchdog is not None:
+        built.append(Watchdog(wanted.watchdog))
     if wanted.throughput is not None:
         built.append(Throughput(wanted.throughput))
     if wanted.memory is not None:
         built.append(MemoryProfiler(wanted.memory))
     if wanted.context_length is not None:
         built.append(AdaptiveContextLength(wanted.context_length))
+    if wanted.guardrails is not None:
+        built.append(Guardrails(wanted.guardrails))
     if wanted.checkpoint is not None:
         built.append(FolderCheckpoint(wanted.checkpoint))
+    if wanted.profiler is not None:
+        built.append(Profiler(wanted.profiler))
     if wanted.passkey is not None:
         built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
     if wanted.progress:
@@ -208,6 +221,8 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
             f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose another "
             "run_id=, or begin anew with overwrite=true"
         )
+    if training and config.callbacks.watchdog is not None and torch.cuda.is_available():
+        record_collectives(run_dir / "nccl")
     tokenizer = build_tokenizer(config.tokenizer)
     datamodule = build_datamodule(config.data, tokenizer)
     model = build_model(config.model, tokenizer)

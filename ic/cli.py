@@ -26,6 +26,8 @@ VERBS = {
     "evaluate": "passkey heatmap of a checkpoint folder",
     "generate": "continue a prompt with a checkpoint folder",
     "export": "write a checkpoint as Hugging Face safetensors, without a GPU",
+    "plan": "memory by part and tokens/s of a run on GPUs that are not here",
+    "ladder": "train the stages mla_4k to mla_1m one after another; skips finished ones",
 }
 
 EXAMPLES = {
@@ -36,6 +38,8 @@ EXAMPLES = {
     "evaluate": "python -m ic evaluate checkpoint=runs/mla_tiny/default/checkpoints/last",
     "export": "python -m ic export checkpoint=runs/mla_tiny/default/checkpoints/last output=FOLDER",
     "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
+    "plan": "python -m ic plan experiment=mla_1m plan.gpu=h100 plan.num_gpus=4",
+    "ladder": "python -m ic ladder",
 }
 
 

@@ -15,16 +15,21 @@ from hydra.core.config_store import ConfigStore
 
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
+from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
+from ic.callbacks.profiler import ProfilerConfig
 from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
 from ic.evaluation.grid import PasskeyGridConfig
+from ic.ladder import LadderConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
 from ic.parallel.config import StrategyConfig
+from ic.parallel.watchdog import WatchdogConfig
+from ic.planning.options import PlanOptions
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 
@@ -134,9 +139,12 @@ class CallbacksConfig:
 
     checkpoint: CheckpointConfig | None = None
     context_length: AdaptiveContextLengthConfig | None = None
+    guardrails: GuardrailsConfig | None = None
     passkey: PasskeyEvaluationConfig | None = None
     memory: MemoryProfilerConfig | None = None
     throughput: ThroughputConfig | None = None
+    profiler: ProfilerConfig | None = None
+    watchdog: WatchdogConfig | None = None
     progress: bool = True
 
 
@@ -210,6 +218,18 @@ class RunConfig:
                 "model.max_position_embeddings"
             )
         _check_lengths(self.evaluation, positions)
+
+
+@dataclass
+class PlanConfig(RunConfig):
+    """The verb `plan`: a run, and the machine to plan it for.
+
+    Attributes:
+        json: print the plan as JSON instead of tables.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    json: bool = False
 
 
 @dataclass
@@ -316,6 +336,8 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra under the names that `conf/` refers to."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="ladder_schema", node=LadderConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)

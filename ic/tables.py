@@ -70,7 +70,49 @@ def training_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"passkey": passkey_table, "training": training_table}
+def cache_table() -> str:
+    """Cache memory by kind and length, and the largest context by the GPU's memory."""
+    rows = _load("cache-memory.json")["rows"]
+    lengths = [int(n) for n in rows[0]["cache_bytes_by_tokens"]]
+    limits = sorted({row["limit_gb"] for row in rows})
+    shown = [f"{n // 1024}k" if n < 2**20 else f"{n // 2**20}M" for n in lengths]
+    heads = [*shown, "MB per 1k tokens", *(f"{limit} GB" for limit in limits)]
+    lines = [f"| cache of the 1B shape | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
+    for name in dict.fromkeys(row["cache"] for row in rows):
+        here = {row["limit_gb"]: row for row in rows if row["cache"] == name}
+        first = here[limits[0]]
+        cells = [
+            f"{size / 2**30:.2f} GiB" if size else "does not fit"
+            for size in first["cache_bytes_by_tokens"].values()
+        ]
+        cells.append(f"{first['bytes_per_token'] * 1000 / 1e6:.2f}")
+        cells += [f"{here[limit]['largest_context_tokens']:,}" for limit in limits]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plan_table() -> str:
+    """Predicted against measured peak memory of a training step."""
+    data = _load("plan-memory.json")
+    lines = [
+        "| case | predicted | measured | error | commit |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for row in data["rows"]:
+        lines.append(
+            f"| `{' '.join(row['overrides'])}` | {row['predicted_peak_bytes'] / 2**30:.2f} GiB "
+            f"| {row['measured_peak_bytes'] / 2**30:.2f} GiB | {100 * row['error_share']:+.1f} % "
+            f"| {data['commit'][:9]} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "passkey": passkey_table,
+    "training": training_table,
+    "cache": cache_table,
+    "plan": plan_table,
+}
 
 
 def refresh(text: str) -> str:

@@ -32,8 +32,9 @@ from ic.callbacks.checkpoint import (
 )
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.checkpoint.export import export_checkpoint
-from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, RunConfig
+from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, PlanConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
+from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
 
@@ -166,6 +167,25 @@ def export(config: ExportConfig) -> int:
     return 0
 
 
+def plan(config: PlanConfig) -> int:
+    """Predict memory and speed; or measure what the predictions are compared with."""
+    from ic.planning.cache_memory import measure_caches
+    from ic.planning.measure import measure_cases
+    from ic.planning.plan import Planner
+    from ic.planning.report import print_plan
+
+    if config.plan.measure:
+        return measure_cases(config)
+    if config.plan.cache:
+        return measure_caches(config)
+    report = Planner(config).report()
+    if config.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_plan(report)
+    return 0
+
+
 def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
@@ -195,4 +215,6 @@ VERBS: dict[str, Any] = {
     "evaluate": evaluate,
     "generate": generate,
     "export": export,
+    "plan": plan,
+    "ladder": run_ladder,
 }

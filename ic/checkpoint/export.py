@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import CheckpointError, operating_system_error, retrying
+from ic.checkpoint.errors import CheckpointError, retrying
 from ic.checkpoint.folder import TRAINER_STATE, WEIGHTS, load_config
 from ic.checkpoint.storage import (
     MODEL,
@@ -28,6 +28,7 @@ from ic.checkpoint.storage import (
     tensor_metadata,
 )
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.retry_io import operating_system_error
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

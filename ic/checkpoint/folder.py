@@ -25,13 +25,13 @@ from transformers import PreTrainedTokenizerBase
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import (
     CheckpointError,
-    operating_system_error,
     retrying,
     save_error,
 )
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import ON_TORCH, Backends
+from ic.retry_io import operating_system_error
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
 MODULE_PREFIX = "model."  # of the weights in the LightningModule

@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from ic.checkpoint.commit import commit_folder, sync_folder
-from ic.checkpoint.errors import CheckpointError, operating_system_error, retrying
+from ic.checkpoint.errors import CheckpointError, retrying
+from ic.retry_io import operating_system_error
 
 METADATA = ".metadata"
 MODEL, OPTIMIZER = "model.", "optimizer."

@@ -1,0 +1,115 @@
+"""A rank that does not arrive is named: barriers over gloo, and NCCL's flight recorder."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+
+class MissingRanksError(RuntimeError):
+    """Some ranks did not reach a barrier in time; `ranks` holds them."""
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+@dataclass
+class WatchdogConfig:
+    """Barriers that name who is missing.
+
+    Attributes:
+        timeout_s: how long ranks wait for each other at the start and at a checkpoint.
+        after_error_s: how long, once a collective has failed, to see who still answers.
+    """
+
+    timeout_s: float = 600.0
+    after_error_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "after_error_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"callbacks.watchdog.{name}={getattr(self, name)}: must be above 0"
+                )
+
+
+class Watchdog(Callback):
+    """Barriers over all ranks at the start of training and at each checkpoint.
+
+    Raises:
+        MissingRanksError: on rank 0, with the ranks that did not come.
+    """
+
+    def __init__(self, config: WatchdogConfig | None = None) -> None:
+        self.config = config or WatchdogConfig()
+        self._group: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            timeout = datetime.timedelta(seconds=self.config.timeout_s)
+            # Gloo can time out and go on; an NCCL time-out ends the process.
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            await_ranks(self._group, "the start of training", self.config.timeout_s)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._group is not None:
+            what = f"the checkpoint of step {trainer.global_step}"
+            await_ranks(self._group, what, self.config.timeout_s)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        failed = isinstance(exception, dist.DistError) or "imed out" in str(exception)
+        if self._group is None or not failed or isinstance(exception, MissingRanksError):
+            return
+        what = "the check after a failed collective"
+        try:
+            await_ranks(self._group, what, self.config.after_error_s)
+        except MissingRanksError as error:
+            rank_zero_warn(str(error))
+
+
+def await_ranks(group: Any, what: str, timeout_s: float) -> None:
+    """Barrier over a gloo group.
+
+    Raises:
+        MissingRanksError: on rank 0, naming the ranks that did not arrive; on the others, that
+            rank 0 did not answer.
+    """
+    try:
+        dist.monitored_barrier(
+            group, timeout=datetime.timedelta(seconds=timeout_s), wait_all_ranks=True
+        )
+    except RuntimeError as error:
+        named = re.search(r"Ranks? ([\d, ]+) failed to pass monitoredBarrier", str(error))
+        ranks = [int(rank) for rank in re.findall(r"\d+", named.group(1))] if named else [0]
+        raise MissingRanksError(
+            f"ranks {', '.join(map(str, ranks))} of {dist.get_world_size(group)} did not reach "
+            f"{what} within {timeout_s:g} s: look at their logs and their nodes",
+            ranks,
+        ) from error
+
+
+def record_collectives(folder: Path) -> None:
+    """Let NCCL keep its last collectives and write them to `folder` when one times out.
+
+    Takes effect for process groups made afterwards; what the user has set stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in (
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "rank_")),
+    ):
+        os.environ.setdefault(name, value)

@@ -1,0 +1,133 @@
+"""Predicted against measured memory: a few real steps of each case on this machine's GPU."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from rich.console import Console
+from rich.table import Table
+
+import ic.model.mlp
+from ic.build import build_run, run_directory
+from ic.config import PlanConfig
+from ic.planning.measured import MEMORY_FILE, RESULTS
+from ic.planning.plan import Planner
+from ic.results import write_results
+
+CASES = Path(__file__).with_name("cases.yaml")
+# The second step is the first with optimizer state; the others are timed.
+_STEPS = 5
+_QUIET = (
+    f"trainer.max_steps={_STEPS}", "trainer.max_time=null", "trainer.limit_val_batches=0",
+    "trainer.devices=1", "logger=none", "callbacks.checkpoint=null",
+    "callbacks.context_length=null", "callbacks.passkey=null", "callbacks.memory=null",
+    "callbacks.progress=false", "callbacks.throughput.warmup_steps=2", "data.num_workers=2",
+)  # fmt: skip
+
+
+def read_cases(path: Path) -> list[list[str]]:
+    """Lists of overrides from a YAML file.
+
+    Raises:
+        ValueError: no such file, or something else in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"plan.cases={path}: there is no such file")
+    cases = yaml.safe_load(path.read_text())
+    if not isinstance(cases, list) or not cases or not all(isinstance(c, list) for c in cases):
+        raise ValueError(f"plan.cases={path}: must hold a list of lists of overrides")
+    return cases
+
+
+def measure_cases(config: PlanConfig) -> int:
+    """Measure every case, show the table, write it.
+
+    Raises:
+        ValueError: no CUDA GPU here.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("plan.measure=true: PyTorch sees no CUDA GPU here")
+    from ic.cli import CONF
+    from ic.overrides import compose_config
+
+    asked = config.plan
+    rows: list[dict[str, Any]] = []
+    for overrides in read_cases(Path(asked.cases) if asked.cases else CASES):
+        with tempfile.TemporaryDirectory() as folder:
+            settings = [*overrides, *_QUIET, f"output_dir={folder}", "plan.num_gpus=1"]
+            case, _ = compose_config(CONF, "plan", settings)
+            try:
+                row = _measure(case)
+            except torch.cuda.OutOfMemoryError as error:
+                rank_zero_info(f"{' '.join(overrides)}: left out, {error}")
+                continue
+        rows.append({"overrides": overrides, **row})
+        rank_zero_info(
+            f"{' '.join(overrides)}: predicted {row['predicted_peak_bytes'] / 2**30:.2f} GiB, "
+            f"measured {row['measured_peak_bytes'] / 2**30:.2f} GiB"
+        )
+    output = Path(asked.output) if asked.output else RESULTS / MEMORY_FILE
+    write_results(output, asdict(asked), rows)
+    Console().print(_table(rows))
+    return 0
+
+
+def _measure(case: PlanConfig) -> dict[str, Any]:
+    liger = ic.model.mlp.LigerSiLUMulFunction is not None
+    case = replace(case, plan=replace(case.plan, liger=liger))
+    planner = Planner(case)
+    shape = planner.batch_shape()
+    predicted = planner.training(*shape)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trainer, module, data, _ = build_run(case, training=True)
+    trainer.fit(module, datamodule=data)
+    measured, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    free, total = torch.cuda.mem_get_info()
+    outside = total - free - torch.cuda.memory_reserved()
+    speed = json.loads((run_directory(case) / "throughput.json").read_text())
+    del trainer, module, data
+    (timed,) = speed["by_context_length"]
+    return {
+        "device_name": torch.cuda.get_device_name(),
+        "device_memory_bytes": total,
+        "model": asdict(case.model),
+        "rows": shape[0],
+        "context_length_tokens": shape[1],
+        "precision": case.trainer.precision,
+        "optimizer": case.optimizer.name,
+        "liger": liger,
+        "predicted_peak_bytes": predicted.total_bytes,
+        "measured_peak_bytes": measured,
+        "error_share": predicted.total_bytes / measured - 1,
+        "measured_reserved_bytes": reserved,
+        "context_bytes": outside,
+        "predicted_parts_bytes": predicted.parts_bytes,
+        "num_steps_timed": timed["num_steps_timed"],
+        "tokens_per_s": timed.get("tokens_per_s"),
+        "mfu": timed.get("mfu"),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="Peak memory of a training step, GiB")
+    for name in ("case", "predicted", "measured", "error", "reserved"):
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for row in rows:
+        table.add_row(
+            " ".join(row["overrides"]),
+            f"{row['predicted_peak_bytes'] / 2**30:.2f}",
+            f"{row['measured_peak_bytes'] / 2**30:.2f}",
+            f"{100 * row['error_share']:+.1f} %",
+            f"{row['measured_reserved_bytes'] / 2**30:.2f}",
+        )
+    return table

@@ -1,0 +1,54 @@
+"""What the verb `plan` is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ic.planning.gpus import GPUS
+
+PLAN_STRATEGIES = ("ddp", "fsdp", "fsdp2")
+
+
+@dataclass
+class PlanOptions:
+    """The machine to plan for, and what to do.
+
+    Attributes:
+        gpu: type of GPU, a name of `ic.planning.gpus.GPUS`.
+        num_gpus: GPUs of the whole run; null for `trainer.devices` x `trainer.num_nodes`.
+        strategy: `ddp`, `fsdp` or `fsdp2`; null for the run's (`auto` is `ddp`).
+        context_parallel_size: GPUs that share a sequence; null for the run's.
+        liger: the GPU machine has Liger's kernels (the extra `gpu`).
+        measure: run a few steps of each case on this machine's GPU and write prediction and
+            measurement to `output`.
+        cache: allocate the caches of the 1B shape on this machine's GPU and write `output`.
+        cases: YAML list of the cases to measure; null for `ic/planning/cases.yaml`.
+        output: JSON file of `measure` and `cache`; null for the one in `docs/results`.
+    """
+
+    gpu: str = "h100"
+    num_gpus: int | None = None
+    strategy: str | None = None
+    context_parallel_size: int | None = None
+    liger: bool = True
+    measure: bool = False
+    cache: bool = False
+    cases: str | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gpu not in GPUS:
+            raise ValueError(f"plan.gpu={self.gpu!r}: choose one of {', '.join(GPUS)}")
+        if self.strategy is not None and self.strategy not in PLAN_STRATEGIES:
+            raise ValueError(
+                f"plan.strategy={self.strategy!r}: choose one of {', '.join(PLAN_STRATEGIES)}"
+            )
+        for name in ("num_gpus", "context_parallel_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"plan.{name}={value}: must be at least 1")
+        if self.num_gpus and self.num_gpus % (self.context_parallel_size or 1):
+            raise ValueError(
+                f"plan.context_parallel_size={self.context_parallel_size}: must divide "
+                f"plan.num_gpus={self.num_gpus}"
+            )

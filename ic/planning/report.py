@@ -1,0 +1,75 @@
+"""A plan as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PARTS = {
+    "parameters": "parameters, as the optimizer keeps them",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "weight_copies": "weights in the compute dtype",
+    "activations": "activations",
+    "backward": "backward's temporaries",
+    "loss": "logits and loss",
+    "attention_workspace": "attention workspace",
+    "optimizer_step": "optimizer's temporaries",
+    "communication": "communication buffers",
+    "cache": "latent cache",
+    "batch": "batch",
+}
+
+
+def print_plan(report: dict[str, Any]) -> None:
+    """Memory by part at both peaks, then speed and advice."""
+    console = Console()
+    layout = f"{report['num_gpus']} x {report['gpu']}, {report['strategy']}"
+    if report["context_parallel_size"] > 1:
+        layout += f", context over {report['context_parallel_size']}"
+    shape = f"{report['rows']} x {report['context_length_tokens']:,} tokens"
+    table = Table(title=f"{report['experiment']}: {layout}, {shape} a batch and replica")
+    table.add_column("GiB on each GPU, at the peak")
+    table.add_column("training step", justify="right")
+    table.add_column("evaluation", justify="right")
+    training = report["training_parts_bytes"]
+    evaluation = report["evaluation_parts_bytes"] or {}
+    for name, text in PARTS.items():
+        if training.get(name) or evaluation.get(name):
+            table.add_row(text, _gib(training.get(name)), _gib(evaluation.get(name)))
+    table.add_section()
+    peaks = report["training_peak_bytes"], report["evaluation_peak_bytes"]
+    table.add_row("tensors", *map(_gib, peaks))
+    slack, context = report["allocator_slack_share"], report["context_bytes"]
+    table.add_row("allocator's slack", *(_gib(p and p * slack) for p in peaks))
+    table.add_row("CUDA context", *(_gib(p and context) for p in peaks))
+    table.add_row("needed", *(_gib(p and p * (1 + slack) + context) for p in peaks))
+    console.print(table)
+    say = "fits" if report["fits"] else "does NOT fit"
+    lines = [
+        f"{say} {_gib(report['gpu_memory_bytes'])} GiB (slack and context: "
+        f"{report['overhead_source']}); longest training context that fits: "
+        f"{report['largest_context_tokens']:,} tokens",
+        *report["advice"],
+    ]
+    if report["tokens_per_s"]:
+        lines.append(
+            f"{report['tokens_per_s']:,.0f} tokens/s, MFU {100 * report['mfu']:.0f} % "
+            f"({report['utilisation_source']}"
+            + ("; linear scaling assumed)" if report["num_gpus"] > 1 else ")")
+        )
+    else:
+        lines.append(f"tokens/s: unknown, {report['utilisation_source']}")
+    lines.append(
+        f"attention is {100 * report['attention_share_of_flops']:.0f} % of the FLOPs; decoding at "
+        f"this length at most {report['decode_tokens_per_s_at_most']:,.0f} tokens/s a sequence "
+        "(memory bandwidth)"
+    )
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _gib(nbytes: float | None) -> str:
+    return "-" if not nbytes else f"{nbytes / 2**30:.2f}"

@@ -1,0 +1,205 @@
+"""A training step and a prefill of the configured model on fake tensors: memory by part.
+
+The model, its loss and its optimizer are the real ones; their tensors have shapes and lifetimes but
+no storage, so the 1B at a million tokens takes seconds on a laptop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import ic.model.loss
+from ic.callbacks.memory_accounting import optimizer_state
+from ic.config import RunConfig
+from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.text import TextDataConfig
+from ic.model import MLAForCausalLM
+from ic.model.cache import LatentCache
+from ic.model.config import MLAConfig
+from ic.planning.gpu_operators import gpu_operators
+from ic.planning.live_memory import LiveMemory
+from ic.training.optimizers import build_optimizer
+
+# Precision by Lightning's name: the parameters' dtype, and autocast's or None.
+PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
+    "32-true": (torch.float32, None),
+    "bf16-mixed": (torch.float32, torch.bfloat16),
+    "16-mixed": (torch.float32, torch.float16),
+    "bf16-true": (torch.bfloat16, None),
+    "16-true": (torch.float16, None),
+}
+# A synthetic sequence asks about its key-value pairs throughout: one answer token in ten.
+_TOKENS_PER_ANSWER_TOKEN = 10
+# Five digits, a full stop and one more, as `evaluate_cell` generates.
+_NEW_TOKENS = 8
+
+
+def _count_gradient(memory: LiveMemory) -> Callable[[Tensor], None]:
+    def move(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        memory.move(parameter.grad, "gradients")
+
+    return move
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The highest total of a simulation, and what it consists of."""
+
+    total_bytes: int
+    parts_bytes: dict[str, int]
+
+
+class FakeRun:
+    """The configured model on fake tensors.
+
+    Args:
+        config: the run.
+        model_config: the model's configuration, vocabulary included.
+        on_gpu: simulate the GPU's operators; else those of a CPU.
+        liger: with `on_gpu`, Liger's kernels.
+
+    Raises:
+        ValueError: a precision that this cannot simulate.
+    """
+
+    def __init__(
+        self, config: RunConfig, model_config: MLAConfig, *, on_gpu: bool = True, liger: bool = True
+    ) -> None:
+        if config.trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.precision={config.trainer.precision!r}: plan knows "
+                f"{', '.join(PRECISIONS)}"
+            )
+        self.config = config
+        self.on_gpu, self.liger = on_gpu, liger
+        self._dtype, self._autocast_dtype = PRECISIONS[config.trainer.precision]
+        with torch.device("meta"):
+            self.model: Any = MLAForCausalLM(model_config)
+        self._mode, self._memory = FakeTensorMode(allow_non_fake_inputs=True), LiveMemory()
+        self._begin()
+
+    def parameter_bytes(self) -> int:
+        """Bytes of the parameters as the run keeps them."""
+        return self.model.num_parameters() * self._dtype.itemsize
+
+    def training_step(self, rows: int, tokens: int, *, checkpointing: bool | None = None) -> Peak:
+        """Peak of a step in mid-run on a batch (rows, tokens): optimizer state and the last step's
+        gradients exist when it begins.
+        """
+        if checkpointing is None:
+            checkpointing = self.config.model.gradient_checkpointing
+        model = self.model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        with self._fake() as memory:
+            self._make_gradients()
+            memory.forget_peak()
+            batch = self._batch(memory, rows, tokens)
+            with memory.part("activations"), self._autocast():
+                loss = self._loss(model, batch, memory)
+            self._optimizer.zero_grad()
+            with memory.part("backward"):
+                loss.backward()
+            step = Peak(memory.peak_bytes, memory.peak)
+        return max(step, self._optimizer_peak, key=lambda peak: peak.total_bytes)
+
+    def prefill(self, rows: int, tokens: int, chunk_tokens: int) -> Peak:
+        """Peak of an evaluation's prefill of (rows, tokens) into a cache, in chunks, within a
+        training run: gradients and optimizer state stay.
+        """
+        model = self.model.eval()
+        with self._fake() as memory:
+            self._make_gradients()
+            ids = self._batch(memory, rows, tokens)["input_ids"]
+            cache = LatentCache(model.config.num_hidden_layers, tokens + _NEW_TOKENS)
+            with memory.part("activations"), self._autocast(), torch.no_grad():
+                model(ids[:, :1], past_key_values=cache, use_cache=True)  # allocates the cache
+                layers: list[Any] = cache.layers  # transformers types them as its base class
+                for layer in layers:
+                    memory.move(layer.buffer, "cache")
+                cache.reset()
+                memory.forget_peak()
+                for chunk in ids.split(chunk_tokens, dim=1):
+                    model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return Peak(memory.peak_bytes, memory.peak)
+
+    @contextmanager
+    def _fake(self) -> Iterator[LiveMemory]:
+        memory = self._memory
+        operators = gpu_operators(memory, liger=self.liger) if self.on_gpu else nullcontext()
+        with self._mode, operators, memory:
+            yield memory
+
+    def _begin(self) -> None:
+        """Fake parameters in place of those on the meta device, and one optimizer step."""
+        with self._fake() as memory:
+            for module in self.model.modules():
+                for name, p in module._parameters.items():
+                    if p is not None:
+                        module._parameters[name] = nn.Parameter(
+                            torch.empty(p.shape, dtype=self._dtype)
+                        )
+                        memory.hold_weight(module._parameters[name])
+            self.model.tie_weights()
+            for p in self.model.parameters():
+                p.register_post_accumulate_grad_hook(_count_gradient(memory))
+            self._optimizer = build_optimizer(self.model, self.config.optimizer)
+            for group in self._optimizer.param_groups:
+                if self.on_gpu and "foreach" in group:
+                    group["foreach"] = True  # PyTorch's choice on a GPU
+            self._make_gradients()
+            with memory.part("optimizer_step"):
+                self._optimizer.step()
+            for state in optimizer_state([self._optimizer]):
+                memory.move(state, "optimizer")
+            # The first step makes the state before its temporaries: later ones peak as high.
+            self._optimizer_peak = Peak(memory.peak_bytes, memory.peak)
+
+    def _make_gradients(self) -> None:
+        for p in self.model.parameters():
+            p.grad = torch.empty_like(p)
+            self._memory.move(p.grad, "gradients")
+
+    def _autocast(self) -> Any:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast("cpu", dtype=self._autocast_dtype)
+
+    def _batch(self, memory: LiveMemory, rows: int, tokens: int) -> dict[str, Tensor]:
+        with memory.part("batch"):
+            batch = {
+                name: torch.zeros(rows, tokens, dtype=torch.long)
+                for name in ("input_ids", "labels", "position_ids")
+            }
+            if isinstance(self.config.data, TextDataConfig):
+                batch["document_ids"] = torch.zeros(rows, tokens, dtype=torch.int32)
+        return batch
+
+    def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
+        """`LanguageModelingModule._loss`, whose answer positions depend on the data's values."""
+        hidden_MD = model.model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"],
+            document_ids=batch.get("document_ids"), use_cache=False,
+        ).last_hidden_state.flatten(0, 1)  # fmt: skip
+        weight, labels_M = model.lm_head.weight, batch["labels"].flatten()
+        with memory.part("loss"):
+            if not isinstance(self.config.data, PasskeyDataConfig):
+                return ic.model.loss.linear_cross_entropy(hidden_MD, weight, labels_M)
+            at = torch.zeros(len(labels_M) // _TOKENS_PER_ANSWER_TOKEN, dtype=torch.long)
+            loss = ic.model.loss.linear_cross_entropy(hidden_MD[at], weight, labels_M[at])
+            everywhere = self.config.objective.all_tokens_weight
+            if everywhere:
+                loss = loss + everywhere * ic.model.loss.linear_cross_entropy(
+                    hidden_MD, weight, labels_M
+                )
+        return loss

@@ -1,0 +1,170 @@
+"""A poisoned batch is skipped and named, three in a row lead back to the last good checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import load_file
+
+from ic.build import build_module, build_tokenizer
+from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
+from ic.callbacks.guardrails import (
+    Guardrails,
+    GuardrailsConfig,
+    TrainingDivergedError,
+    robust_z_score,
+)
+from ic.checkpoint.folder import FolderCheckpointIO
+from ic.cli import CONF
+from ic.datamodules.passkey import PasskeyDataModule
+from ic.model import MLAForCausalLM
+from ic.overrides import compose_config
+
+TINY = (
+    "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1",
+    "data.context_length=128", "data.tokens_per_batch=256", "data.val_batches=1",
+    "optimizer.warmup_steps=0", "data.num_workers=0",
+)  # fmt: skip
+
+
+class Poisoned(PasskeyDataModule):
+    """Turns one row of the embedding's input into NaN at some steps, on one rank alone."""
+
+    steps: tuple[int, ...] = ()
+    rank = 0
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        module: Any = trainer.lightning_module
+        module.poisoned = (
+            trainer.training and batch["step"] in self.steps and trainer.global_rank == self.rank
+        )
+        return batch
+
+
+def nan_embedding(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output * math.nan if module.owner[0].poisoned else output
+
+
+def fit(folder: Path, steps: tuple[int, ...], *, ranks: int = 1, **settings: Any) -> Trainer:
+    config, _ = compose_config(CONF, "fit", ["experiment=mla_tiny", *TINY])
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer("bytes")
+    model = MLAForCausalLM(config.model.mla_config(320)).train()
+    module = build_module(config, model, tokenizer)
+    embedding: Any = model.model.embed_tokens
+    embedding.owner = (module,)
+    embedding.register_forward_hook(nan_embedding)
+    data = Poisoned(config.data, tokenizer)
+    data.steps, data.rank = steps, ranks - 1
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", devices=ranks, max_steps=10, max_epochs=-1,
+        strategy=DDPStrategy(start_method="spawn", process_group_backend="gloo") if ranks > 1 else "auto",
+        callbacks=[
+            Guardrails(GuardrailsConfig(**settings)),
+            FolderCheckpoint(CheckpointConfig(every_n_steps=2, keep_every_n_steps=2, monitor=None)),
+        ],
+        plugins=[FolderCheckpointIO(model.config, tokenizer)], logger=False,
+        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "guardrails.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoints/step={step}/model.safetensors")
+
+
+def test_a_poisoned_batch_is_survived_and_named(tmp_path: Path) -> None:
+    fit(tmp_path, (4,))
+    (record,) = records(tmp_path)
+    assert record["reason"] == "loss is not finite"
+    assert record["global_step"] == 4
+    assert record["ranks"] == [{"rank": 0, "loss": "nan", "batches": [{"step": 4}]}]
+    assert record["data_position_after"]["next_step"] == 5
+    before, after, end = (weights(tmp_path, step) for step in (4, 6, 10))
+    assert all(tensor.isfinite().all() for tensor in end.values())
+    assert not end["lm_head.weight"].equal(after["lm_head.weight"])
+    assert not after["lm_head.weight"].equal(before["lm_head.weight"])
+
+
+def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
+    fit(tmp_path, (4, 5), max_in_a_row=9)
+    assert [r["in_a_row"] for r in records(tmp_path)] == [1, 2]
+    first = torch.load(tmp_path / "checkpoints/step=4/trainer.pt", weights_only=True)
+    then = torch.load(tmp_path / "checkpoints/step=6/trainer.pt", weights_only=True)
+    for name, tensor in weights(tmp_path, 6).items():
+        assert tensor.equal(weights(tmp_path, 4)[name]), name
+    states = [c["optimizer_states"][0]["state"] for c in (first, then)]
+    for key, state in states[0].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(states[1][key][name]), torch.as_tensor(value))
+    assert then["global_step"] == 6
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_three_in_a_row_roll_back(tmp_path: Path, ranks: int) -> None:
+    """Bad steps 5 to 7, and 1, which is survived; the newest checkpoint before 5 is step 4's, so
+    that the step taken after it is lost. With two ranks only the second one's batches are bad.
+    """
+    fit(tmp_path, (1, 5, 6, 7), ranks=ranks)
+    for record, step in zip(records(tmp_path), (1, 5, 6, 7), strict=True):
+        assert [r["batches"] for r in record["ranks"]] == [[{"step": step}]] * ranks
+        finite = [r["loss"] != "nan" for r in record["ranks"]]
+        assert finite == [True] * (ranks - 1) + [False]
+    for name, tensor in weights(tmp_path, 8).items():
+        assert tensor.equal(weights(tmp_path, 4)[name]), name
+    assert not weights(tmp_path, 6)["lm_head.weight"].equal(weights(tmp_path, 4)["lm_head.weight"])
+    end = torch.load(tmp_path / "checkpoints/step=10/trainer.pt", weights_only=True)
+    assert end["Poisoned"]["next_step"] == 10
+    assert not weights(tmp_path, 10)["lm_head.weight"].equal(weights(tmp_path, 8)["lm_head.weight"])
+
+
+def test_divergence_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match="no checkpoint is older"):
+        fit(tmp_path / "early", (0, 1, 2))
+    with pytest.raises(TrainingDivergedError, match="after 1 rollbacks"):
+        fit(tmp_path / "late", (3, 4, 5, 6, 7, 8), max_rollbacks=1)
+
+
+def test_a_spike_is_skipped(tmp_path: Path) -> None:
+    """Against a window made by hand: median 1, MAD 0, so that the spread is a tenth of the median."""
+    guard = Guardrails(GuardrailsConfig(min_steps=5, window_steps=5))
+    guard._losses.extend([1.0] * 5)
+    guard._norms.extend([1.0] * 5)
+    assert guard._judge(2.9, 1.0, True, False) is None
+    assert guard._judge(3.1, 1.0, True, False) == "loss 3.1 has z-score 21.0 (limit 20)"
+    assert guard._judge(1.0, 12.0, True, False) == "gradient norm 12 has z-score 110.0 (limit 100)"
+    assert guard._judge(1.0, math.inf, False, False) == "gradient norm is not finite"
+    assert guard._judge(1.0, math.inf, False, True) is None
+
+
+def test_robust_z_score() -> None:
+    seen = [1.0, 2.0, 3.0, 4.0, 100.0]
+    mad = statistics.median([2.0, 1.0, 0.0, 1.0, 97.0])
+    assert robust_z_score(10.0, seen) == pytest.approx((10 - 3) / (1.4826 * mad))
+    assert robust_z_score(1.0, [0.0, 0.0]) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"loss_threshold": 0.0}, "loss_threshold=0.0"), ({"max_in_a_row": 0}, "max_in_a_row=0"),
+     ({"window_steps": 9}, "window_steps=9: must be at least min_steps=50")],
+)  # fmt: skip
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GuardrailsConfig(**settings)

@@ -1,0 +1,68 @@
+"""A monitored barrier that a rank does not reach names that rank."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ic.parallel.watchdog import (
+    MissingRanksError,
+    WatchdogConfig,
+    await_ranks,
+    record_collectives,
+)
+
+
+def _join(rank: int, store: str, absent: bool, told: Any) -> None:
+    dist.init_process_group(
+        "gloo", f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30)
+    )
+    group = dist.new_group(backend="gloo")
+    try:
+        await_ranks(group, "the start of training", 20)
+        if absent and rank == 1:
+            told.get()  # stays away until rank 0 has given up
+        else:
+            await_ranks(group, "the checkpoint of step 4", 1 if absent else 20)
+            told.put("passed")
+    except MissingRanksError as error:
+        told.put("")
+        (Path(store).parent / "message").write_text(f"{error.ranks}: {error}")
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_the_missing_rank_is_named(tmp_path: Path, absent: bool) -> None:
+    told = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_join, args=(str(tmp_path / "store"), absent, told), nprocs=2)
+    if absent:
+        assert (tmp_path / "message").read_text() == (
+            "[1]: ranks 1 of 2 did not reach the checkpoint of step 4 within 1 s: look at their logs and "
+            "their nodes"
+        )
+    else:
+        assert [told.get(), told.get()] == ["passed", "passed"]
+
+
+def test_flight_recorder_keeps_the_users_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "7")
+    monkeypatch.setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "")
+    monkeypatch.delenv("TORCH_NCCL_DUMP_ON_TIMEOUT")
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "")
+    monkeypatch.delenv("TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
+    record_collectives(tmp_path / "nccl")
+    assert os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "7"
+    assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == str(tmp_path / "nccl" / "rank_")
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match=r"callbacks\.watchdog\.timeout_s=0"):
+        WatchdogConfig(timeout_s=0)
