@@ -126,6 +126,13 @@ class FolderCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
+    def save(self, trainer: Trainer) -> None:
+        """Save at this batch boundary, together on all ranks, and point `last` to it.
+
+        Returns once the checkpoint is on disk.
+        """
+        self._save_last(trainer)
+
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
@@ -137,6 +144,8 @@ class FolderCheckpoint(Checkpoint):
         if step != self._saved_step:
             trainer.save_checkpoint(self.folder / f"step={step}")
             self._saved_step = step
+            for logger in trainer.loggers:
+                logger.save()  # what a resumed run does not repeat must be on disk
         self._point(trainer, "last")
         if trainer.is_global_zero:
             self._remove_old()
@@ -157,7 +166,7 @@ class FolderCheckpoint(Checkpoint):
         kept = {os.readlink(link) for link in self.folder.iterdir() if link.is_symlink()}
         every = self.config.keep_every_n_steps
         for folder in self.folder.glob("step=*"):
-            step = int(folder.name.removeprefix("step="))
+            step = saved_step(folder)
             if folder.name not in kept and not (every and step % every == 0):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -177,6 +186,11 @@ def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
             "begin anew, or check name= and run_id="
         )
     return folder.resolve()
+
+
+def saved_step(folder: Path) -> int:
+    """The step of a checkpoint folder of a run, from its name."""
+    return int(folder.name.removeprefix("step="))
 
 
 def trained_length(folder: Path) -> int | None:

@@ -17,6 +17,7 @@ from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
+from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
@@ -149,7 +150,15 @@ class CallbacksConfig:
     passkey: PasskeyEvaluationConfig | None = None
     memory: MemoryProfilerConfig | None = None
     throughput: ThroughputConfig | None = None
+    requeue: SlurmRequeueConfig | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.requeue is not None and self.checkpoint is None:
+            raise ValueError(
+                "callbacks.requeue saves through callbacks.checkpoint, which is null; set "
+                "callbacks.requeue=null too, or keep checkpoints"
+            )
 
 
 @dataclass
@@ -181,8 +190,10 @@ class RunConfig:
     Attributes:
         name: the experiment's name; with run_id it fixes the run directory.
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
-        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run.
+        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run; `auto`
+            (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
+        allow_config_change: continue a run although its configuration has changed since.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -201,6 +212,7 @@ class RunConfig:
     tokenizer: str = "bytes"
     ckpt_path: str | None = None
     overwrite: bool = False
+    allow_config_change: bool = False
 
     def __post_init__(self) -> None:
         for key in ("name", "run_id"):

@@ -23,18 +23,22 @@ from ic.callbacks.checkpoint import (
     trained_length,
 )
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
+from ic.callbacks.requeue import SlurmRequeue
 from ic.config import EvaluateConfig, GenerateConfig, RunConfig
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.resume import forget_checkpoints
 from ic.results import passkey_rows, run_rows, write_results
 
 
 def fit(config: RunConfig) -> int:
-    """Train. Resumes with ckpt_path=last."""
+    """Train. Resumes with ckpt_path=last, or by itself after SLURM has requeued its job."""
     config = adapt_to_gpu(config)
     trainer, module, data, ckpt = build_run(config, training=True)
     run_dir = run_directory(config)
     if trainer.is_global_zero:
+        if ckpt is None:
+            forget_checkpoints(run_dir)
         write_config(config, run_dir)
     model_config = module.model.config
     rank_zero_info(
@@ -45,6 +49,9 @@ def fit(config: RunConfig) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # a sweep's next run in this process needs its own
+    for callback in trainer.callbacks:
+        if isinstance(callback, SlurmRequeue) and callback.interrupted:
+            return callback.finish(trainer.is_global_zero)
     checkpoints = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]
     if any(c.interrupted for c in checkpoints):
         rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
