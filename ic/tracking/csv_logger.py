@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         if self._experiment is None:
             rows = self._earlier_rows()
-            writer: Any = super().experiment
+            with warnings.catch_warnings(action="ignore"):  # that files will be deleted
+                writer: Any = super().experiment
             writer.metrics = rows
             writer.save()
         return self._experiment

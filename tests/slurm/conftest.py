@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import Cluster, reason_not_to_run
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real SLURM with three nodes."""
+    if (reason := reason_not_to_run()) is not None:
+        pytest.skip(f"no SLURM: {reason}")
+    running = Cluster(tmp_path_factory.mktemp("slurm"), num_nodes=3)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
