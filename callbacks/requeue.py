@@ -136,9 +136,14 @@ class SlurmRequeue(Callback):
     def finish(self, is_global_zero: bool) -> int:
         """Requeue if that is what the ranks agreed on -> exit code of this process.
 
+        Rank 0 speaks for all: a failure of another rank would have `srun --kill-on-bad-exit` end
+        rank 0 while it still closes its loggers.
+
         Raises:
             SlurmError: SLURM refuses to requeue; the checkpoint is saved all the same.
         """
+        if not is_global_zero:
+            return 0
         if self.stop is Stop.TERMINATE:
             rank_zero_info("terminated; the checkpoint is saved, continue with ckpt_path=last")
             return TERMINATED_EXIT_CODE
@@ -152,16 +157,16 @@ class SlurmRequeue(Callback):
                 "saved; submit again with the same run_id= and ckpt_path=auto to continue"
             )
             return TO_BE_CONTINUED_EXIT_CODE
-        if is_global_zero:
-            rank_zero_info(f"requeueing job {self.job.job_id}")
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's answer to the request
-            try:
-                self.job.requeue()
-            except SlurmError as error:
-                raise SlurmError(
-                    f"{error}. The checkpoint is saved; submit again with the same run_id= and "
-                    "ckpt_path=auto to continue"
-                ) from error
+        rank_zero_info(f"requeueing job {self.job.job_id}")
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's answer to the request
+        try:
+            self.job.requeue()
+        except SlurmError as error:
+            signal.signal(signal.SIGTERM, previous)
+            raise SlurmError(
+                f"{error}. The checkpoint is saved; submit again with the same run_id= and "
+                "ckpt_path=auto to continue"
+            ) from error
         return 0
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:

@@ -34,7 +34,7 @@ from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
-from ic.resume import starting_checkpoint
+from ic.resume import is_of_run, starting_checkpoint
 from ic.slurm_job import SlurmJob
 from ic.tracking.csv_logger import ContinuedCSVLogger
 from ic.training.language_modeling import LanguageModelingModule
@@ -126,8 +126,7 @@ def build_loggers(config: RunConfig, run_dir: Path, ckpt: Path | None) -> list[L
     """CSV and TensorBoard write into the run directory; W&B keeps the run's id over resumes."""
     loggers: list[Logger] = []
     if config.logger.csv:
-        own = (run_dir / "checkpoints").resolve()
-        if ckpt is not None and ckpt.resolve().parent == own:
+        if ckpt is not None and is_of_run(ckpt, run_dir):
             step = saved_step(ckpt.resolve())
             loggers.append(ContinuedCSVLogger(run_dir, version="csv", first_step=step))
         else:

@@ -25,6 +25,7 @@ VERBS = {
     "predict": "write a checkpoint's answers on test data to predictions.jsonl",
     "evaluate": "passkey heatmap of a checkpoint folder",
     "generate": "continue a prompt with a checkpoint folder",
+    "doctor": "check versions, GPUs, NCCL, file system and SLURM, and say what to fix",
 }
 
 EXAMPLES = {
@@ -34,6 +35,7 @@ EXAMPLES = {
     "predict": "python -m ic predict experiment=mla_tiny ckpt_path=last",
     "evaluate": "python -m ic evaluate checkpoint=runs/mla_tiny/default/checkpoints/last",
     "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
+    "doctor": "python -m ic doctor --output_dir /scratch/runs --json",
 }
 
 

@@ -21,6 +21,7 @@ from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
+from ic.doctor.examination import DoctorConfig
 from ic.evaluation.grid import PasskeyGridConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
@@ -316,6 +317,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
+    store.store(name="doctor_schema", node=DoctorConfig)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
         ("data", "passkey_schema", PasskeyDataConfig),

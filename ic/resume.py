@@ -39,18 +39,21 @@ def starting_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     if restarted or wanted == "auto":
         own = has_last and (restarted or not config.overwrite)
         wanted = "last" if own else None if wanted == "auto" else wanted
-    if wanted is None:
-        if has_last and not config.overwrite:
-            raise ValueError(
-                f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose "
-                "another run_id=, or begin anew with overwrite=true"
-            )
-        return None
-    checkpoint = resolve_checkpoint(run_dir, wanted)
-    if checkpoint.resolve().is_relative_to(run_dir.resolve()):
+    checkpoint = None if wanted is None else resolve_checkpoint(run_dir, wanted)
+    if checkpoint is not None and is_of_run(checkpoint, run_dir):
         check_same_configuration(config, run_dir)
         rank_zero_info(f"continuing from {checkpoint}")
+    elif has_last and not config.overwrite:
+        raise ValueError(
+            f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose another "
+            "run_id=, or begin anew with overwrite=true"
+        )
     return checkpoint
+
+
+def is_of_run(checkpoint: Path, run_dir: Path) -> bool:
+    """Whether a checkpoint was written by the run in `run_dir`."""
+    return checkpoint.resolve().parent == (run_dir / "checkpoints").resolve()
 
 
 def forget_checkpoints(run_dir: Path) -> None:

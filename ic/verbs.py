@@ -25,10 +25,11 @@ from ic.callbacks.checkpoint import (
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.callbacks.requeue import SlurmRequeue
 from ic.config import EvaluateConfig, GenerateConfig, RunConfig
+from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.model.cost import cache_bytes_per_token, num_parameters
-from ic.resume import forget_checkpoints
 from ic.results import passkey_rows, run_rows, write_results
+from ic.resume import forget_checkpoints, is_of_run
 
 
 def fit(config: RunConfig) -> int:
@@ -37,7 +38,7 @@ def fit(config: RunConfig) -> int:
     trainer, module, data, ckpt = build_run(config, training=True)
     run_dir = run_directory(config)
     if trainer.is_global_zero:
-        if ckpt is None:
+        if ckpt is None or not is_of_run(ckpt, run_dir):
             forget_checkpoints(run_dir)
         write_config(config, run_dir)
     model_config = module.model.config
@@ -170,4 +171,5 @@ VERBS: dict[str, Any] = {
     "predict": predict,
     "evaluate": evaluate,
     "generate": generate,
+    "doctor": doctor,
 }

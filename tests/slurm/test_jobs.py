@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from ic.doctor import slurm
 from tests.conftest import SHORT
 from tests.slurm.cluster import Cluster, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 40
+STEPS = 30
 # The curriculum changes its length on the way, so the resumed part depends on its state.
 RUN = (
-    *SHORT[1:], f"trainer.max_steps={STEPS}", "trainer.val_check_interval=25",
+    *SHORT[1:], f"trainer.max_steps={STEPS}", "trainer.val_check_interval=20",
     "callbacks.checkpoint.every_n_steps=5", "callbacks.context_length.check_every_n_steps=10",
     "callbacks.context_length.threshold=0.0001", "callbacks.memory=null", "overwrite=false",
 )  # fmt: skip
@@ -71,8 +72,16 @@ class Jobs:
         self.cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def accounts(self, job: str) -> list[str]:
-        rows = self.cluster.call("sacct", "-nXDP", "-j", job, "--format=State").splitlines()
-        return [row.split()[0] for row in rows]
+        """sacct's states of each start of a job that has come to its end, the last one last."""
+        states: list[str] = []
+
+        def settled() -> bool:  # slurmdbd hears of the end after squeue does
+            rows = self.cluster.call("sacct", "-nXDP", "-j", job, "--format=State").splitlines()
+            states[:] = [row.split()[0] for row in rows]
+            return bool(states) and not {"PENDING", "RUNNING"} & set(states)
+
+        until(settled, f"the end of job {job} in sacct", DEADLINE_S)
+        return states
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +140,7 @@ def test_a_signal_to_one_rank_requeues_and_resumes_exactly(
     assert jobs.accounts(job) == ["REQUEUED", "COMPLETED"]
 
     # W&B writes a file a process; `wandb sync` joins those of one id, in the order of their start.
-    files = [path for path in run.glob("wandb/offline-run-*/*.wandb")]
+    files = list(run.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
     assert {path.name for path in files} == {f"run-debug-{job}.wandb"}
     assert {re.sub(r"offline-run-\d+_\d+-", "", path.parent.name) for path in files} == {
@@ -139,9 +148,7 @@ def test_a_signal_to_one_rank_requeues_and_resumes_exactly(
     }
 
 
-def test_a_node_that_fails_is_survived(
-    jobs: Jobs, undisturbed: dict[int, tuple[str, str]]
-) -> None:
+def test_a_node_that_fails_is_survived(jobs: Jobs, undisturbed: dict[int, tuple[str, str]]) -> None:
     job = jobs.pretrain("run_id=node-failure")
     run = jobs.run("node-failure")
     until(lambda: checkpoint_at(run, 10), f"checkpoint 10 of job {job}", DEADLINE_S)
@@ -159,6 +166,15 @@ def test_a_node_that_fails_is_survived(
     assert len(jobs.accounts(job)) == 2
 
 
+def test_doctor_examines_the_cluster(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", jobs.cluster.environment["SLURM_CONF"])
+    found = {each.what: each for each in slurm.controller()}
+    assert {each.status for each in found.values()} == {"ok"}, found
+    assert set(found) == {"slurmctld", "JobRequeue", "KillWait", "partition gpu", "munge"}
+    assert found["partition gpu"].found == "UP, 3 nodes, at most UNLIMITED"
+    assert found["KillWait"].found == "5 s"
+
+
 def test_an_array_sweeps(jobs: Jobs) -> None:
     sweep = jobs.folder / "sweep.txt"
     sweep.write_text("# two rates\noptimizer.lr=1e-3\n\noptimizer.lr=2e-3 seed=1\n")
@@ -172,6 +188,7 @@ def test_an_array_sweeps(jobs: Jobs) -> None:
         assert f"  lr: {('0.001', '0.002')[task - 1]}\n" in text
         assert f"\nseed: {task - 1}\n" in text
     jobs.wait_for(f"{array}_3", "FAILED")
+    jobs.accounts(array)
     rows = jobs.cluster.call("sacct", "-nXP", "-j", array, "--format=JobID,State,ExitCode")
     assert rows.splitlines() == [
         f"{array}_1|COMPLETED|0:0", f"{array}_2|COMPLETED|0:0", f"{array}_3|FAILED|2:0",
