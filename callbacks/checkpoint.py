@@ -144,8 +144,6 @@ class FolderCheckpoint(Checkpoint):
         if step != self._saved_step:
             trainer.save_checkpoint(self.folder / f"step={step}")
             self._saved_step = step
-            for logger in trainer.loggers:
-                logger.save()  # what a resumed run does not repeat must be on disk
         self._point(trainer, "last")
         if trainer.is_global_zero:
             self._remove_old()

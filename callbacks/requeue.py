@@ -120,8 +120,6 @@ class SlurmRequeue(Callback):
         self.stop = self._agree()
         if self.interrupted:
             _checkpoint(trainer).save(trainer)
-            for logger in trainer.loggers:
-                logger.save()
             trainer.limit_val_batches = 0  # a validation could outlast the time that is left
             trainer.should_stop = True
 

@@ -191,8 +191,8 @@ class RunConfig:
     Attributes:
         name: the experiment's name; with run_id it fixes the run directory.
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
-        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run; `auto`
-            (fit) is `last` if there is one, and the beginning otherwise.
+        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run;
+            `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
         allow_config_change: continue a run although its configuration has changed since.
     """

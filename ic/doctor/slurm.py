@@ -26,6 +26,14 @@ def controller() -> Iterator[Finding]:
     ping = _call("scontrol", "ping")
     if ping.returncode or "UP" not in ping.stdout:
         said = " ".join((ping.stdout + ping.stderr).split())
+        if "configuration source" in said:
+            yield Finding(
+                "SLURM",
+                "warn",
+                "its commands are installed, but not configured",
+                "on a cluster set SLURM_CONF or copy /etc/slurm/slurm.conf; elsewhere nothing",
+            )
+            return
         yield Finding(
             "slurmctld",
             "fail",
