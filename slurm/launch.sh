@@ -34,10 +34,8 @@ run_ic_requeued_by_shell() {
   local max_restarts=20
   trap '[[ ${SLURM_RESTART_COUNT:-0} -lt $max_restarts ]] && scontrol requeue "$SLURM_JOB_ID"' USR1
   run_ic "$@" &
-  local step=$! code
-  while true; do
-    code=0; wait "$step" || code=$?
-    # `wait` returns early when the trap has run.
-    kill -0 "$step" 2>/dev/null || return "$code"
-  done
+  local step=$!
+  # The trap ends a `wait` early; the shell remembers the step's own exit code for the last one.
+  while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
+  wait "$step"
 }
