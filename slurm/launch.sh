@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by every sbatch file of this folder: environment, rendezvous, and `ic` under srun.
 # Submit from the root of the repository; SLURM runs a copy of the script from elsewhere.
 set -euo pipefail
