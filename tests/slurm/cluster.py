@@ -74,11 +74,11 @@ class Cluster:
 
     def stop(self) -> None:
         if "slurmctld" in self.daemons:
-            jobs = self.call("squeue", "-h", "-o", "%A").split()
+            jobs = self.call("squeue", "-h", "-o", "%A", check=False).split()
             if jobs:
                 self.call("scancel", "-s", "KILL", "--full", *jobs, check=False)
                 self.call("scancel", *jobs, check=False)
-                until(lambda: not self.call("squeue", "-h"), "end of all jobs", 30)
+                until(lambda: not self.call("squeue", "-h", check=False), "end of all jobs", 30)
         for process in reversed(self.daemons.values()):
             process.terminate()
             try:
