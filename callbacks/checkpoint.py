@@ -278,6 +278,11 @@ def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
     return folder.resolve()
 
 
+def saved_step(folder: Path) -> int:
+    """The step of a checkpoint folder of a run, from its name."""
+    return int(folder.name.removeprefix("step="))
+
+
 def trained_length(folder: Path) -> int | None:
     """Longest context that a checkpoint was trained at, if its trainer state tells."""
     state_file = folder / "trainer.pt"

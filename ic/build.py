@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ic.atomic_write import replacing
-from ic.callbacks.checkpoint import FolderCheckpoint, resolve_checkpoint
+from ic.callbacks.checkpoint import FolderCheckpoint, saved_step
 from ic.callbacks.context_length import AdaptiveContextLength
 from ic.callbacks.guardrails import Guardrails
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.passkey import PasskeyEvaluation
 from ic.callbacks.profiler import Profiler
 from ic.callbacks.progress import TrainingProgress
+from ic.callbacks.requeue import SlurmRequeue
 from ic.callbacks.throughput import Throughput
 from ic.checkpoint.folder import (
     FolderCheckpointIO,
@@ -38,6 +39,9 @@ from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.parallel.fsdp import LayerFSDPStrategy
 from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.parallel.watchdog import Watchdog, record_collectives
+from ic.resume import is_of_run, starting_checkpoint
+from ic.slurm_job import SlurmJob
+from ic.tracking.csv_logger import ContinuedCSVLogger
 from ic.training.language_modeling import LanguageModelingModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,6 +128,8 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         built.append(FolderCheckpoint(wanted.checkpoint))
     if wanted.profiler is not None:
         built.append(Profiler(wanted.profiler))
+    if wanted.requeue is not None:
+        built.append(SlurmRequeue(wanted.requeue, SlurmJob.current()))
     if wanted.passkey is not None:
         built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
     if wanted.progress:
@@ -131,11 +137,15 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     return built
 
 
-def build_loggers(config: RunConfig, run_dir: Path) -> list[Logger]:
+def build_loggers(config: RunConfig, run_dir: Path, ckpt: Path | None) -> list[Logger]:
     """CSV and TensorBoard write into the run directory; W&B keeps the run's id over resumes."""
     loggers: list[Logger] = []
     if config.logger.csv:
-        loggers.append(CSVLogger(run_dir, name="", version="csv"))
+        if ckpt is not None and is_of_run(ckpt, run_dir):
+            step = saved_step(ckpt.resolve())
+            loggers.append(ContinuedCSVLogger(run_dir, version="csv", first_step=step))
+        else:
+            loggers.append(CSVLogger(run_dir, name="", version="csv"))
     if config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.wandb is not None:
@@ -169,23 +179,27 @@ def build_strategy(config: RunConfig) -> str | Strategy:
 
 
 def build_trainer(
-    config: RunConfig, run_dir: Path, io: FolderCheckpointIO, *, training: bool
+    config: RunConfig, run_dir: Path, io: FolderCheckpointIO, ckpt: Path | None, *, training: bool
 ) -> Trainer:
-    """`lightning.Trainer`; without `training` it writes nothing."""
+    """`lightning.Trainer`; without `training` it writes nothing.
+
+    In a SLURM job the numbers of nodes and devices are the job's.
+    """
     check_accelerator(config.trainer.accelerator)
     t = config.trainer
+    job = SlurmJob.current()
     return Trainer(
         default_root_dir=run_dir,
         callbacks=build_callbacks(config) if training else [],
-        logger=build_loggers(config, run_dir) if training else False,
+        logger=build_loggers(config, run_dir, ckpt) if training else False,
         strategy=build_strategy(config),
-        plugins=[io],
+        plugins=[io] if job is None else [io, job.environment()],
         max_epochs=-1,
         max_steps=t.max_steps,
         max_time=t.max_time,
         accelerator=t.accelerator,
-        devices=t.devices,
-        num_nodes=t.num_nodes,
+        devices=t.devices if job is None else job.tasks_per_node,
+        num_nodes=t.num_nodes if job is None else job.num_nodes,
         precision=t.precision,  # type: ignore[arg-type]
         accumulate_grad_batches=t.accumulate_grad_batches,
         gradient_clip_val=t.gradient_clip_val,
@@ -212,15 +226,9 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
     """
     seed_everything(config.seed, workers=True, verbose=False)
     run_dir = run_directory(config)
-    ckpt = None
-    if config.ckpt_path is not None:
-        ckpt = resolve_checkpoint(run_dir, config.ckpt_path)
+    ckpt = starting_checkpoint(config, run_dir) if training else None
+    if ckpt is not None:
         load_config(ckpt)  # fail before anything is built
-    elif training and not config.overwrite and (run_dir / "checkpoints" / "last").exists():
-        raise ValueError(
-            f"{run_dir} already holds a checkpoint; continue with ckpt_path=last, choose another "
-            "run_id=, or begin anew with overwrite=true"
-        )
     if training and config.callbacks.watchdog is not None and torch.cuda.is_available():
         record_collectives(run_dir / "nccl")
     tokenizer = build_tokenizer(config.tokenizer)
@@ -228,7 +236,7 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
     model = build_model(config.model, tokenizer)
     module = build_module(config, model, tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer)
-    trainer = build_trainer(config, run_dir, io, training=training)
+    trainer = build_trainer(config, run_dir, io, ckpt, training=training)
     return trainer, module, datamodule, ckpt
 
 

@@ -28,6 +28,7 @@ VERBS = {
     "export": "write a checkpoint as Hugging Face safetensors, without a GPU",
     "plan": "memory by part and tokens/s of a run on GPUs that are not here",
     "ladder": "train the stages mla_4k to mla_1m one after another; skips finished ones",
+    "doctor": "check versions, GPUs, NCCL, file system and SLURM, and say what to fix",
 }
 
 EXAMPLES = {
@@ -40,6 +41,7 @@ EXAMPLES = {
     "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
     "plan": "python -m ic plan experiment=mla_1m plan.gpu=h100 plan.num_gpus=4",
     "ladder": "python -m ic ladder",
+    "doctor": "python -m ic doctor --output_dir /scratch/runs --json",
 }
 
 

@@ -19,9 +19,11 @@ from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.callbacks.profiler import ProfilerConfig
+from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.text import TextDataConfig
+from ic.doctor.examination import DoctorConfig
 from ic.evaluation.grid import PasskeyGridConfig
 from ic.ladder import LadderConfig
 from ic.model.backends import Backends
@@ -145,7 +147,15 @@ class CallbacksConfig:
     throughput: ThroughputConfig | None = None
     profiler: ProfilerConfig | None = None
     watchdog: WatchdogConfig | None = None
+    requeue: SlurmRequeueConfig | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.requeue is not None and self.checkpoint is None:
+            raise ValueError(
+                "callbacks.requeue saves through callbacks.checkpoint, which is null; set "
+                "callbacks.requeue=null too, or keep checkpoints"
+            )
 
 
 @dataclass
@@ -177,8 +187,10 @@ class RunConfig:
     Attributes:
         name: the experiment's name; with run_id it fixes the run directory.
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
-        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run.
+        ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run;
+            `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
+        allow_config_change: continue a run although its configuration has changed since.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -197,6 +209,7 @@ class RunConfig:
     tokenizer: str = "bytes"
     ckpt_path: str | None = None
     overwrite: bool = False
+    allow_config_change: bool = False
 
     def __post_init__(self) -> None:
         for key in ("name", "run_id"):
@@ -341,6 +354,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="doctor_schema", node=DoctorConfig)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
         ("data", "passkey_schema", PasskeyDataConfig),

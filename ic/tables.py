@@ -21,8 +21,10 @@ RESULTS = ROOT / "docs" / "results"
 # (name shown, file of the training run, file of the passkey grid; one file may hold both)
 RUNS = (
     ("`mla_tiny`", "mla_tiny-fit.json", "mla_tiny-fit.json"),
-    ("`mla_32k`", "mla_32k-fit.json", "mla_32k-passkey.json"),
-)
+    *((f"`{name}`", f"{name}-fit.json", f"{name}-passkey.json")
+      for name in ("mla_32k", "mla_128k", "mla_1m")
+      if (RESULTS / f"{name}-passkey.json").is_file()),
+)  # fmt: skip
 
 
 def passkey_table() -> str:

@@ -31,20 +31,25 @@ from ic.callbacks.checkpoint import (
     trained_length,
 )
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
+from ic.callbacks.requeue import SlurmRequeue
 from ic.checkpoint.export import export_checkpoint
 from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, PlanConfig, RunConfig
+from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
+from ic.resume import forget_checkpoints, is_of_run
 
 
 def fit(config: RunConfig) -> int:
-    """Train. Resumes with ckpt_path=last."""
+    """Train. Resumes with ckpt_path=last, or by itself after SLURM has requeued its job."""
     config = adapt_to_gpu(config)
     trainer, module, data, ckpt = build_run(config, training=True)
     run_dir = run_directory(config)
     if trainer.is_global_zero:
+        if ckpt is None or not is_of_run(ckpt, run_dir):
+            forget_checkpoints(run_dir)
         write_config(config, run_dir)
     model_config = module.model.config
     rank_zero_info(
@@ -55,6 +60,9 @@ def fit(config: RunConfig) -> int:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # a sweep's next run in this process needs its own
+    for callback in trainer.callbacks:
+        if isinstance(callback, SlurmRequeue) and callback.interrupted:
+            return callback.finish(trainer.is_global_zero)
     checkpoints = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]
     if any(c.interrupted for c in checkpoints):
         rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
@@ -217,4 +225,5 @@ VERBS: dict[str, Any] = {
     "export": export,
     "plan": plan,
     "ladder": run_ladder,
+    "doctor": doctor,
 }

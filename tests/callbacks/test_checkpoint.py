@@ -57,7 +57,10 @@ def test_refuses_to_overwrite_a_run(
     error = capsys.readouterr().err
     assert "already holds a checkpoint; continue with ckpt_path=last" in error
     assert ic(*args, "overwrite=true") == 0
-    assert ic(*args, "ckpt_path=last", "trainer.max_steps=3") == 0
+    longer = (*args, "ckpt_path=last", "trainer.max_steps=3")
+    assert ic(*longer) == 2
+    assert "trainer.max_steps: 2 -> 3" in capsys.readouterr().err
+    assert ic(*longer, "allow_config_change=true") == 0
 
 
 def test_unknown_monitor(ic: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,210 @@
+"""Save, requeue and continue: what a run does when SLURM takes its machines away.
+
+A signal handler only sets a flag. At the next batch boundary the ranks agree by an all-reduce over
+gloo, save one checkpoint together, and stop; rank 0 then asks SLURM to requeue the job. A
+collective inside a signal handler, as in Lightning's own requeue, hangs when one rank is elsewhere.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from ic.callbacks.checkpoint import FolderCheckpoint
+from ic.slurm_job import SlurmError, SlurmJob
+
+# EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
+TO_BE_CONTINUED_EXIT_CODE = 75
+# What a shell reports for a program that SIGTERM ended.
+TERMINATED_EXIT_CODE = 143
+
+
+@dataclass
+class SlurmRequeueConfig:
+    """When to give up the machines, and how often to come back.
+
+    Attributes:
+        margin_s: seconds before the job's time limit at which to save and requeue if no signal has
+            come; the longest step so far is added, since the next chance is one step away.
+        max_restarts: restarts after which a job stops, with a checkpoint, instead of requeueing.
+    """
+
+    margin_s: float = 180.0
+    max_restarts: int = 20
+
+    def __post_init__(self) -> None:
+        if self.margin_s < 0:
+            raise ValueError(f"callbacks.requeue.margin_s={self.margin_s}: must be at least 0")
+        if self.max_restarts < 0:
+            raise ValueError(
+                f"callbacks.requeue.max_restarts={self.max_restarts}: must be at least 0"
+            )
+
+
+class Stop(enum.IntEnum):
+    """Why a rank wants to stop; the largest of all ranks counts."""
+
+    NO = 0
+    REQUEUE = 1
+    TERMINATE = 2
+
+
+class SlurmRequeue(Callback):
+    """SIGUSR1, or the time limit coming near: save and requeue. SIGTERM: save and stop.
+
+    Works without SLURM too: the run then saves and stops. `stop` tells afterwards, and `finish`,
+    called once loggers are closed, requeues.
+
+    Args:
+        job: the SLURM job, if any.
+    """
+
+    def __init__(self, config: SlurmRequeueConfig, job: SlurmJob | None = None) -> None:
+        self.config = config
+        self.job = job
+        self.stop = Stop.NO
+        self._wanted = Stop.NO
+        self._previous: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+        self._end_time: float | None = None
+        self._last_step = -1
+        self._last_time = 0.0
+        self._longest_step_s = 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run stopped before its end."""
+        return self.stop is not Stop.NO
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a job that keeps falling over.
+
+        Raises:
+            ValueError: more restarts than allowed.
+        """
+        if self.job is not None and self.job.restart_count > self.config.max_restarts:
+            raise ValueError(
+                f"job {self.job.job_id} has been restarted {self.job.restart_count} times, more "
+                f"than callbacks.requeue.max_restarts={self.config.max_restarts}; its last "
+                "checkpoint is kept. Find what ends it, then submit again with the same run_id="
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+        self._end_time = self._read_end_time() if trainer.is_global_zero else None
+        self._last_step = trainer.global_step
+        self._last_time = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.interrupted or trainer.global_step == self._last_step:
+            return  # gradients are still being accumulated
+        now = time.monotonic()
+        self._longest_step_s = max(self._longest_step_s, now - self._last_time)
+        self._last_step, self._last_time = trainer.global_step, now
+        if self._wanted is Stop.NO and self._time_is_up():
+            self._wanted = Stop.REQUEUE
+        self.stop = self._agree()
+        if self.interrupted:
+            _checkpoint(trainer).save(trainer)
+            trainer.limit_val_batches = 0  # a validation could outlast the time that is left
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore_handlers()
+
+    def finish(self, is_global_zero: bool) -> int:
+        """Requeue if that is what the ranks agreed on -> exit code of this process.
+
+        Rank 0 speaks for all: a failure of another rank would have `srun --kill-on-bad-exit` end
+        rank 0 while it still closes its loggers.
+
+        Raises:
+            SlurmError: SLURM refuses to requeue; the checkpoint is saved all the same.
+        """
+        if not is_global_zero:
+            return 0
+        if self.stop is Stop.TERMINATE:
+            rank_zero_info("terminated; the checkpoint is saved, continue with ckpt_path=last")
+            return TERMINATED_EXIT_CODE
+        if self.job is None:
+            rank_zero_info("stopped by a signal; continue with ckpt_path=last")
+            return TO_BE_CONTINUED_EXIT_CODE
+        if self.job.restart_count >= self.config.max_restarts:
+            rank_zero_warn(
+                f"job {self.job.job_id} is not requeued: {self.job.restart_count} restarts reach "
+                f"callbacks.requeue.max_restarts={self.config.max_restarts}. The checkpoint is "
+                "saved; submit again with the same run_id= and ckpt_path=auto to continue"
+            )
+            return TO_BE_CONTINUED_EXIT_CODE
+        rank_zero_info(f"requeueing job {self.job.job_id}")
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SLURM's answer to the request
+        try:
+            self.job.requeue()
+        except SlurmError as error:
+            signal.signal(signal.SIGTERM, previous)
+            raise SlurmError(
+                f"{error}. The checkpoint is saved; submit again with the same run_id= and "
+                "ckpt_path=auto to continue"
+            ) from error
+        return 0
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        wanted = Stop.TERMINATE if signum == signal.SIGTERM else Stop.REQUEUE
+        self._wanted = max(self._wanted, wanted)
+
+    def _agree(self) -> Stop:
+        if self._group is None:
+            return self._wanted
+        value = torch.tensor(int(self._wanted))
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group)
+        return Stop(int(value))
+
+    def _time_is_up(self) -> bool:
+        if self._end_time is None or self._seconds_left() > 0:
+            return False
+        self._end_time = self._read_end_time()  # an administrator may have extended it
+        return self._end_time is not None and self._seconds_left() <= 0
+
+    def _seconds_left(self) -> float:
+        assert self._end_time is not None
+        return self._end_time - self.config.margin_s - self._longest_step_s - time.time()
+
+    def _read_end_time(self) -> float | None:
+        if self.job is None:
+            return None
+        try:
+            return self.job.end_time()
+        except SlurmError as error:
+            rank_zero_warn(
+                f"the time limit is not known, only a signal will requeue this job: {error}"
+            )
+            return None
+
+    def _restore_handlers(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _checkpoint(trainer: Trainer) -> FolderCheckpoint:
+    (callback,) = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]  # type: ignore[attr-defined]
+    return callback

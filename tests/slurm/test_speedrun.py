@@ -1,0 +1,49 @@
+"""`slurm/speedrun.sh` on a copy of the checkout with shrunken stages: results and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_experiments import SHRINK
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = (
+    "ic", "conf", "callbacks", "datamodules", "kernels", "slurm", "docs", "README.md",
+    "pyproject.toml", "constraints.txt",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> None:
+    for name in PARTS:
+        source, target = ROOT / name, tmp_path / name
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True)
+        else:
+            shutil.copy(source, target)
+    environment = {
+        **os.environ, "IC_PYTHON": sys.executable, "SPEEDRUN_STAGES": "mla_32k mla_128k",
+        "OMP_NUM_THREADS": "1", "IC_COMMIT": "of-the-test",
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "slurm/speedrun.sh", *SHRINK],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage, start in (("mla_32k", None), ("mla_128k", "runs/mla_32k/speedrun/checkpoints/last")):
+        fit = json.loads((tmp_path / f"docs/results/{stage}-fit.json").read_text())
+        assert fit["config"]["model"]["init_from"] == start
+        passkey = json.loads((tmp_path / f"docs/results/{stage}-passkey.json").read_text())
+        (row,) = passkey["rows"]
+        fillers = passkey["config"]["evaluation"]["fillers"]
+        assert (row["length_tokens"], row["n"]) == (256, len(fillers))
+    readme = (tmp_path / "README.md").read_text()
+    assert "| `mla_128k` | 256 | " in readme
+    assert "of-the-test" in readme
