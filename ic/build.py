@@ -11,7 +11,7 @@ import yaml
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ic.atomic_write import replacing
@@ -128,8 +128,10 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         built.append(FolderCheckpoint(wanted.checkpoint))
     if wanted.profiler is not None:
         built.append(Profiler(wanted.profiler))
-    if wanted.requeue is not None:
+    if wanted.requeue is not None and wanted.checkpoint is not None:
         built.append(SlurmRequeue(wanted.requeue, SlurmJob.current()))
+    elif wanted.requeue is not None and SlurmJob.current() is not None:
+        rank_zero_warn("callbacks.checkpoint=null: this job cannot be requeued, nothing is saved")
     if wanted.passkey is not None:
         built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
     if wanted.progress:

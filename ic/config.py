@@ -150,13 +150,6 @@ class CallbacksConfig:
     requeue: SlurmRequeueConfig | None = None
     progress: bool = True
 
-    def __post_init__(self) -> None:
-        if self.requeue is not None and self.checkpoint is None:
-            raise ValueError(
-                "callbacks.requeue saves through callbacks.checkpoint, which is null; set "
-                "callbacks.requeue=null too, or keep checkpoints"
-            )
-
 
 @dataclass
 class WandbConfig:

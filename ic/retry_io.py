@@ -42,7 +42,7 @@ def is_transient(error: BaseException) -> bool:
 retry_transient = retry(
     retry=retry_if_exception(is_transient),
     stop=stop_after_attempt(ATTEMPTS),
-    wait=wait_exponential_jitter(initial=0.5, max=30, jitter=0.25),
+    wait=wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.25),
     before_sleep=before_sleep_log(logging.getLogger(__name__), logging.WARNING),
     reraise=True,
 )

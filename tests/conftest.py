@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -66,6 +67,9 @@ def randomize(model: torch.nn.Module) -> None:
 def ic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run `python -m ic ...` in this process inside an empty folder -> exit code."""
     monkeypatch.chdir(tmp_path)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # the command line sets both
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
 
     def run(*args: str) -> int:
         with pytest.raises(SystemExit) as exit_:

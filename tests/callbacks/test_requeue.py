@@ -239,6 +239,7 @@ def test_refuses(changes: dict) -> None:
         SlurmRequeueConfig(**changes)
 
 
-def test_needs_checkpoints(ic: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert ic(*SHORT, "callbacks.checkpoint=null") == 2
-    assert "callbacks.requeue saves through callbacks.checkpoint" in capsys.readouterr().err
+def test_without_checkpoints_a_job_is_told(ic: Callable[..., int], slurm: FakeSlurm) -> None:
+    options = ("callbacks.checkpoint=null", "callbacks.passkey=null", "trainer.max_steps=1")
+    with pytest.warns(UserWarning, match="cannot be requeued"):
+        assert ic(*RUN, *options) == 0
