@@ -33,6 +33,7 @@ from ic.datamodules.conversations import (
 )
 from ic.datamodules.epochs import EpochBatches, Place
 from ic.datamodules.packing import IGNORED_LABEL
+from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
 TOO_LONG = ("error", "drop")
@@ -227,10 +228,10 @@ class PreferenceDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         # This hook sees a batch when it is consumed, not when it was fetched ahead.
-        place = batch.pop("place", None)
-        if place is not None:
-            self.next_step, self.place = batch["step"] + 1, place
-        return batch
+        if "place" not in batch:
+            return batch
+        self.next_step, self.place = batch["step"] + 1, batch["place"]
+        return {key: value for key, value in batch.items() if key != "place"}
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
@@ -293,9 +294,7 @@ class PreferenceDataModule(LightningDataModule):
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
-        return (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
+        return data_replica(self.trainer)
 
 
 def _split_prompt(

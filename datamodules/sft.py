@@ -11,6 +11,7 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.conversations import (
     Record,
     check_template,
@@ -31,6 +33,7 @@ from ic.datamodules.conversations import (
 )
 from ic.datamodules.epochs import EpochBatches, Place
 from ic.datamodules.packing import IGNORED_LABEL, pack_whole
+from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
 TOO_LONG = ("error", "drop", "split")
@@ -208,17 +211,18 @@ class SFTDataModule(LightningDataModule):
         for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
             self.conversations(setting)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterable[Batch]:
         rank, world = self._rank_and_world
         stream = EpochBatches(
             self._rows_of_epoch, self._collate, self.config.rows_per_batch, rank, world,
             (self.next_step, self.place),
         )  # fmt: skip
         workers = self.config.num_workers
-        return DataLoader(
+        loader = DataLoader(
             stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
         )  # fmt: skip
+        return with_lookahead(loader, self.trainer)
 
     def val_dataloader(self) -> list[DataLoader] | DataLoader:
         return self._fixed("val_files") if self.config.val_files else []
@@ -230,10 +234,12 @@ class SFTDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         # This hook sees a batch when it is consumed, not when it was fetched ahead.
-        place = batch.pop("place", None)
-        if place is not None:
-            self.next_step, self.place = batch["step"] + 1, place
-        return batch
+        if "place" not in batch:
+            return batch
+        if self.trainer is not None:
+            batch = take_lookahead(batch, self.trainer, lambda prepared: prepared)
+        self.next_step, self.place = batch["step"] + 1, batch["place"]
+        return {key: value for key, value in batch.items() if key != "place"}
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
@@ -324,9 +330,7 @@ class SFTDataModule(LightningDataModule):
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
-        return (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
+        return data_replica(self.trainer)
 
 
 def _pieces(conversation: TokenizedConversation, limit: int) -> list[TokenizedConversation]:

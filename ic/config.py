@@ -230,6 +230,12 @@ class RunConfig:
                 f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
                 "objective under preference: data=preference and preference=dpo go together"
             )
+        sharded = self.strategy.name in ("fsdp", "fsdp2")
+        if sharded and (self.preference is not None or self.model.adapter is not None):
+            raise ValueError(
+                f"strategy={self.strategy.name}: preference training and LoRA run on one device or "
+                "with strategy=ddp; choose one of these"
+            )
         needed = getattr(self.data, "max_position", self.data.context_length)
         key = "max_position" if hasattr(self.data, "max_position") else "context_length"
         if needed > positions:

@@ -125,6 +125,19 @@ def merge_adapter(model: nn.Module) -> None:
         model._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
+def merged_tensor(
+    name: str, tensor: Tensor, adapter: Mapping[str, Tensor], config: AdapterConfig
+) -> Tensor:
+    """A base model's tensor with its update, if it has one, added in float32."""
+    layer, _, leaf = name.rpartition(".")
+    down = adapter.get(f"{layer}.lora_A.{_NAME}.weight")
+    if down is None or leaf != "weight":
+        return tensor
+    up = adapter[f"{layer}.lora_B.{_NAME}.weight"]
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    return (tensor.float() + scale * up.float() @ down.float()).to(tensor.dtype)
+
+
 def split_adapter(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A state dict -> the base model's under its own names, and the adapter's tensors."""
     base = {name.replace(_BASE, "."): t for name, t in state.items() if not _is_adapter(name)}

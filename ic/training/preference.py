@@ -38,7 +38,15 @@ from ic.training.preference_loss import (
 from ic.training.reference_cache import ReferenceCache
 
 # What of the model's configuration does not change its log-probabilities.
-_NEUTRAL = ("attention_backend", "transformers_version", "dtype", "architectures", "use_cache")
+_NEUTRAL = (
+    "attention_backend",
+    "norm_backend",
+    "rope_backend",
+    "transformers_version",
+    "dtype",
+    "architectures",
+    "use_cache",
+)
 
 
 class PreferenceModule(LanguageModelingModule):

@@ -20,6 +20,7 @@ from ic.model.adapter import (
     join_adapter,
     load_adapter,
     merge_adapter,
+    merged_tensor,
     save_adapter,
     split_adapter,
 )
@@ -88,7 +89,10 @@ def test_merged_equals_adapted(
     expected = logits(adapted)
     assert not torch.allclose(expected, logits(plain), atol=1e-2)
     answers = greedy_answers(adapted, IDS, 6, 64)  # decoding absorbs kv_b_proj
+    base, adapter = split_adapter(adapted.state_dict())
     merge_adapter(adapted)
+    for name, tensor in adapted.state_dict().items():
+        torch.testing.assert_close(merged_tensor(name, base[name], adapter, CONFIG), tensor)
     torch.testing.assert_close(logits(adapted), expected, rtol=1e-5, atol=1e-5)
     assert greedy_answers(adapted, IDS, 6, 64).equal(answers)
     assert adapted.state_dict().keys() == plain.state_dict().keys()
