@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import CheckpointError, operating_system_error, retrying
+from ic.checkpoint.errors import CheckpointError, retrying
 from ic.checkpoint.folder import ADAPTER, TRAINER_STATE, WEIGHTS, load_config
 from ic.checkpoint.storage import (
     MODEL,

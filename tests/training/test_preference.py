@@ -106,7 +106,7 @@ def test_a_cache_of_another_reference_is_refused(
     assert "train.jsonl:1" in message
 
 
-def test_lora_resumes_exactly_and_merges(fit: Run, tmp_path: Path) -> None:
+def test_lora_resumes_exactly_and_merges(fit: Run, ic: Run, tmp_path: Path) -> None:
     lora = ("model/adapter=lora", "model.adapter.r=2")
     assert fit("run_id=whole", *lora) == 0
     runs = tmp_path / "runs/dpo_tiny"
@@ -124,6 +124,12 @@ def test_lora_resumes_exactly_and_merges(fit: Run, tmp_path: Path) -> None:
     merged = load_model(runs / "whole/checkpoints/last").state_dict()
     changed = {n.split(".")[-2] for n in base if not merged[n].equal(base[n])}
     assert changed == {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    last = runs / "whole/checkpoints/last"
+    assert ic("export", f"checkpoint={last}", "output=exported") == 0
+    exported = load_file(tmp_path / "exported/model.safetensors")
+    assert exported.keys() == base.keys()
+    for name, tensor in exported.items():
+        torch.testing.assert_close(tensor, merged[name], rtol=1e-6, atol=1e-7)
 
 
 def test_resuming_without_the_adapter_is_refused(
