@@ -166,7 +166,7 @@ class TrainingProgress(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        values = {k: v for k, v in trainer.progress_bar_metrics.items() if k.startswith("val/")}
+        values = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         shown = ", ".join(f"{name} {float(value):.3f}" for name, value in values.items())
         self._say(trainer, f"validation at step {trainer.global_step:,}: {shown or 'done'}")
 

@@ -45,7 +45,9 @@ class _ByteEncoding(BatchEncoding):
 
     special_lengths: dict[int, int]
 
-    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None) -> int | None:
+    def char_to_token(  # type: ignore[override]  # the parent's annotation leaves None out
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
         char = batch_or_char_index if char_index is None else char_index
         starts = self._char_starts()
         return None if char >= starts[-1] else int(np.searchsorted(starts, char, side="right")) - 1

@@ -30,26 +30,26 @@ SHRINK_ALIGNMENT = (
     *(o for o in SHRINK if "val_batches" not in o and "start_length" not in o),
     "data.tokens_per_batch=512", "trainer.num_sanity_val_steps=1", "trainer.limit_val_batches=1",
 )  # fmt: skip
+LORA = ("model/adapter=lora", "model.adapter.r=4")
 
 
-@pytest.mark.parametrize("name", ALIGNMENT)
-@pytest.mark.parametrize("adapter", ["null", "lora"])
+@pytest.mark.parametrize(("name", "adapter"), [*((n, ()) for n in ALIGNMENT), ("dpo_tiny", LORA)])
 def test_alignment_takes_a_step(
-    ic: Callable[..., int], tmp_path: Path, name: str, adapter: str
+    ic: Callable[..., int], tmp_path: Path, name: str, adapter: tuple[str, ...]
 ) -> None:
     data = "conversations" if name.startswith("sft") else "preferences"
     files = [f"data.{s}_files=['bundled:{data}-{s}.jsonl']" for s in ("train", "val")]
     if name == "sft_32k":
         files.append("data.completion_column=completion")
-    if name == "dpo_32k":  # the reference of nearly 400 pairs would take seconds
+    if name.startswith("dpo"):  # the reference of nearly 400 pairs would take seconds
         files = [f"data.{s}_files=['bundled:{data}-val.jsonl']" for s in ("train", "val")]
-    settings = [*SHRINK_ALIGNMENT, "model.init_from=null", f"model/adapter={adapter}"]
+    settings = [*SHRINK_ALIGNMENT, "model.init_from=null", *adapter]
     if name.endswith("_32k"):
         settings += ["evaluation.lengths=[1024]", "evaluation.fillers=[noise]"]
     assert ic("fit", f"experiment={name}", *settings, *files) == 0
     run = tmp_path / "runs" / name / "default"
     assert (run / "checkpoints/last/model.safetensors").is_file()
-    assert (run / "checkpoints/last/adapter").is_dir() == (adapter == "lora")
+    assert (run / "checkpoints/last/adapter").is_dir() == bool(adapter)
     assert (run / "passkey/heatmap.png").is_file() == name.endswith("_32k")
 
 

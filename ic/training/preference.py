@@ -77,14 +77,11 @@ class PreferenceModule(LanguageModelingModule):
         self.reference: MLAForCausalLM | None = None
         if not preference.precompute_ref_log_probs and not has_adapter(model):
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
+            # It is built anew from `model.init_from`; checkpoints do not repeat it.
+            self.strict_loading = False
         self.eval_metrics = torch.nn.ModuleDict(
             {stage: BucketMeans(preference.length_buckets) for stage in ("val", "test")}
         )
-
-    @property
-    def strict_loading(self) -> bool:
-        # The frozen reference is built anew from `model.init_from`; checkpoints do not repeat it.
-        return self.reference is None
 
     def setup(self, stage: str) -> None:
         # Here the weights are those that the run begins with; a checkpoint is restored later.
@@ -167,7 +164,8 @@ class PreferenceModule(LanguageModelingModule):
         size = len(batch["pair_keys"])
         metrics = preference_metrics(pairs, self.preference.beta)
         metrics["loss"] = preference_loss(pairs, self.preference).expand(size)
-        self.eval_metrics[stage].update(metrics, batch["pair_tokens"])
+        means: BucketMeans = self.eval_metrics[stage]  # type: ignore[assignment]
+        means.update(metrics, batch["pair_tokens"])
 
     def _log_means(self, stage: str) -> None:
         means: BucketMeans = self.eval_metrics[stage]  # type: ignore[assignment]
