@@ -110,5 +110,5 @@ def test_evaluation_asks_as_the_pairs_do() -> None:
         build_prompt(ByteTokenizer(), grid, Cell("multi_key", 800, 0.5, "noise", 1), 0).ids,
     )
     assert settings_hash(grid) != settings_hash(PasskeyGridConfig(num_needles=8))
-    with pytest.raises(ValueError, match="multi_key. alone"):
+    with pytest.raises(ValueError, match="asks multi_key"):
         PasskeyGridConfig(prompt="chat")
