@@ -136,7 +136,7 @@ def test_resuming_without_the_adapter_is_refused(
     fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit("model/adapter=lora", "model.adapter.r=2", "trainer.max_steps=2") == 0
-    assert fit("ckpt_path=last") == 2
+    assert fit("ckpt_path=last", "allow_config_change=true") == 2
     assert "with a LoRA adapter" in capsys.readouterr().err
 
 
