@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizer
+import numpy as np
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizer
 
 from ic.atomic_write import write_json
 from ic.model.config import MLAConfig
@@ -18,8 +19,47 @@ from ic.model.config import MLAConfig
 SPECIAL_TOKENS = (
     "<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
 )  # fmt: skip
+# The assistant's turns end with eos, so that `generate` stops there.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}"
+    "{%- elif message['role'] in ('system', 'user') -%}"
+    "{{- message['content'] + '<|end|>' -}}"
+    "{%- else -%}"
+    "{{- raise_exception('role ' + message['role'] + ': use system, user or assistant') -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
 # A multiple of 64 keeps the head's matrix product aligned; the rest is free for added tokens.
 VOCAB_SIZE = 320
+
+
+class _ByteEncoding(BatchEncoding):
+    """An encoding of one text that knows which token each character belongs to.
+
+    transformers gives that to fast tokenizers alone, and needs it to mark the assistant's tokens.
+    """
+
+    special_lengths: dict[int, int]
+
+    def char_to_token(  # type: ignore[override]  # the parent's annotation leaves None out
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        char = batch_or_char_index if char_index is None else char_index
+        starts = self._char_starts()
+        return None if char >= starts[-1] else int(np.searchsorted(starts, char, side="right")) - 1
+
+    def _char_starts(self) -> np.ndarray:
+        ids = np.asarray(self["input_ids"])
+        chars = np.ones(len(ids), dtype=np.int64)
+        for at in np.flatnonzero(ids >= 256):
+            chars[at] = self.special_lengths[int(ids[at])]
+        # A character's continuation bytes, 0b10xxxxxx, follow its first and add no character.
+        chars[(ids >= 0x80) & (ids < 0xC0)] = 0
+        return np.concatenate([[0], chars.cumsum()])
 
 
 class ByteTokenizer(PreTrainedTokenizer):
@@ -40,6 +80,7 @@ class ByteTokenizer(PreTrainedTokenizer):
         kwargs.setdefault("eos_token", SPECIAL_TOKENS[1])
         kwargs.setdefault("pad_token", SPECIAL_TOKENS[2])
         kwargs.setdefault("extra_special_tokens", list(SPECIAL_TOKENS[3:]))
+        kwargs.setdefault("chat_template", CHAT_TEMPLATE)
         super().__init__(**kwargs)
 
     @property
@@ -50,7 +91,13 @@ class ByteTokenizer(PreTrainedTokenizer):
         return {**self._bytes, **self.added_tokens_encoder}
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [chr(b) for b in text.encode("utf-8")]
+        return list(text.encode("utf-8").decode("latin-1"))
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        if not isinstance(tokens, list):
+            return super().convert_tokens_to_ids(tokens)
+        ids = {**self._bytes, **self._added_tokens_encoder}  # one lookup a token, not three
+        return [ids.get(token) for token in tokens]
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._bytes.get(token)
@@ -58,6 +105,15 @@ class ByteTokenizer(PreTrainedTokenizer):
     def _convert_id_to_token(self, index: int) -> str:
         # The rows of the head past the last token exist for alignment alone; they spell nothing.
         return chr(index) if index < 256 else ""
+
+    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
+        encoding = super()._encode_plus(text, *args, **kwargs)
+        if isinstance(text, str) and isinstance(encoding["input_ids"], list):
+            encoding = _ByteEncoding(encoding.data)
+            encoding.special_lengths = {
+                index: len(token.content) for index, token in self.added_tokens_decoder.items()
+            }
+        return encoding
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         out = bytearray()

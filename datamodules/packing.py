@@ -68,6 +68,33 @@ def pack_documents(
         yield PackedRow(runs, mark, end)
 
 
+def pack_whole(lengths: list[int], context_length: int, open_rows: int = 64) -> list[list[int]]:
+    """Pieces that must not be cut -> rows of at most `context_length` tokens, as their indices.
+
+    Each piece goes to the fullest of the `open_rows` latest rows that still has room for it, so a
+    row's pieces lie close together in the order given. Rows come in the order in which they began.
+
+    Raises:
+        ValueError: a piece is longer than a row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index, length in enumerate(lengths):
+        if length > context_length:
+            raise ValueError(f"piece {index} has {length} tokens, a row {context_length}")
+        first = max(0, len(rows) - open_rows)
+        fitting = [row for row in range(first, len(rows)) if room[row] >= length]
+        if fitting:
+            row = min(fitting, key=lambda row: room[row])
+        else:
+            row = len(rows)
+            rows.append([])
+            room.append(context_length)
+        rows[row].append(index)
+        room[row] -= length
+    return rows
+
+
 def collate_rows(
     rows: list[list[np.ndarray]], context_length: int, pad_token_id: int
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ic.atomic_write import replacing
 from ic.callbacks.checkpoint import FolderCheckpoint, saved_step
 from ic.callbacks.context_length import AdaptiveContextLength
 from ic.callbacks.guardrails import Guardrails
+from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.passkey import PasskeyEvaluation
 from ic.callbacks.profiler import Profiler
@@ -33,8 +34,11 @@ from ic.checkpoint.folder import (
 from ic.config import ModelConfig, RunConfig
 from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
+from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
+from ic.datamodules.sft import SFTDataConfig, SFTDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.model import MLAForCausalLM
+from ic.model.adapter import add_adapter
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.parallel.fsdp import LayerFSDPStrategy
 from ic.parallel.fsdp2 import FSDP2Strategy
@@ -43,6 +47,7 @@ from ic.resume import is_of_run, starting_checkpoint
 from ic.slurm_job import SlurmJob
 from ic.tracking.csv_logger import ContinuedCSVLogger
 from ic.training.language_modeling import LanguageModelingModule
+from ic.training.preference import PreferenceModule
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,6 +92,8 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAF
         fresh = MLAForCausalLM(wanted)
         fresh.load_state_dict(model.state_dict())
         model = fresh
+    if config.adapter is not None:
+        add_adapter(model, config.adapter)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
@@ -96,6 +103,10 @@ def build_datamodule(data: Any, tokenizer: PreTrainedTokenizerBase) -> Lightning
     """The datamodule that a data configuration names."""
     if isinstance(data, PasskeyDataConfig):
         return PasskeyDataModule(data, tokenizer)
+    if isinstance(data, SFTDataConfig):
+        return SFTDataModule(data, tokenizer)
+    if isinstance(data, PreferenceDataConfig):
+        return PreferenceDataModule(data, tokenizer)
     assert isinstance(data, TextDataConfig)
     return TextDataModule(data, tokenizer)
 
@@ -103,6 +114,8 @@ def build_datamodule(data: Any, tokenizer: PreTrainedTokenizerBase) -> Lightning
 def build_module(
     config: RunConfig, model: MLAForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> LanguageModelingModule:
+    if config.preference is not None:
+        return PreferenceModule(model, tokenizer, config.optimizer, config.preference)
     return LanguageModelingModule(model, tokenizer, config.optimizer, config.objective)
 
 
@@ -134,6 +147,8 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         rank_zero_warn("callbacks.checkpoint=null: this job cannot be requeued, nothing is saved")
     if wanted.passkey is not None:
         built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
+    if config.trainer.num_sanity_val_steps:
+        built.append(BeforeAndAfter())
     if wanted.progress:
         built.append(TrainingProgress())
     return built
@@ -237,7 +252,7 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
     datamodule = build_datamodule(config.data, tokenizer)
     model = build_model(config.model, tokenizer)
     module = build_module(config, model, tokenizer)
-    io = FolderCheckpointIO(model.config, tokenizer)
+    io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)
     trainer = build_trainer(config, run_dir, io, ckpt, training=training)
     return trainer, module, datamodule, ckpt
 

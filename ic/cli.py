@@ -19,7 +19,7 @@ CONF = Path(__file__).parent / "conf"
 USAGE_EXIT_CODE = 2
 
 VERBS = {
-    "fit": "train a model (pre-training); resumes with ckpt_path=last",
+    "fit": "train a model (pre-training, SFT, DPO); resumes with ckpt_path=last",
     "validate": "loss and answer accuracy of a checkpoint on validation data",
     "test": "loss and answer accuracy of a checkpoint on test data",
     "predict": "write a checkpoint's answers on test data to predictions.jsonl",
@@ -29,6 +29,7 @@ VERBS = {
     "plan": "memory by part and tokens/s of a run on GPUs that are not here",
     "ladder": "train the stages mla_4k to mla_1m one after another; skips finished ones",
     "doctor": "check versions, GPUs, NCCL, file system and SLURM, and say what to fix",
+    "make-preferences": "write needle pairs for preference training (data=preference)",
 }
 
 EXAMPLES = {
@@ -42,6 +43,7 @@ EXAMPLES = {
     "plan": "python -m ic plan experiment=mla_1m plan.gpu=h100 plan.num_gpus=4",
     "ladder": "python -m ic ladder",
     "doctor": "python -m ic doctor --output_dir /scratch/runs --json",
+    "make-preferences": "python -m ic make-preferences output=pairs.jsonl lengths=[4096,32768]",
 }
 
 
@@ -175,7 +177,7 @@ def _quieten() -> None:
     for pattern in (
         ".*does not have many workers.*", ".*Checkpoint directory .* exists.*",
         ".*isinstance.*LeafSpec.*", ".*is not supported on TensorBoard.*", ".*srun.*",
-        ".*weights_only.*", ".*mid-epoch.*", ".*logger.*already.*",
+        ".*weights_only.*", ".*mid-epoch.*", ".*logger.*already.*", ".*in eval mode at the start.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     import transformers

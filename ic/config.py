@@ -21,11 +21,15 @@ from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.callbacks.profiler import ProfilerConfig
 from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig
+from ic.datamodules.needle_pairs import MakePreferencesConfig
 from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.preference import PreferenceDataConfig
+from ic.datamodules.sft import SFTDataConfig
 from ic.datamodules.text import TextDataConfig
 from ic.doctor.examination import DoctorConfig
 from ic.evaluation.grid import PasskeyGridConfig
 from ic.ladder import LadderConfig
+from ic.model.adapter import AdapterConfig
 from ic.model.backends import Backends
 from ic.model.choices import check_choice
 from ic.model.config import MLAConfig
@@ -34,6 +38,7 @@ from ic.parallel.watchdog import WatchdogConfig
 from ic.planning.options import PlanOptions
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
+from ic.training.preference_loss import PreferenceConfig
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 
@@ -46,6 +51,7 @@ class ModelConfig:
         attention, norm, rope: `torch` or `triton`, each on its own.
         init_from: checkpoint folder whose weights to start from, instead of random ones.
         gradient_checkpointing: recompute each layer in the backward pass.
+        adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
     """
 
     hidden_size: int = 2048
@@ -74,6 +80,7 @@ class ModelConfig:
     rope: str = "torch"
     gradient_checkpointing: bool = False
     init_from: str | None = None
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         Backends(self.attention, self.norm, self.rope)
@@ -82,7 +89,7 @@ class ModelConfig:
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
         names = set(self.__dataclass_fields__) - {
-            "attention", "norm", "rope", "gradient_checkpointing", "init_from",
+            "attention", "norm", "rope", "gradient_checkpointing", "init_from", "adapter",
         }  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
@@ -184,12 +191,14 @@ class RunConfig:
             `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
         allow_config_change: continue a run although its configuration has changed since.
+        preference: the objective of data=preference; null with any other data.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: Any = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    preference: PreferenceConfig | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -216,6 +225,17 @@ class RunConfig:
         positions = self.model.max_position_embeddings
         if self.data is None:
             raise ValueError("data: choose one, for example data=passkey")
+        if (self.preference is not None) != isinstance(self.data, PreferenceDataConfig):
+            raise ValueError(
+                f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
+                "objective under preference: data=preference and preference=dpo go together"
+            )
+        sharded = self.strategy.name in ("fsdp", "fsdp2")
+        if sharded and (self.preference is not None or self.model.adapter is not None):
+            raise ValueError(
+                f"strategy={self.strategy.name}: preference training and LoRA run on one device or "
+                "with strategy=ddp; choose one of these"
+            )
         needed = getattr(self.data, "max_position", self.data.context_length)
         key = "max_position" if hasattr(self.data, "max_position") else "context_length"
         if needed > positions:
@@ -348,10 +368,15 @@ def register_schemas() -> None:
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="doctor_schema", node=DoctorConfig)
+    store.store(name="make_preferences_schema", node=MakePreferencesConfig)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
         ("data", "passkey_schema", PasskeyDataConfig),
         ("data", "text_schema", TextDataConfig),
+        ("data", "sft_schema", SFTDataConfig),
+        ("data", "preference_data_schema", PreferenceDataConfig),
+        ("preference", "preference_schema", PreferenceConfig),
+        ("model/adapter", "lora_schema", AdapterConfig),
         ("optimizer", "optimizer_schema", OptimizerConfig),
         ("strategy", "strategy_schema", StrategyConfig),
         ("trainer", "trainer_schema", TrainerConfig),

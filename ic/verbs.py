@@ -19,21 +19,31 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
+    track,
 )
 from rich.table import Table
 
 from ic.atomic_write import replacing
-from ic.build import adapt_to_gpu, build_run, load_for_inference, run_directory, write_config
+from ic.build import (
+    adapt_to_gpu,
+    build_run,
+    build_tokenizer,
+    load_for_inference,
+    run_directory,
+    write_config,
+)
 from ic.callbacks.checkpoint import (
     INTERRUPTED_EXIT_CODE,
     FolderCheckpoint,
     resolve_checkpoint,
     trained_length,
 )
+from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.callbacks.requeue import SlurmRequeue
 from ic.checkpoint.export import export_checkpoint
 from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, PlanConfig, RunConfig
+from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, write_pairs
 from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.ladder import run_ladder
@@ -70,7 +80,10 @@ def fit(config: RunConfig) -> int:
     if trainer.is_global_zero:
         evaluations = [c for c in trainer.callbacks if isinstance(c, PasskeyEvaluation)]
         cells = evaluations[0].final_rows if evaluations else []
-        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir, cells))
+        changes = [
+            row for c in trainer.callbacks if isinstance(c, BeforeAndAfter) for row in c.rows
+        ]
+        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir, cells) + changes)
     if checkpoints:
         rank_zero_info(f"checkpoint: {run_dir / 'checkpoints' / 'last'}")
     return 0
@@ -194,6 +207,18 @@ def plan(config: PlanConfig) -> int:
     return 0
 
 
+def make_preferences(config: MakePreferencesConfig) -> int:
+    """Write needle pairs for `data=preference`."""
+    console = Console()
+    rows = track(
+        needle_pairs(config, build_tokenizer(config.tokenizer)), "pairs", config.num_pairs,
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    count = write_pairs(iter(rows), Path(config.output))
+    console.print(f"{count} pairs: {config.output}", soft_wrap=True, highlight=False)
+    return 0
+
+
 def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
@@ -226,4 +251,5 @@ VERBS: dict[str, Any] = {
     "plan": plan,
     "ladder": run_ladder,
     "doctor": doctor,
+    "make-preferences": make_preferences,
 }

@@ -24,7 +24,36 @@ SHRINK = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+# The alignment experiments read files and know no curriculum.
+ALIGNMENT = [name for name in EXPERIMENTS if name.startswith(("sft_", "dpo_"))]
+SHRINK_ALIGNMENT = (
+    *(o for o in SHRINK if "val_batches" not in o and "start_length" not in o),
+    "data.tokens_per_batch=512", "trainer.num_sanity_val_steps=1", "trainer.limit_val_batches=1",
+)  # fmt: skip
+LORA = ("model/adapter=lora", "model.adapter.r=4")
+
+
+@pytest.mark.parametrize(("name", "adapter"), [*((n, ()) for n in ALIGNMENT), ("dpo_tiny", LORA)])
+def test_alignment_takes_a_step(
+    ic: Callable[..., int], tmp_path: Path, name: str, adapter: tuple[str, ...]
+) -> None:
+    data = "conversations" if name.startswith("sft") else "preferences"
+    rows = (CONF.parent / f"datamodules/assets/{data}-val.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:8]))
+    files = [f"data.{s}_files=[rows.jsonl]" for s in ("train", "val")]
+    if name == "sft_32k":
+        files.append("data.completion_column=completion")
+    settings = [*SHRINK_ALIGNMENT, "model.init_from=null", *adapter]
+    if name.endswith("_32k"):
+        settings += ["evaluation.lengths=[1024]", "evaluation.fillers=[noise]"]
+    assert ic("fit", f"experiment={name}", *settings, *files) == 0
+    run = tmp_path / "runs" / name / "default"
+    assert (run / "checkpoints/last/model.safetensors").is_file()
+    assert (run / "checkpoints/last/adapter").is_dir() == bool(adapter)
+    assert (run / "passkey/heatmap.png").is_file() == name.endswith("_32k")
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(ALIGNMENT)))
 def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
     assert ic("fit", f"experiment={name}", *SHRINK, "model.init_from=null") == 0
     run = tmp_path / "runs" / name / "default"
@@ -45,7 +74,7 @@ def test_file_says_how_to_run_it(name: str) -> None:
     assert text.startswith(f"# @package _global_\n# python -m ic fit experiment={name}")
 
 
-@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "mla_tiny"])
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.endswith("_tiny")])
 def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
     config, _ = compose_config(CONF, "fit", [f"experiment={name}"])
     model = config.model.mla_config(vocab_size=320)

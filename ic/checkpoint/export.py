@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError, retrying
-from ic.checkpoint.folder import TRAINER_STATE, WEIGHTS, load_config
+from ic.checkpoint.folder import ADAPTER, TRAINER_STATE, WEIGHTS, load_config
 from ic.checkpoint.storage import (
     MODEL,
     ShardReader,
@@ -28,6 +28,7 @@ from ic.checkpoint.storage import (
     tensor_metadata,
 )
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.adapter import load_adapter, merged_tensor
 from ic.retry_io import operating_system_error
 
 INDEX = "model.safetensors.index.json"
@@ -35,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class WeightSource:
-    """The weights of a checkpoint folder, one tensor at a time.
+    """The weights of a checkpoint folder, one tensor at a time; an adapter is merged.
 
     Attributes:
         sizes: by Hugging Face's name, each tensor's size and type, as a tensor on `meta`.
@@ -48,6 +49,8 @@ class WeightSource:
         self.folder = folder
         self._reader = ShardReader(folder) if is_sharded(folder) else None
         self._files: dict[str, Path] = {}
+        has_adapter = (folder / ADAPTER).is_dir()
+        self._adapter = load_adapter(folder / ADAPTER) if has_adapter else None
         if self._reader is not None:
             self.sizes = {
                 name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -63,9 +66,12 @@ class WeightSource:
         file = self._files[name]
         try:
             with safe_open(file, framework="pt") as tensors:
-                return tensors.get_tensor(name)
+                tensor: Tensor = tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+        if self._adapter is None:
+            return tensor
+        return merged_tensor(name, tensor, *self._adapter)
 
     def _plain_sizes(self) -> Iterator[tuple[str, Tensor]]:
         files = sorted(self.folder.glob("*.safetensors"))

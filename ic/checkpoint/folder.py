@@ -5,6 +5,9 @@
         `transformers` need trainer.pt                                           optimizer,
         schedule, loops, callbacks, data position
 
+        adapter/                                            LoRA in PEFT's format, if it trains; the
+        weights above are then the base model's, and `load_model` merges the two
+
 A folder is written under a temporary name, flushed to disk and renamed: it is there whole or not at
     all.
 """
@@ -30,10 +33,20 @@ from ic.checkpoint.errors import (
 )
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.adapter import (
+    AdapterConfig,
+    add_adapter,
+    join_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+    split_adapter,
+)
 from ic.model.backends import ON_TORCH, Backends
 from ic.retry_io import operating_system_error
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
+ADAPTER = "adapter"
 MODULE_PREFIX = "model."  # of the weights in the LightningModule
 
 
@@ -43,11 +56,18 @@ class FolderCheckpointIO(CheckpointIO):
     Args:
         config: of the model that trains; a checkpoint of another architecture is refused.
         tokenizer: saved beside the weights.
+        adapter: configuration of the LoRA layers that train, if any.
     """
 
-    def __init__(self, config: MLAConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        config: MLAConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: AdapterConfig | None = None,
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.adapter = adapter
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -62,10 +82,15 @@ class FolderCheckpointIO(CheckpointIO):
 
         def write() -> None:
             partial.mkdir(parents=True, exist_ok=True)
-            save_file(self.weights(checkpoint["state_dict"]), partial / WEIGHTS, {"format": "pt"})
+            base, adapter = split_adapter(self.weights(checkpoint["state_dict"]))
+            save_file(base, partial / WEIGHTS, {"format": "pt"})
+            if self.adapter is not None:
+                save_adapter(adapter, self.adapter, partial / ADAPTER)
             self.save_description(partial)
             rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
             torch.save(rest, partial / TRAINER_STATE)
+            if self.adapter is not None:
+                sync_folder(partial / ADAPTER)
             sync_folder(partial)
 
         try:
@@ -97,8 +122,26 @@ class FolderCheckpointIO(CheckpointIO):
             weights = read_weights(folder)
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights = self._with_adapter(weights, folder)
         state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
         return state
+
+    def _with_adapter(self, base: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+        saved = (folder / ADAPTER).is_dir()
+        if saved != (self.adapter is not None):
+            raise CheckpointError(
+                f"{folder} was saved {'with' if saved else 'without'} a LoRA adapter; resume it "
+                f"{'with' if saved else 'without'} model/adapter=lora, or begin a new run from its "
+                "weights with model.init_from"
+            )
+        if self.adapter is None:
+            return base
+        tensors, config = load_adapter(folder / ADAPTER)
+        if config != self.adapter:
+            raise CheckpointError(
+                f"{folder} holds an adapter of other settings: {config} (configured {self.adapter})"
+            )
+        return join_adapter(base, tensors)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
@@ -163,7 +206,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
-    """The model of a checkpoint folder, in evaluation mode on the CPU.
+    """The model of a checkpoint folder, in evaluation mode on the CPU; an adapter is merged.
 
     Raises:
         CheckpointError: missing, truncated, or tensors that do not fit the configuration.
@@ -184,6 +227,16 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
+    if (folder / ADAPTER).is_dir():
+        tensors, adapter_config = load_adapter(folder / ADAPTER)
+        add_adapter(model, adapter_config)
+        incompatible = model.load_state_dict(tensors, strict=False)
+        if incompatible.unexpected_keys:
+            raise CheckpointError(
+                f"{folder / ADAPTER} does not fit the model: {incompatible.unexpected_keys[0]}"
+            )
+        merge_adapter(model)
+        model.requires_grad_(True)
     return model.eval()
 
 

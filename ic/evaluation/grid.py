@@ -9,6 +9,7 @@ from ic.datamodules.needles import FILLERS, SPLITS, TASKS
 
 # The needle is left out: whatever the model answers, it should not be the key.
 CONTROL = -1.0
+PROMPTS = ("plain", "chat")
 
 
 @dataclass
@@ -27,6 +28,8 @@ class PasskeyGridConfig:
         control_samples: samples a length and filler without the needle; 0 for none.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+        prompt: `plain` text that the model continues, or a `chat` turn that it answers (one named
+            key: task `multi_key`), as `make-preferences` writes them.
         split: keys of `validation` or `test`; training uses neither.
     """
 
@@ -40,6 +43,7 @@ class PasskeyGridConfig:
     control_samples: int = 10
     tokens_per_batch: int = 65536
     prefill_chunk_tokens: int = 131072
+    prompt: str = "plain"
     split: str = "test"
     seed: int = 1234
 
@@ -49,6 +53,12 @@ class PasskeyGridConfig:
             unknown = [value for value in values if value not in allowed]
             if unknown or not values:
                 raise ValueError(f"evaluation.{name}={values}: one or more of {', '.join(allowed)}")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"evaluation.prompt={self.prompt!r}: choose {' or '.join(PROMPTS)}")
+        if self.prompt == "chat" and self.tasks != ["multi_key"]:
+            raise ValueError(
+                f"evaluation.tasks={self.tasks}: evaluation.prompt=chat asks multi_key"
+            )
         if self.split not in SPLITS[1:]:
             raise ValueError(f"evaluation.split={self.split!r}: choose validation or test")
         if not self.lengths or min(self.lengths) < 128:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needles import answer_keys, draw_filler, draw_sample
+from ic.datamodules.needle_pairs import answer_of, question_of
+from ic.datamodules.needles import NeedleSample, answer_keys, draw_filler, draw_sample
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.model import LatentCache, MLAForCausalLM
 
@@ -52,8 +54,12 @@ def build_prompt(
     control = cell.depth == CONTROL
     needles = [] if control else [encode(tokenizer, sample.needle)]
     others = [encode(tokenizer, text) for text in sample.others]
-    question = encode(tokenizer, sample.question)
-    room = cell.length_tokens - len(question) - sum(map(len, needles + others))
+    if grid.prompt == "chat":
+        before, question, answer = _chat_turn(tokenizer, sample)
+    else:
+        before, answer = np.empty(0, dtype=np.int64), sample.answer
+        question = encode(tokenizer, sample.question)
+    room = cell.length_tokens - len(before) - len(question) - sum(map(len, needles + others))
     if room < 0:
         raise ValueError(
             f"evaluation.lengths: {cell.length_tokens} tokens cannot hold the task {cell.task} "
@@ -67,7 +73,7 @@ def build_prompt(
         places.sort()  # the values are asked for in the order of the text
     ids = _insert(filler, needles + others, places)
     return Prompt(
-        np.concatenate([ids, question]), sample.keys, len(encode(tokenizer, sample.answer))
+        np.concatenate([before, ids, question]), sample.keys, len(encode(tokenizer, answer))
     )
 
 
@@ -224,8 +230,13 @@ def fingerprint(model: torch.nn.Module) -> str:
 
     Collective if the weights are `DTensor`s.
     """
+    return fingerprint_state(model.state_dict())
+
+
+def fingerprint_state(state: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(
@@ -239,9 +250,27 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _chat_turn(
+    tokenizer: PreTrainedTokenizerBase, sample: NeedleSample
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Token ids before the filler and from the question on, and the answer expected."""
+    (key,), name = sample.keys, re.findall(r"for (\w+) is", sample.needle)[0]
+    marker = "\x00"  # stands for the filler, which need not be rendered to count its tokens
+    turn = [{"role": "user", "content": marker + question_of(name)}]
+    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    before, _, after = rendered.partition(marker)
+    ids = [
+        np.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        for part in (before, after)
+    ]
+    return ids[0], ids[1], answer_of(name, key)
+
+
 def settings_hash(grid: PasskeyGridConfig) -> str:
     """Identity of what shapes a sample; lengths, depths and counts are the cells' own keys."""
     shaping = {key: asdict(grid)[key] for key in ("num_needles", "split", "seed")}
+    if grid.prompt != "plain":  # cells written before there was a choice stay valid
+        shaping["prompt"] = grid.prompt
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from ic.model.adapter import effective_weight
 from ic.model.backends import triton_kernels
 from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
@@ -228,7 +229,9 @@ class MLAAttention(nn.Module):
         self, q_nope_BTHN: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, context: AttentionContext
     ) -> Tensor:
         config = self.config
-        weight_HXR = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
+        weight_HXR = effective_weight(self.kv_b_proj).view(
+            config.num_attention_heads, -1, config.kv_lora_rank
+        )
         w_k_HNR, w_v_HVR = weight_HXR.to(q_nope_BTHN.dtype).split(
             [config.qk_nope_head_dim, config.v_head_dim], 1
         )

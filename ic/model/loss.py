@@ -1,9 +1,12 @@
-"""Cross-entropy from hidden states without ever holding tokens x vocabulary logits.
+"""Cross-entropy and log-probabilities from hidden states without ever holding tokens x vocabulary
+logits.
 
 Legend: M tokens (flattened), D hidden, W vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,3 +60,58 @@ def shift_labels(labels_BT: Tensor) -> Tensor:
 def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     logits = F.linear(hidden, weight.to(hidden.dtype)).float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def selective_log_probs(hidden_MD: Tensor, weight_WD: Tensor, targets_M: Tensor) -> Tensor:
+    """log softmax(hidden @ weight.T) at the targets, float32 (M,).
+
+    Chunks of the tokens are projected one after the other; the backward pass projects them again
+    from the log-normalizer that the forward pass kept, so that the largest tensor either pass holds
+    is one chunk of logits. Gradients accumulate in float32.
+    """
+    log_probs_M: Tensor = _SelectiveLogProbs.apply(hidden_MD, weight_WD, targets_M)
+    return log_probs_M
+
+
+class _SelectiveLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_MD: Tensor, weight_WD: Tensor, targets_M: Tensor) -> Tensor:
+        weight = weight_WD.to(hidden_MD.dtype)
+        tokens = len(hidden_MD)
+        normalizer_M = hidden_MD.new_empty(tokens, dtype=torch.float32)
+        log_probs_M = torch.empty_like(normalizer_M)
+        for chunk in _chunks(tokens):
+            logits = F.linear(hidden_MD[chunk], weight).float()
+            normalizer_M[chunk] = logits.logsumexp(-1)
+            chosen = logits.gather(-1, targets_M[chunk, None]).squeeze(-1)
+            log_probs_M[chunk] = chosen - normalizer_M[chunk]
+        ctx.save_for_backward(hidden_MD, weight_WD, targets_M, normalizer_M)
+        return log_probs_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad_M,) = grads
+        hidden_MD, weight_WD, targets_M, normalizer_M = ctx.saved_tensors
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        weight = weight_WD.to(hidden_MD.dtype)
+        grad_hidden = torch.empty_like(hidden_MD) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_WD, dtype=torch.float32) if needs_weight else None
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            for chunk in _chunks(len(hidden_MD)):
+                logits = F.linear(hidden_MD[chunk], weight).float()
+                grad = logits.sub_(normalizer_M[chunk, None]).exp_().mul_(-grad_M[chunk, None])
+                grad.scatter_add_(-1, targets_M[chunk, None], grad_M[chunk, None])
+                grad = grad.to(hidden_MD.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[chunk] = grad @ weight
+                if grad_weight is not None:
+                    grad_weight += (grad.T @ hidden_MD[chunk]).float()
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_WD.dtype),
+            None,
+        )
+
+
+def _chunks(tokens: int) -> list[slice]:
+    return [slice(start, start + CHUNK_TOKENS) for start in range(0, tokens, CHUNK_TOKENS)]

@@ -183,11 +183,9 @@ class MLAModel(MLAPreTrainedModel):
             )
         if document_ids is not None and (past or attention_mask is not None):
             raise ValueError("document_ids goes with neither a cache nor an attention_mask")
-        if attention_mask is not None and (attention_mask.dim() != 2 or bool(attention_mask.all())):
-            if attention_mask.dim() != 2:
-                raise ValueError(
-                    f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)"
-                )
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)")
+        if attention_mask is not None and _needs_no_mask(attention_mask, past, tokens):
             attention_mask = None
         if attention_mask is not None and parallel is not None:
             raise ValueError(
@@ -371,6 +369,15 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         return parent._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
+
+
+def _needs_no_mask(attention_mask: Tensor, past: int, tokens: int) -> bool:
+    """Whether causal attention alone hides every padding token from every real one: there is none,
+    or all of it stands behind the real tokens of its row.
+    """
+    if past or attention_mask.shape[1] != tokens:
+        return bool(attention_mask.all())
+    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
 
 
 AutoConfig.register(MLAConfig.model_type, MLAConfig)

@@ -22,7 +22,8 @@ class OptimizerConfig:
     """Optimizer and schedule.
 
     Attributes:
-        name: `muon` (block matrices; AdamW for embedding, head, norms, vectors) or `adamw` for all.
+        name: `muon` (block matrices; AdamW for embedding, head, norms, vectors, LoRA) or `adamw`
+            for all.
         lr: peak rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
         warmup_steps: linear warm-up.
         decay_fraction: last share of the run over which the rate falls linearly to zero.
@@ -101,21 +102,28 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over the parameters that train."""
+    """The configured optimizer over the parameters that train.
+
+    AdamW alone where Muon has no matrix to train, as with LoRA.
+    """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if config.name == "adamw":
+    muon = [p for name, p in named if is_muon_parameter(name, p)]
+    if config.name == "adamw" or not muon:
         return torch.optim.AdamW(
             [p for _, p in named], lr=config.lr, weight_decay=config.weight_decay,
             betas=(config.betas[0], config.betas[1]),
         )  # fmt: skip
-    muon = [p for name, p in named if is_muon_parameter(name, p)]
     adamw = [p for name, p in named if not is_muon_parameter(name, p)]
     return MuonWithAdamW(muon, adamw, config)
 
 
 def is_muon_parameter(name: str, parameter: Tensor) -> bool:
-    """Matrices inside the decoder layers; embedding and head are lookups and stay with AdamW."""
-    return parameter.dim() == 2 and "layers." in name
+    """Matrices inside the decoder layers; embedding and head are lookups and stay with AdamW.
+
+    So do the factors of LoRA: to orthogonalize a factor's update is not to orthogonalize that of
+    the product.
+    """
+    return parameter.dim() == 2 and "layers." in name and ".lora_" not in name
 
 
 def lr_factor(config: OptimizerConfig, step: int, progress: float) -> float:

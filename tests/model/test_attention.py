@@ -74,6 +74,30 @@ def test_left_padding_changes_nothing(model: MLAForCausalLM) -> None:
 
 
 @torch.no_grad()
+def test_right_padding_changes_nothing(model: MLAForCausalLM) -> None:
+    x = draw(37)
+    mask = torch.ones_like(x)
+    mask[1, 20:] = 0
+    expected = model(x[1:, :20], use_cache=False).logits
+    assert (
+        model(x, attention_mask=mask, use_cache=False)
+        .logits[1:, :20]
+        .equal(model(x, use_cache=False).logits[1:, :20])
+    )  # no mask was made: causal attention never looks at what stands behind
+    torch.testing.assert_close(
+        model(x, attention_mask=mask, use_cache=False).logits[1:, :20], expected, atol=1e-5, rtol=0
+    )
+    # Tokens that follow the padding in a cache do need the mask.
+    ones = torch.ones(2, 1, dtype=mask.dtype)
+    first = model(x, attention_mask=mask, use_cache=True)
+    after = model(
+        x[:, :1], attention_mask=torch.cat([mask, ones], 1), past_key_values=first.past_key_values
+    ).logits
+    whole = model(torch.cat([x[1:, :20], x[1:, :1]], 1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(after[1:], whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_documents_do_not_see_each_other(model: MLAForCausalLM) -> None:
     x = draw(40)
     ids = torch.tensor([[0] * 13 + [1] + [2] * 26, [5] * 40], dtype=torch.int32)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ic.model import loss as loss_module
-from ic.model.loss import linear_cross_entropy, shift_labels
+from ic.model.loss import linear_cross_entropy, selective_log_probs, shift_labels
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 23])
@@ -51,3 +51,56 @@ def test_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shift() -> None:
     assert shift_labels(torch.tensor([[1, 2, 3]])).tolist() == [[2, 3, -100]]
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 23])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_selective_log_probs(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
+    generator = torch.Generator().manual_seed(tokens)
+    hidden = torch.randn(tokens, 6, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(11, 6, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 11, (tokens,), generator=generator)
+    upstream = torch.randn(tokens, generator=generator)
+    got = selective_log_probs(hidden, weight, targets)
+    logits = F.linear(hidden, weight.to(dtype)).float()
+    expected = logits.log_softmax(-1)[torch.arange(tokens), targets]
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected)
+    ours = torch.autograd.grad(got, (hidden, weight), upstream)
+    theirs = torch.autograd.grad(expected, (hidden, weight), upstream)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == other.dtype
+        # In bfloat16 each side rounds the gradient of the logits once.
+        error = (mine.float() - other.float()).norm() / other.float().norm()
+        assert error < (8e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_selective_log_probs_of_a_frozen_head_and_of_no_tokens() -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    weight = torch.randn(5, 4)
+    selective_log_probs(hidden, weight, torch.tensor([0, 1, 4])).sum().backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+    none = hidden[:0]
+    assert selective_log_probs(none, weight, torch.tensor([], dtype=torch.long)).shape == (0,)
+
+
+def test_selective_log_probs_hold_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    linear = F.linear
+
+    def watch(x: torch.Tensor, w: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(x.shape[0])
+        return linear(x, w, *rest)
+
+    monkeypatch.setattr(F, "linear", watch)
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 10)
+    hidden = torch.randn(95, 4, requires_grad=True)
+    selective_log_probs(
+        hidden, torch.randn(50, 4), torch.zeros(95, dtype=torch.long)
+    ).sum().backward()
+    assert len(sizes) == 20
+    assert max(sizes) == 10

@@ -1,0 +1,249 @@
+"""Preference pairs for long-context retrieval: one named key among others, hidden in filler.
+
+A pair asks for one key. The chosen answer gives it; the rejected one gives a distractor's key, a
+key that is one digit off, or refuses. Prompts are conversations in TRL's format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ic.atomic_write import replacing
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.conversations import check_template, render_ids, text_ids
+from ic.datamodules.needles import (
+    FILLERS,
+    KEY_DIGITS,
+    SPLITS,
+    draw_filler,
+    draw_keys,
+    draw_names,
+    named_needle,
+)
+from ic.datamodules.text_files import resolve_files
+
+REJECTED = ("distractor", "near_miss", "refusal")
+
+
+@dataclass
+class MakePreferencesConfig:
+    """The verb `make-preferences`.
+
+    Attributes:
+        output: `.jsonl` or `.parquet`.
+        lengths: tokens of a pair's longer sequence, prompt and completion.
+        depths: needle positions, 0 the beginning and 1 right before the question.
+        samples: pairs of each length and depth.
+        num_distractors: other named keys in the text.
+        rejected: how often each kind is the rejected answer.
+        filler: `noise` sentences or `random` words,
+        text_files: or, if given, the user's own text files.
+        split: keys of `train`, `validation` or `test`; the passkey evaluation uses the last two.
+        tokenizer: `bytes`, or a folder with a Hugging Face tokenizer that has a chat template.
+    """
+
+    output: str = "???"
+    lengths: list[int] = field(default_factory=lambda: [4096])
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    samples: int = 20
+    num_distractors: int = 8
+    rejected: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REJECTED, 1.0))
+    filler: str = "noise"
+    text_files: list[str] = field(default_factory=list)
+    split: str = "train"
+    tokenizer: str = "bytes"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.output.endswith((".jsonl", ".parquet")) and self.output != "???":
+            raise ValueError(f"output={self.output!r}: name a .jsonl or .parquet file")
+        if not self.lengths or min(self.lengths) < 128:
+            raise ValueError(f"lengths={self.lengths}: at least one, each at least 128")
+        if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"depths={self.depths}: at least one, each in [0, 1]")
+        for name, least in (("samples", 1), ("num_distractors", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        for name, allowed in (("filler", FILLERS), ("split", SPLITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(allowed)}")
+        if unknown := sorted(set(self.rejected) - set(REJECTED)):
+            raise ValueError(f"rejected: unknown {unknown}; choose from {', '.join(REJECTED)}")
+        if min(self.rejected.values(), default=-1) < 0 or not sum(self.rejected.values()):
+            raise ValueError(f"rejected={self.rejected}: weights >= 0, one above 0")
+        if self.rejected.get("distractor") and not self.num_distractors:
+            raise ValueError("rejected.distractor: needs num_distractors above 0, or weight 0")
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.lengths) * len(self.depths) * self.samples
+
+
+def question_of(name: str) -> str:
+    """The question that ends a prompt."""
+    return f" What is the pass key for {name}?"
+
+
+def answer_of(name: str, key: str) -> str:
+    """The answer of the assistant, right or wrong."""
+    return f"The pass key for {name} is {key}."
+
+
+def needle_pairs(
+    config: MakePreferencesConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, Any]]:
+    """Rows with `prompt`, `chosen`, `rejected` (messages), `rejected_kind`, `length_tokens`,
+    `depth`.
+
+    A row depends on the seed, its length, depth and index alone.
+
+    Raises:
+        ValueError: a length that cannot hold the needles, or a tokenizer without chat template.
+    """
+    check_template(tokenizer, f"tokenizer={config.tokenizer}", mask=False)
+    filler = _filler(config)
+    kinds = [kind for kind in REJECTED if config.rejected.get(kind, 0) > 0]
+    weights = np.array([config.rejected[kind] for kind in kinds])
+    for length in config.lengths:
+        for depth in config.depths:
+            for index in range(config.samples):
+                rng = np.random.default_rng(
+                    [config.seed, SPLITS.index(config.split), length, round(1e6 * depth), index]
+                )
+                kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+                yield _pair(rng, config, tokenizer, filler, length, depth, kind)
+
+
+def write_pairs(rows: Iterator[dict[str, Any]], output: Path) -> int:
+    """Write rows as JSON Lines or parquet under a temporary name -> their number."""
+    count = 0
+    with replacing(output) as partial:
+        if output.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            listed = list(rows)
+            count = len(listed)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), partial)
+        else:
+            with partial.open("w") as file:
+                for row in rows:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    count += 1
+    return count
+
+
+Filler = Callable[[np.random.Generator, int], str]
+
+
+def _filler(config: MakePreferencesConfig) -> Filler:
+    """A function that draws a number of characters."""
+    if not config.text_files:
+        return lambda rng, count: draw_filler(rng, config.filler, count).tobytes().decode()
+    texts = [
+        Path(file).read_text(encoding="utf-8-sig")
+        for file in resolve_files(config.text_files, "text_files")
+    ]
+    corpus = " ".join(" ".join(texts).split())
+    if not corpus:
+        raise ValueError(f"text_files={config.text_files}: no text in them")
+
+    def own_text(rng: np.random.Generator, count: int) -> str:
+        start = int(rng.integers(len(corpus)))
+        around = corpus[start:] + " " + corpus * (count // len(corpus) + 1)
+        return around[:count]
+
+    return own_text
+
+
+def _pair(
+    rng: np.random.Generator,
+    config: MakePreferencesConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    filler: Filler,
+    length: int,
+    depth: float,
+    kind: str,
+) -> dict[str, Any]:
+    keys = draw_keys(rng, config.num_distractors + 1, config.split)
+    names = draw_names(rng, config.num_distractors + 1)
+    needles = [named_needle(name, key) for name, key in zip(names, keys, strict=True)]
+    chosen = answer_of(names[0], keys[0])
+    if kind == "distractor":
+        rejected = answer_of(names[0], keys[1 + int(rng.integers(config.num_distractors))])
+    elif kind == "near_miss":
+        rejected = answer_of(names[0], _near_miss(rng, keys))
+    else:
+        rejected = f"I found no pass key for {names[0]} in the text."
+    longer = max(chosen, rejected, key=len)
+    fixed = "".join(needles) + question_of(names[0])
+    room = length - len(render_ids(tokenizer, [*_user(fixed), *_assistant(longer)]))
+    if room < 0:
+        raise ValueError(
+            f"lengths: {length} tokens cannot hold {config.num_distractors + 1} keys and the "
+            f"question, which take {length - room}"
+        )
+    text = _cut(tokenizer, filler(rng, room * _MOST_CHARACTERS), room)
+    places = [round(depth * len(text)), *rng.integers(0, len(text) + 1, config.num_distractors)]
+    while True:
+        prompt = _user(_insert(text, needles, [int(p) for p in places]) + question_of(names[0]))
+        over = 0
+        if not isinstance(tokenizer, ByteTokenizer):  # bytes add up; other tokens may merge
+            over = len(render_ids(tokenizer, [*prompt, *_assistant(longer)])) - length
+        if over <= 0:
+            break
+        text = _cut(tokenizer, text, len(text_ids(tokenizer, text)) - over)
+        places = [min(place, len(text)) for place in places]
+    return {
+        "prompt": prompt,
+        "chosen": _assistant(chosen),
+        "rejected": _assistant(rejected),
+        "rejected_kind": kind,
+        "length_tokens": length,
+        "depth": depth,
+    }
+
+
+# A token is rarely longer; a filler that falls short of the room makes a shorter pair.
+_MOST_CHARACTERS = 8
+
+
+def _near_miss(rng: np.random.Generator, keys: list[str]) -> str:
+    """The first key with one digit changed, and none of the others."""
+    while True:
+        at = int(rng.integers(KEY_DIGITS))
+        digit = (int(keys[0][at]) + int(rng.integers(1, 10))) % 10
+        near = keys[0][:at] + str(digit) + keys[0][at + 1 :]
+        if near not in keys:
+            return near
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
+    """The beginning of a text, of at most so many tokens."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return text.encode()[:tokens].decode(errors="ignore")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[: max(0, tokens)]))
+
+
+def _insert(text: str, pieces: list[str], places: list[int]) -> str:
+    out, last = [], 0
+    for place, piece in sorted(zip(places, pieces, strict=True), key=lambda item: item[0]):
+        out += [text[last:place], piece]
+        last = place
+    return "".join([*out, text[last:]])
+
+
+def _user(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def _assistant(content: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": content}]

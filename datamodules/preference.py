@@ -1,0 +1,325 @@
+"""Preference pairs in TRL's format: explicit or implicit prompt, conversations or text.
+
+Batch contract, an extension of `ic.datamodules.passkey`'s. Legend: B pairs, S = 2B sequences (the
+chosen ones first, then the rejected), T tokens, padded on the right, where causal attention from
+real tokens never looks.
+    input_ids, labels, position_ids (S, T) int64: labels are -100 but at completion tokens.
+    completion_index (S, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.
+    completion_tokens (S,) int64: number of completion tokens.
+    pair_tokens (B,) int64: tokens of the longer sequence of a pair.
+    pair_keys, pair_rows: hash of each pair's tokens, and where it stands; lists of B strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from ic.datamodules.conversations import (
+    Record,
+    column_of,
+    is_conversation,
+    messages_of,
+    prompt_and_completions,
+    read_records,
+)
+from ic.datamodules.epochs import EpochBatches, Place
+from ic.datamodules.packing import IGNORED_LABEL
+from ic.parallel.replica import data_replica
+
+Batch = dict[str, Any]
+TOO_LONG = ("error", "drop")
+
+
+@dataclass
+class PreferenceDataConfig:
+    """Configuration of `PreferenceDataModule`.
+
+    Attributes:
+        train_files, val_files, test_files: paths or globs of `.jsonl` and `.parquet`, folders
+            that `datasets` saved, or `bundled:NAME`.
+        prompt_column, chosen_column, rejected_column: names of the columns; a row without the
+            prompt's has it as the common beginning of the other two.
+        context_length: most tokens of a sequence.
+        tokens_per_batch: tokens of a micro-batch and rank; a pair takes two context lengths.
+        too_long: what to do with a pair beyond the context: `error`, or `drop` and report it.
+        shuffle: another order each epoch.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+    """
+
+    name: str = "preference"
+    train_files: list[str] = field(default_factory=list)
+    val_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
+    prompt_column: str = "prompt"
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    too_long: str = "error"
+    shuffle: bool = True
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.too_long not in TOO_LONG:
+            raise ValueError(f"data.too_long={self.too_long!r}: choose from {', '.join(TOO_LONG)}")
+        if self.context_length < 2:
+            raise ValueError(f"data.context_length={self.context_length}: must be at least 2")
+        if self.tokens_per_batch < 2 * self.context_length:
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must hold a pair, two times "
+                f"data.context_length={self.context_length}"
+            )
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
+
+    @property
+    def pairs_per_batch(self) -> int:
+        return self.tokens_per_batch // (2 * self.context_length)
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Token ids of a prompt and of its two completions, int32, and where the pair stands."""
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    where: str
+
+    @property
+    def key(self) -> str:
+        """Hash of the tokens."""
+        digest = hashlib.sha256()
+        for part in (self.prompt, self.chosen, self.rejected):
+            digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+        return digest.hexdigest()[:24]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the longer of its two sequences."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+def tokenize_pair(
+    tokenizer: PreTrainedTokenizerBase, record: Record, where: str, config: PreferenceDataConfig
+) -> TokenizedPair:
+    """A row of the data as tokens.
+
+    Raises:
+        ValueError: a missing column, an empty completion, or two that are the same; names the row.
+    """
+    chosen = column_of(record, config.chosen_column, where)
+    rejected = column_of(record, config.rejected_column, where)
+    if chosen == rejected:
+        raise ValueError(
+            f'{where}: "{config.chosen_column}" and "{config.rejected_column}" are the same; a '
+            "pair must differ"
+        )
+    prompt = record.get(config.prompt_column)
+    # Some data sets repeat the prompt as text beside conversations that hold it.
+    if prompt is None or (isinstance(prompt, str) and is_conversation(chosen)):
+        prompt, chosen, rejected = _split_prompt(chosen, rejected, where, config)
+    ids, completions = prompt_and_completions(
+        tokenizer,
+        prompt,
+        {config.chosen_column: chosen, config.rejected_column: rejected},
+        where,
+    )
+    parts = [np.asarray(part, dtype=np.int32) for part in (ids, *completions)]
+    return TokenizedPair(parts[0], parts[1], parts[2], where)
+
+
+def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int) -> Batch:
+    """A batch of the contract above, as long as its longest sequence."""
+    sequences = [(pair.prompt, pair.chosen) for pair in pairs]
+    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
+    longest = max(pair.num_tokens for pair in pairs)
+    shape = (len(sequences), longest)
+    input_ids_ST = np.full(shape, pad_token_id, dtype=np.int64)
+    labels_ST = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    index_ST = np.zeros(shape, dtype=np.int32)
+    for row, (prompt, completion) in enumerate(sequences):
+        start, end = len(prompt), len(prompt) + len(completion)
+        input_ids_ST[row, :start] = prompt
+        input_ids_ST[row, start:end] = labels_ST[row, start:end] = completion
+        index_ST[row, start:end] = np.arange(1, len(completion) + 1)
+    return {
+        "input_ids": torch.from_numpy(input_ids_ST),
+        "labels": torch.from_numpy(labels_ST),
+        "position_ids": torch.arange(longest).repeat(len(sequences), 1),
+        "completion_index": torch.from_numpy(index_ST),
+        "completion_tokens": torch.tensor([len(completion) for _, completion in sequences]),
+        "pair_tokens": torch.tensor([pair.num_tokens for pair in pairs]),
+        "pair_keys": [pair.key for pair in pairs],
+        "pair_rows": [pair.where for pair in pairs],
+    }
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Pairs of local files, tokenized in memory; resumes where it stopped.
+
+    Raises:
+        ValueError: bad data, named by its row, before training starts.
+    """
+
+    def __init__(self, config: PreferenceDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.next_step = 0
+        self.place: Place = (0, 0)
+        self._splits: dict[str, list[TokenizedPair]] = {}
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length
+
+    def pairs(self, setting: str) -> list[TokenizedPair]:
+        """The pairs of `train_files`, `val_files` or `test_files`, read once."""
+        if setting not in self._splits:
+            self._splits[setting] = self._read(setting)
+        return self._splits[setting]
+
+    def all_pairs(self) -> list[TokenizedPair]:
+        """Every pair of training, validation and test."""
+        return [p for s in ("train_files", "val_files", "test_files") for p in self.pairs(s)]
+
+    def collate(self, pairs: list[TokenizedPair]) -> Batch:
+        """`collate_pairs` with the tokenizer's padding."""
+        return collate_pairs(pairs, int(self.tokenizer.pad_token_id or 0))
+
+    def setup(self, stage: str) -> None:
+        wanted = {"fit": "train_files", "validate": "val_files"}.get(stage, "test_files")
+        if not getattr(self.config, wanted):
+            raise ValueError(f"data.{wanted} is empty: name the files, for example [pairs.jsonl]")
+        for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
+            self.pairs(setting)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = self._rank_and_world
+        stream = EpochBatches(
+            self._order, self._collate_indices, self.config.pairs_per_batch, rank, world,
+            (self.next_step, self.place),
+        )  # fmt: skip
+        workers = self.config.num_workers
+        return DataLoader(
+            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> list[DataLoader] | DataLoader:
+        return self._fixed("val_files") if self.config.val_files else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed("test_files")
+
+    predict_dataloader = test_dataloader
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        # This hook sees a batch when it is consumed, not when it was fetched ahead.
+        if "place" not in batch:
+            return batch
+        self.next_step, self.place = batch["step"] + 1, batch["place"]
+        return {key: value for key, value in batch.items() if key != "place"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["data"] != self._digest():
+            raise ValueError(
+                "data.train_files: the checkpoint was trained on other pairs; give the same files, "
+                "or begin a new run from its weights with model.init_from"
+            )
+        self.next_step = state_dict["next_step"]
+        self.place = (state_dict["place"][0], state_dict["place"][1])
+
+    def _read(self, setting: str) -> list[TokenizedPair]:
+        kept, dropped = [], []
+        limit = self.config.context_length
+        for where, record in read_records(getattr(self.config, setting), setting):
+            pair = tokenize_pair(self.tokenizer, record, where, self.config)
+            if pair.num_tokens <= limit:
+                kept.append(pair)
+                continue
+            if self.config.too_long == "error":
+                raise ValueError(
+                    f"{where}: {pair.num_tokens} tokens, more than data.context_length={limit}; "
+                    "raise it, or leave such pairs out with data.too_long=drop"
+                )
+            dropped.append(where)
+        if dropped:
+            rank_zero_info(
+                f"data.{setting}: dropped {len(dropped)} of {len(kept) + len(dropped)} pairs of "
+                f"more than {limit} tokens, the first is {dropped[0]}"
+            )
+        if not kept and getattr(self.config, setting):
+            raise ValueError(f"data.{setting}: no pairs to use")
+        return kept
+
+    def _order(self, epoch: int) -> list[int]:
+        count = len(self.pairs("train_files"))
+        if not self.config.shuffle:
+            return list(range(count))
+        return np.random.default_rng([self.config.seed, epoch]).permutation(count).tolist()
+
+    def _collate_indices(self, indices: list[int]) -> Batch:
+        pairs = self.pairs("train_files")
+        return self.collate([pairs[index] for index in indices])
+
+    def _fixed(self, setting: str) -> DataLoader:
+        """Batches in the files' order; ranks make equally many, so the last may repeat a pair."""
+        rank, world = self._rank_and_world
+        pairs = self.pairs(setting)
+        each = -(-len(pairs) // world)
+        mine = [pairs[(rank + i * world) % len(pairs)] for i in range(each)]
+        size = self.config.pairs_per_batch
+        batches = [mine[i : i + size] for i in range(0, each, size)]
+        return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def _digest(self) -> str:
+        keys = "".join(pair.key for pair in self.pairs("train_files"))
+        return hashlib.sha256(keys.encode()).hexdigest()[:16]
+
+    @property
+    def _rank_and_world(self) -> tuple[int, int]:
+        return data_replica(self.trainer)
+
+
+def _split_prompt(
+    chosen: Any, rejected: Any, where: str, config: PreferenceDataConfig
+) -> tuple[Any, Any, Any]:
+    """The common beginning of two completions as the prompt: whole turns, or characters."""
+    if is_conversation(chosen):
+        messages_of(chosen, where, config.chosen_column)
+        messages_of(rejected, where, config.rejected_column)
+    elif not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise ValueError(
+            f'{where}: "{config.chosen_column}" and "{config.rejected_column}" must both be text '
+            "or both messages"
+        )
+    at = 0
+    while at < min(len(chosen), len(rejected)) and chosen[at] == rejected[at]:
+        at += 1
+    if isinstance(chosen, str) and at and chosen[at - 1] == " ":
+        at -= 1  # a space belongs to the word behind it
+    for column, value in ((config.chosen_column, chosen), (config.rejected_column, rejected)):
+        if len(value) == at:
+            raise ValueError(f'{where}: "{column}" is empty behind what both have in common')
+    if not at:
+        raise ValueError(
+            f'{where}: no "{config.prompt_column}", and "{config.chosen_column}" and '
+            f'"{config.rejected_column}" do not begin with a common one'
+        )
+    return chosen[:at], chosen[at:], rejected[at:]

@@ -1,0 +1,333 @@
+"""SFT and preference data: formats, masks, packing, order, resume, and one clear line for bad rows."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.packing import pack_whole
+from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
+from ic.datamodules.sft import SFTDataConfig, SFTDataModule
+
+USER, GOOD, BAD = (
+    {"role": r, "content": c}
+    for r, c in (("user", "Höhe?"), ("assistant", "3 m."), ("assistant", "No."))
+)
+CHAT = {"messages": [USER, GOOD]}
+PAIR = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+RENDERED = b"<|user|>H\xc3\xb6he?<|end|><|assistant|>3 m.<|eos|>".decode()
+
+
+def sft(path: Path | str, **changes: Any) -> SFTDataModule:
+    config = SFTDataConfig(
+        train_files=[str(path)], **{"context_length": 64, "tokens_per_batch": 64, **changes}
+    )
+    return SFTDataModule(config, ByteTokenizer())
+
+
+def preference(path: Path | str, **changes: Any) -> PreferenceDataModule:
+    config = PreferenceDataConfig(
+        train_files=[str(path)], **{"context_length": 64, "tokens_per_batch": 128, **changes}
+    )
+    return PreferenceDataModule(config, ByteTokenizer())
+
+
+def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"data.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "folder":
+        Dataset.from_list(rows).save_to_disk(path)
+    else:
+        DatasetDict(
+            {"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:1])}
+        ).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder", "splits"])
+def test_formats_of_files(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind, [CHAT, CHAT])
+    chats = sft(path).conversations("train_files")
+    assert len(chats) == 2
+    decode = ByteTokenizer().decode
+    assert decode(chats[1].tokens) == RENDERED
+    assert decode(chats[1].tokens[chats[1].is_target]) == "3 m.<|eos|>"
+    assert chats[1].where.startswith(str(path))
+    pairs = preference(
+        write(tmp_path, kind, [PAIR]) if kind == "jsonl" else write(tmp_path, f"{kind}", [PAIR])
+    )
+    (pair,) = pairs.pairs("train_files")
+    assert decode(np.concatenate([pair.prompt, pair.chosen])) == RENDERED
+    assert decode(pair.rejected) == "No.<|eos|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"prompt": "Q: x A:", "completion": " y"}, "Q: x A:", " y<|eos|>"),
+        ({"prompt": [USER], "completion": [GOOD]}, RENDERED[: RENDERED.index("3")], "3 m.<|eos|>"),
+    ],
+)
+def test_prompt_and_completion(
+    tmp_path: Path, row: dict[str, Any], prompt: str, completion: str
+) -> None:
+    (chat,) = sft(write(tmp_path, "jsonl", [row])).conversations("train_files")
+    decode = ByteTokenizer().decode
+    assert decode(chat.tokens[~chat.is_target]) == prompt
+    assert decode(chat.tokens[chat.is_target]) == completion
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "chosen", "rejected"),
+    [
+        (
+            {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            RENDERED[: RENDERED.index("3")],
+            "3 m.<|eos|>",
+            "No.<|eos|>",
+        ),
+        (
+            {"prompt": "Höhe?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+            RENDERED[: RENDERED.index("3")],
+            "3 m.<|eos|>",
+            "No.<|eos|>",
+        ),
+        (
+            {"chosen": "It is blue.", "rejected": "It is bright."},
+            "It is b",
+            "lue.<|eos|>",
+            "right.<|eos|>",
+        ),
+        (
+            {"chosen": "It is blue.", "rejected": "It is red."},
+            "It is",
+            " blue.<|eos|>",
+            " red.<|eos|>",
+        ),
+        ({"prompt": "2+2=", "chosen": "4", "rejected": "5"}, "2+2=", "4<|eos|>", "5<|eos|>"),
+    ],
+)
+def test_prompts_of_pairs(
+    tmp_path: Path, row: dict[str, Any], prompt: str, chosen: str, rejected: str
+) -> None:
+    (pair,) = preference(write(tmp_path, "jsonl", [row])).pairs("train_files")
+    decode = ByteTokenizer().decode
+    assert (decode(pair.prompt), decode(pair.chosen), decode(pair.rejected)) == (
+        prompt,
+        chosen,
+        rejected,
+    )
+
+
+def test_pair_batch(tmp_path: Path) -> None:
+    rows = [PAIR, {"prompt": "ab", "chosen": "cdefgh", "rejected": "x"}]
+    data = preference(write(tmp_path, "jsonl", rows))
+    batch = data.collate(data.pairs("train_files"))
+    S, T = batch["input_ids"].shape
+    assert (4, max(p.num_tokens for p in data.pairs("train_files"))) == (S, T)
+    assert batch["input_ids"][3].tolist() == [*b"abx", 257] + [258] * (T - 4)
+    assert batch["labels"][3].tolist() == [-100, -100, ord("x"), 257] + [-100] * (T - 4)
+    assert batch["completion_index"][3].tolist() == [0, 0, 1, 2] + [0] * (T - 4)
+    assert batch["completion_tokens"].tolist() == [5, 7, 4, 2]
+    assert batch["position_ids"].equal(torch.arange(T).expand(S, T))
+    assert len(set(batch["pair_keys"])) == 2
+
+
+def test_packed_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": "a" * n, "completion": "b"} for n in (3, 50, 20, 2)]
+    data = sft(write(tmp_path, "jsonl", rows), shuffle=False)
+    first = next(iter(data.train_dataloader()))
+    # 3 + 2 tokens, then 50 + 2 fill a row to 57; the last, 4, fits behind them.
+    assert first["document_ids"][0].tolist() == [0] * 5 + [1] * 52 + [2] * 4 + [3] * 3
+    assert first["position_ids"][0].tolist() == [*range(5), *range(52), *range(4), *range(3)]
+    targets = (first["labels"][0] != -100).nonzero().flatten().tolist()
+    assert targets == [3, 4, 55, 56, 59, 60]
+    assert first["labels"][0][targets].equal(first["input_ids"][0][targets])
+
+
+def test_pack_whole_cuts_nothing() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 500).tolist()
+    rows = pack_whole(lengths, 100)
+    assert sorted(index for row in rows for index in row) == list(range(500))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= 100
+    assert len(rows) < 1.1 * sum(lengths) / 100
+    with pytest.raises(ValueError, match="piece 1 has 101 tokens"):
+        pack_whole([1, 101], 100)
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_resume(tmp_path: Path, kind: str, workers: int) -> None:
+    rows = [
+        {"prompt": f"{i:02d}", "completion": "c", "chosen": "c", "rejected": "d"} for i in range(11)
+    ]
+    path = write(tmp_path, "jsonl", rows)
+    make = sft if kind == "sft" else preference
+    size = {"tokens_per_batch": 128} if kind == "sft" else {"tokens_per_batch": 256}
+    settings = {**size, **({"packing": False} if kind == "sft" else {})}
+
+    def names(batches: list[dict[str, Any]]) -> list[str]:
+        half = slice(0, 2)  # the chosen sequences come first
+        return [bytes(row[:2].tolist()).decode() for b in batches for row in b["input_ids"][half]]
+
+    unbroken = list(islice(iter(make(path, **settings).train_dataloader()), 11))
+    drawn = names(unbroken)
+    assert sorted(drawn[:11]) == sorted(drawn[11:22]) == [f"{i:02d}" for i in range(11)]
+    assert drawn[:11] != drawn[11:22]
+    data = make(path, **settings, num_workers=workers)
+    for batch in islice(iter(data.train_dataloader()), 4):
+        data.on_before_batch_transfer(batch, 0)
+    again = make(path, **settings)
+    again.load_state_dict(data.state_dict())
+    rest = list(islice(iter(again.train_dataloader()), 7))
+    assert [b["step"] for b in rest] == list(range(4, 11))
+    assert names(rest) == drawn[8:]
+    write(tmp_path, "jsonl", rows[1:])
+    with pytest.raises(ValueError, match="other"):
+        make(path, **settings).load_state_dict(data.state_dict())
+
+
+def test_ranks_share_the_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i:02d}", "chosen": "c", "rejected": "d"} for i in range(7)]
+    data = preference(write(tmp_path, "jsonl", rows))
+    seen = []
+    for rank in (0, 1):
+        type(data)._rank_and_world = property(lambda self, r=rank: (r, 2))
+        try:
+            seen.append([b["pair_keys"][0] for b in islice(iter(data.train_dataloader()), 7)])
+        finally:
+            type(data)._rank_and_world = PROPERTY
+    together = [key for pair in zip(*seen, strict=True) for key in pair]
+    assert len(set(together[:7])) == len(set(together[7:])) == 7
+
+
+PROPERTY = PreferenceDataModule._rank_and_world
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept", "report"),
+    [("drop", [9], "dropped 1 of 2"), ("split", [64, 64, 9], "split 1 of 2")],
+)
+def test_too_long_is_reported(
+    tmp_path: Path, rule: str, kept: list[int], report: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ic.datamodules.sft.rank_zero_info", said.append)
+    rows = [{"prompt": "p" * 10, "completion": "c" * 117}, {"prompt": "p" * 5, "completion": "ccc"}]
+    path = write(tmp_path, "jsonl", rows)
+    assert [len(c) for c in sft(path, too_long=rule).conversations("train_files")] == kept
+    assert report in said[0]
+    assert f"{path}:1" in said[0]
+    with pytest.raises(
+        ValueError, match=rf"{path}:1: 128 tokens, more than data.context_length=64"
+    ):
+        sft(path).conversations("train_files")
+
+
+BAD_PAIRS = [
+    ({"prompt": "a", "chosen": "b"}, 'no "rejected"; the columns are prompt, chosen'),
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
+    ({"prompt": "a", "chosen": " ", "rejected": "b"}, '"chosen" is empty'),
+    ({"prompt": [USER], "chosen": [GOOD], "rejected": [{"role": "assistant", "content": ""}]}, '"rejected" is empty'),
+    ({"prompt": [USER], "chosen": "text", "rejected": [BAD]}, '"chosen" must be a list of messages'),
+    ({"prompt": "a", "chosen": "b" * 64, "rejected": "c"}, "66 tokens, more than data.context_length=64"),
+    ({"prompt": "", "chosen": "b", "rejected": "c"}, '"prompt" must be text or messages'),
+    ({"chosen": "b", "rejected": "c"}, "do not begin with a common one"),
+    ({"chosen": "ab", "rejected": "a"}, '"rejected" is empty behind what both have in common'),
+    ({"prompt": [{"role": "user"}], "chosen": [GOOD], "rejected": [BAD]}, 'no "content"'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_PAIRS, ids=[m for _, m in BAD_PAIRS])
+def test_bad_pairs_name_their_row(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, "jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, row])
+    with pytest.raises(ValueError, match="data.jsonl:2: ") as error:
+        preference(path).pairs("train_files")
+    assert message in str(error.value)
+
+
+BAD_CHATS = [
+    ({"text": "a"}, 'neither "messages" nor "prompt"; the columns are text'),
+    ({"prompt": "a"}, 'no "completion"'),
+    ({"messages": [USER]}, "the assistant writes nothing"),
+    ({"messages": []}, "must be a list of messages"),
+    ({"prompt": "a", "completion": ""}, '"completion" is empty'),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_CHATS, ids=[m for _, m in BAD_CHATS])
+def test_bad_conversations_name_their_row(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, "jsonl", [CHAT, row])
+    with pytest.raises(ValueError, match="data.jsonl:2: ") as error:
+        sft(path).conversations("train_files")
+    assert message in str(error.value)
+
+
+def test_template_must_mark_the_assistant(tmp_path: Path) -> None:
+    data = sft(write(tmp_path, "jsonl", [CHAT]))
+    data.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"data.jsonl:1: .*\{% generation %\}"):
+        data.conversations("train_files")
+    data.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"data.jsonl:1: .*no chat template"):
+        data.conversations("train_files")
+
+
+def test_other_bad_files(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"messages": 1}\n{"mess\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl:1: .*list of messages, not 1"):
+        sft(broken).conversations("train_files")
+    broken.write_text('["a"]\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl:1: must be a JSON object"):
+        sft(broken).conversations("train_files")
+    broken.write_text('{"mess\n')
+    with pytest.raises(ValueError, match=r"broken.jsonl:1: not valid JSON"):
+        sft(broken).conversations("train_files")
+    with pytest.raises(ValueError, match="is not a folder that datasets.save_to_disk wrote"):
+        sft(tmp_path).conversations("train_files")
+    with pytest.raises(ValueError, match="no bundled:x; there are conversations-train.jsonl"):
+        sft("bundled:x").conversations("train_files")
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ValueError, match="is text; give .jsonl"):
+        sft(tmp_path / "a.txt").conversations("train_files")
+    with pytest.raises(ValueError, match="data.train_files is empty"):
+        SFTDataModule(SFTDataConfig(), ByteTokenizer()).setup("fit")
+
+
+@pytest.mark.parametrize("name", ["conversations", "preferences"])
+def test_bundled_sets_hold_out_their_questions(name: str) -> None:
+    asked = {}
+    for split in ("train", "val"):
+        source = f"bundled:{name}-{split}.jsonl"
+        if name == "conversations":
+            texts = [
+                ByteTokenizer().decode(c.tokens)
+                for c in sft(source, context_length=256, tokens_per_batch=256).conversations(
+                    "train_files"
+                )
+            ]
+        else:
+            pairs = preference(source, context_length=256, tokens_per_batch=512).pairs(
+                "train_files"
+            )
+            texts = [ByteTokenizer().decode(pair.prompt) for pair in pairs]
+        asked[split] = {text.partition("<|end|>")[0] for text in texts}
+        assert len(asked[split]) == len(texts) == {"train": 288, "val": 96}[split]
+    assert not asked["train"] & asked["val"]
