@@ -35,9 +35,7 @@ def gpu_operators(memory: LiveMemory, *, liger: bool) -> Iterator[None]:
         # Not by a TorchFunctionMode: checkpointing recomputes where none is active.
         stack.enter_context(_replaced(F, "rms_norm", _rms_norm))
         stack.enter_context(_replaced(ic.model.sdpa, "_sdpa", sdpa))
-        stack.enter_context(
-            _replaced(ic.model.modeling_mla, "document_segments", _two_documents)
-        )
+        stack.enter_context(_replaced(ic.model.modeling_mla, "document_segments", _two_documents))
         if liger:
             stack.enter_context(_replaced(ic.model.mlp, "_silu_mul", _LigerSiLUMul.apply))
             stack.enter_context(

@@ -125,7 +125,7 @@ class FakeRun:
             ids = self._batch(memory, rows, tokens)["input_ids"]
             cache = LatentCache(model.config.num_hidden_layers, tokens + _NEW_TOKENS)
             with memory.part("activations"), self._autocast(), torch.no_grad():
-                # Allocates the cache. No chunk may be so short that it is decoded: the Triton kernel
+                # Allocates the cache. No chunk may be so short that it is decoded: that kernel
                 # refuses fake tensors, and a short last chunk takes less than those before it.
                 least = model.config.absorbed_max_queries + 1
                 model(ids[:, :least], past_key_values=cache, use_cache=True)
