@@ -219,8 +219,7 @@ class Guardrails(Callback):
     def _roll_back(self, trainer: Trainer) -> None:
         """Weights and optimizer state of the newest checkpoint before the bad steps."""
         strategy = trainer.strategy
-        is_sharded = isinstance(strategy, ShardedCheckpointStrategy)
-        if is_sharded:
+        if isinstance(strategy, ShardedCheckpointStrategy):
             strategy.settle(wait_for_it=True)  # the newest may still be on its way to the disk
         folder = Path(trainer.default_root_dir) / "checkpoints"
         good = [step for step in saved_steps(folder) if step <= self._first_bad_step]
@@ -239,9 +238,9 @@ class Guardrails(Callback):
             )
         rates = [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
         checkpoint = strategy.load_checkpoint(folder / f"step={good[-1]}", weights_only=True)
-        if not is_sharded:  # those have loaded in place
-            strategy.load_model_state_dict(checkpoint, strict=True)
-            strategy.load_optimizer_state_dict(checkpoint)
+        # Sharded strategies have loaded in place; to them these two are nothing.
+        strategy.load_model_state_dict(checkpoint, strict=True)
+        strategy.load_optimizer_state_dict(checkpoint)
         # The schedule does not go back: the checkpoint's rates would hold for one step.
         for optimizer, now in zip(trainer.optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, now, strict=True):
