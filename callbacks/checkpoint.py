@@ -251,8 +251,7 @@ class FolderCheckpoint(Checkpoint):
     def _remove_old(self, step: int) -> None:
         kept = {os.readlink(link) for link in self.folder.iterdir() if link.is_symlink()}
         every = self.config.keep_every_n_steps
-        found = (_STEP_FOLDER.fullmatch(path.name) for path in self.folder.iterdir())
-        steps = {int(match[1]) for match in found if match}
+        steps = set(saved_steps(self.folder))
         # Later steps are of a run that was begun anew, or rolled back.
         newest = sorted(s for s in steps if s <= step)[-self.config.keep_last :]
         for old in steps.difference(newest):
@@ -276,6 +275,12 @@ def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
             "begin anew, or check name= and run_id="
         )
     return folder.resolve()
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a run's folder of them, in order."""
+    found = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step=*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def saved_step(folder: Path) -> int:

@@ -33,6 +33,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from ic.callbacks.checkpoint import saved_steps
+from ic.checkpoint.sharded import ShardedCheckpointStrategy
+
 # Standard deviations per median absolute deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
 _LEAST_RELATIVE_SPREAD = 0.1
@@ -215,9 +218,12 @@ class Guardrails(Callback):
 
     def _roll_back(self, trainer: Trainer) -> None:
         """Weights and optimizer state of the newest checkpoint before the bad steps."""
+        strategy = trainer.strategy
+        if isinstance(strategy, ShardedCheckpointStrategy):
+            strategy.settle(wait_for_it=True)  # the newest may still be on its way to the disk
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        saved = sorted(int(path.name.removeprefix("step=")) for path in folder.glob("step=*[0-9]"))
-        good = [step for step in saved if step <= self._first_bad_step]
+        good = [step for step in saved_steps(folder) if step <= self._first_bad_step]
+        good = strategy.broadcast(good)
         what = f"{self._bad_in_a_row} bad steps in a row from step {self._first_bad_step}"
         where = f"see {Path(trainer.default_root_dir) / 'guardrails.jsonl'}"
         if not good:
@@ -231,11 +237,10 @@ class Guardrails(Callback):
                 f"max_rollbacks): lower optimizer.lr or mend the data; {where}"
             )
         rates = [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
-        checkpoint = trainer.strategy.load_checkpoint(
-            folder / f"step={good[-1]}", weights_only=True
-        )
-        trainer.strategy.load_model_state_dict(checkpoint, strict=True)
-        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        checkpoint = strategy.load_checkpoint(folder / f"step={good[-1]}", weights_only=True)
+        # Sharded strategies have loaded in place; to them these two are nothing.
+        strategy.load_model_state_dict(checkpoint, strict=True)
+        strategy.load_optimizer_state_dict(checkpoint)
         # The schedule does not go back: the checkpoint's rates would hold for one step.
         for optimizer, now in zip(trainer.optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, now, strict=True):
@@ -243,7 +248,7 @@ class Guardrails(Callback):
         self._num_rollbacks += 1
         self._bad_in_a_row = 0
         rank_zero_warn(f"{what}: weights and optimizer state are again those of step {good[-1]}")
-        trainer.strategy.barrier("rollback")
+        strategy.barrier("rollback")
 
 
 def identity(batch: dict[str, Any]) -> dict[str, Any]:

@@ -127,8 +127,9 @@ def _multirun(verb: str, overrides: list[str]) -> int:
 
 
 _SWEEP_SETTINGS = [
-    "hydra/job_logging=disabled",
-    "hydra/hydra_logging=disabled",
+    # Not `disabled`: that silences every logger that exists, Lightning's and ours too.
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
     "hydra.sweep.dir=runs/sweeps/${now:%Y-%m-%d_%H-%M-%S}",
     "hydra.job.config.override_dirname.exclude_keys=[experiment,run_id,name,output_dir]",
 ]

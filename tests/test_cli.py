@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,3 +203,6 @@ def test_multirun_sweeps(ic: Run, tmp_path: Path) -> None:
         for f in folders
     ]
     assert sorted(lrs) == [0.001, 0.002]
+    # Hydra's own logging settings can silence everyone else's.
+    assert not logging.getLogger("lightning.pytorch").disabled
+    assert logging.getLogger("ic.callbacks.throughput").isEnabledFor(logging.WARNING)

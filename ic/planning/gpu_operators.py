@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ic.model.loss
 import ic.model.mlp
 import ic.model.modeling_mla
 import ic.model.sdpa
+import ic.model.targets
 from ic.planning.live_memory import LiveMemory
 
 
@@ -35,10 +35,12 @@ def gpu_operators(memory: LiveMemory, *, liger: bool) -> Iterator[None]:
         # Not by a TorchFunctionMode: checkpointing recomputes where none is active.
         stack.enter_context(_replaced(F, "rms_norm", _rms_norm))
         stack.enter_context(_replaced(ic.model.sdpa, "_sdpa", sdpa))
-        stack.enter_context(_replaced(ic.model.modeling_mla, "_segments", _two_documents))
+        stack.enter_context(_replaced(ic.model.modeling_mla, "document_segments", _two_documents))
         if liger:
             stack.enter_context(_replaced(ic.model.mlp, "_silu_mul", _LigerSiLUMul.apply))
-            stack.enter_context(_replaced(ic.model.loss, "linear_cross_entropy", _liger_loss))
+            stack.enter_context(
+                _replaced(ic.model.targets, "summed_linear_cross_entropy", _liger_loss)
+            )
         yield
 
 
@@ -52,9 +54,9 @@ def _replaced(module: Any, name: str, value: Callable[..., Any]) -> Iterator[Non
         setattr(module, name, before)
 
 
-def _two_documents(document_ids: Tensor) -> ic.model.sdpa.Segments:
+def _two_documents(document_ids_BT: Tensor) -> ic.model.sdpa.Segments:
     """Fake ids have no values to find runs in; the memory does not depend on how many there are."""
-    rows, tokens = document_ids.shape
+    rows, tokens = document_ids_BT.shape
     half = tokens // 2
     return [piece for b in range(rows) for piece in ((b, 0, half), (b, half, tokens))]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import ic.model.loss
 from ic.callbacks.memory_accounting import optimizer_state
 from ic.config import RunConfig
 from ic.datamodules.passkey import PasskeyDataConfig
@@ -23,6 +23,8 @@ from ic.datamodules.text import TextDataConfig
 from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
+from ic.model.loss import shift_labels
+from ic.model.targets import sum_targets
 from ic.planning.gpu_operators import gpu_operators
 from ic.planning.live_memory import LiveMemory
 from ic.training.optimizers import build_optimizer
@@ -123,14 +125,18 @@ class FakeRun:
             ids = self._batch(memory, rows, tokens)["input_ids"]
             cache = LatentCache(model.config.num_hidden_layers, tokens + _NEW_TOKENS)
             with memory.part("activations"), self._autocast(), torch.no_grad():
-                model(ids[:, :1], past_key_values=cache, use_cache=True)  # allocates the cache
+                # Allocates the cache. No chunk may be so short that it is decoded: that kernel
+                # refuses fake tensors, and a short last chunk takes less than those before it.
+                least = model.config.absorbed_max_queries + 1
+                model(ids[:, :least], past_key_values=cache, use_cache=True)
                 layers: list[Any] = cache.layers  # transformers types them as its base class
                 for layer in layers:
                     memory.move(layer.buffer, "cache")
                 cache.reset()
                 memory.forget_peak()
                 for chunk in ids.split(chunk_tokens, dim=1):
-                    model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    if chunk.shape[1] >= least:
+                        model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
             return Peak(memory.peak_bytes, memory.peak)
 
     @contextmanager
@@ -181,25 +187,46 @@ class FakeRun:
                 name: torch.zeros(rows, tokens, dtype=torch.long)
                 for name in ("input_ids", "labels", "position_ids")
             }
+            if isinstance(self.config.data, PasskeyDataConfig):
+                batch["answer_mask"] = torch.zeros(rows, tokens, dtype=torch.bool)
             if isinstance(self.config.data, TextDataConfig):
                 batch["document_ids"] = torch.zeros(rows, tokens, dtype=torch.int32)
         return batch
 
     def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
-        """`LanguageModelingModule._loss`, whose answer positions depend on the data's values."""
-        hidden_MD = model.model(
+        """What `LanguageModelingModule.training_step` does with a micro-batch."""
+        outputs = model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"],
             document_ids=batch.get("document_ids"), use_cache=False,
-        ).last_hidden_state.flatten(0, 1)  # fmt: skip
-        weight, labels_M = model.lm_head.weight, batch["labels"].flatten()
-        with memory.part("loss"):
-            if not isinstance(self.config.data, PasskeyDataConfig):
-                return ic.model.loss.linear_cross_entropy(hidden_MD, weight, labels_M)
-            at = torch.zeros(len(labels_M) // _TOKENS_PER_ANSWER_TOKEN, dtype=torch.long)
-            loss = ic.model.loss.linear_cross_entropy(hidden_MD[at], weight, labels_M[at])
-            everywhere = self.config.objective.all_tokens_weight
-            if everywhere:
-                loss = loss + everywhere * ic.model.loss.linear_cross_entropy(
-                    hidden_MD, weight, labels_M
-                )
-        return loss
+        )  # fmt: skip
+        labels, marks = shift_labels(batch["labels"]), batch.get("answer_mask")
+        everywhere = 1.0 if marks is None else self.config.objective.all_tokens_weight
+        with memory.part("loss"), _AnswerPositions():
+            sums = sum_targets(
+                outputs.last_hidden_state, model.lm_head.weight, labels, marks,
+                parallel=None, all_tokens=everywhere > 0,
+            )  # fmt: skip
+            num_answers, num_all = sums.num_targets.clamp(min=1)
+            terms = []
+            if sums.answers is not None:
+                terms.append(sums.answers / num_answers)
+            if sums.all_tokens is not None:
+                terms.append(everywhere * sums.all_tokens / num_all)
+            return torch.stack(terms).sum()
+
+
+class _AnswerPositions(TorchDispatchMode):
+    """Gives `nonzero`, whose size depends on values that fake tensors lack, one row in ten."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is not torch.ops.aten.nonzero.default:
+            return func(*args, **(kwargs or {}))
+        (marked,) = args
+        count = marked.numel() // _TOKENS_PER_ANSWER_TOKEN
+        return marked.new_empty((count, marked.dim()), dtype=torch.long)

@@ -16,6 +16,7 @@ from ic.callbacks.checkpoint import (
     CheckpointConfig,
     FolderCheckpoint,
     resolve_checkpoint,
+    saved_steps,
     trained_length,
 )
 from tests.conftest import SHORT
@@ -125,3 +126,10 @@ def test_second_interrupt_ends_at_once() -> None:
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.checkpoint.{next(iter(changes))}="):
         CheckpointConfig(**changes)
+
+
+def test_saved_steps_leave_out_unfinished_ones(tmp_path: Path) -> None:
+    for name in ("step=10", "step=2", "step=4.partial-7", "best.partial-3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "last").symlink_to("step=10")
+    assert saved_steps(tmp_path) == [2, 10]

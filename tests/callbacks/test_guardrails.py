@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from safetensors.torch import load_file
 
 from ic.build import build_module, build_tokenizer
 from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
@@ -22,12 +22,15 @@ from ic.callbacks.guardrails import (
     TrainingDivergedError,
     robust_z_score,
 )
-from ic.checkpoint.folder import FolderCheckpointIO
+from ic.checkpoint.folder import MODULE_PREFIX, FolderCheckpointIO
 from ic.cli import CONF
 from ic.datamodules.passkey import PasskeyDataModule
 from ic.model import MLAForCausalLM
 from ic.overrides import compose_config
+from ic.parallel.fsdp2 import FSDP2Strategy
+from tests.parallel.training_run import join
 
+STRATEGIES: dict[str, Any] = {"auto": lambda: "auto", "ddp": DDPStrategy, "fsdp2": FSDP2Strategy}
 TINY = (
     "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1",
     "data.context_length=128", "data.tokens_per_batch=256", "data.val_batches=1",
@@ -55,7 +58,14 @@ def nan_embedding(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tenso
     return output * math.nan if module.owner[0].poisoned else output
 
 
-def fit(folder: Path, steps: tuple[int, ...], *, ranks: int = 1, **settings: Any) -> Trainer:
+def fit(
+    folder: Path,
+    steps: tuple[int, ...],
+    *,
+    ranks: int = 1,
+    strategy: str = "auto",
+    **settings: Any,
+) -> None:
     config, _ = compose_config(CONF, "fit", ["experiment=mla_tiny", *TINY])
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")
@@ -68,7 +78,7 @@ def fit(folder: Path, steps: tuple[int, ...], *, ranks: int = 1, **settings: Any
     data.steps, data.rank = steps, ranks - 1
     trainer = Trainer(
         default_root_dir=folder, accelerator="cpu", devices=ranks, max_steps=10, max_epochs=-1,
-        strategy=DDPStrategy(start_method="spawn", process_group_backend="gloo") if ranks > 1 else "auto",
+        strategy=STRATEGIES[strategy](), gradient_clip_val=1.0,
         callbacks=[
             Guardrails(GuardrailsConfig(**settings)),
             FolderCheckpoint(CheckpointConfig(every_n_steps=2, keep_every_n_steps=2, monitor=None)),
@@ -78,15 +88,49 @@ def fit(folder: Path, steps: tuple[int, ...], *, ranks: int = 1, **settings: Any
         use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    return trainer
+
+
+def fit_rank(
+    rank: int, ranks: int, port: int, folder: Path, steps: tuple[int, ...], strategy: str
+) -> None:
+    join(rank, ranks, port)
+    fit(folder, steps, ranks=ranks, strategy=strategy)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "guardrails.jsonl").read_text().splitlines()]
 
 
+def saved(folder: Path, step: int) -> dict[str, Any]:
+    """A checkpoint of either format, as one process would load it."""
+    config, _ = compose_config(CONF, "fit", ["experiment=mla_tiny", *TINY])
+    tokenizer = build_tokenizer("bytes")
+    reader = FolderCheckpointIO(config.model.mla_config(320), tokenizer)
+    return reader.load_checkpoint(folder / f"checkpoints/step={step}")
+
+
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"checkpoints/step={step}/model.safetensors")
+    state = saved(folder, step)["state_dict"]
+    return {name.removeprefix(MODULE_PREFIX): tensor for name, tensor in state.items()}
+
+
+def optimizer_state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    (optimizer,) = saved(folder, step)["optimizer_states"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entry in optimizer["state"].items()
+        for name, value in entry.items()
+    }
+
+
+def assert_same(folder: Path, step: int, other: int) -> None:
+    """Weights and optimizer state of two checkpoints are equal bit for bit."""
+    for read in (weights, optimizer_state):
+        expected, found = read(folder, other), read(folder, step)
+        assert found.keys() == expected.keys()
+        assert found
+        for name, tensor in found.items():
+            assert tensor.equal(expected[name]), name
 
 
 def test_a_poisoned_batch_is_survived_and_named(tmp_path: Path) -> None:
@@ -105,33 +149,33 @@ def test_a_poisoned_batch_is_survived_and_named(tmp_path: Path) -> None:
 def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
     fit(tmp_path, (4, 5), max_in_a_row=9)
     assert [r["in_a_row"] for r in records(tmp_path)] == [1, 2]
-    first = torch.load(tmp_path / "checkpoints/step=4/trainer.pt", weights_only=True)
-    then = torch.load(tmp_path / "checkpoints/step=6/trainer.pt", weights_only=True)
-    for name, tensor in weights(tmp_path, 6).items():
-        assert tensor.equal(weights(tmp_path, 4)[name]), name
-    states = [c["optimizer_states"][0]["state"] for c in (first, then)]
-    for key, state in states[0].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(states[1][key][name]), torch.as_tensor(value))
-    assert then["global_step"] == 6
+    assert_same(tmp_path, 6, 4)
+    assert saved(tmp_path, 6)["global_step"] == 6
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_three_in_a_row_roll_back(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("ddp", 2), ("fsdp2", 2)])
+def test_three_in_a_row_roll_back(
+    tmp_path: Path, strategy: str, ranks: int, spawn: Callable[..., None]
+) -> None:
     """Bad steps 5 to 7, and 1, which is survived; the newest checkpoint before 5 is step 4's, so
     that the step taken after it is lost. With two ranks only the second one's batches are bad.
     """
-    fit(tmp_path, (1, 5, 6, 7), ranks=ranks)
-    for record, step in zip(records(tmp_path), (1, 5, 6, 7), strict=True):
+    bad = (1, 5, 6, 7)
+    if ranks > 1:
+        spawn(fit_rank, ranks, tmp_path, bad, strategy)
+    else:
+        fit(tmp_path, bad)
+    for record, step in zip(records(tmp_path), bad, strict=True):
+        # Rank 0 writes it, so it must know of the other's loss; the norm is bad as well.
+        assert record["reason"] == "loss is not finite"
         assert [r["batches"] for r in record["ranks"]] == [[{"step": step}]] * ranks
         finite = [r["loss"] != "nan" for r in record["ranks"]]
         assert finite == [True] * (ranks - 1) + [False]
-    for name, tensor in weights(tmp_path, 8).items():
-        assert tensor.equal(weights(tmp_path, 4)[name]), name
+    assert_same(tmp_path, 8, 4)
     assert not weights(tmp_path, 6)["lm_head.weight"].equal(weights(tmp_path, 4)["lm_head.weight"])
-    end = torch.load(tmp_path / "checkpoints/step=10/trainer.pt", weights_only=True)
-    assert end["Poisoned"]["next_step"] == 10
+    assert saved(tmp_path, 10)["Poisoned"]["next_step"] == 10
     assert not weights(tmp_path, 10)["lm_head.weight"].equal(weights(tmp_path, 8)["lm_head.weight"])
+    assert (tmp_path / "checkpoints/last").resolve().name == "step=10"
 
 
 def test_divergence_ends_the_run(tmp_path: Path) -> None:
