@@ -43,6 +43,7 @@ _QUIET = (
 )  # fmt: skip
 _DEVICES = "{devices}"
 _LOG_TAIL_LINES = 20
+_TABLE_WIDTH = 120
 # How a failed run names its reason: our one line, or the end of a traceback.
 _REASON = re.compile(r"^(?:\[rank\d+\]: ?)?(ic: .*|[\w.]*(?:Error|Exception)\b.*)$", re.M)
 
@@ -139,14 +140,15 @@ def run_scaling(config: ScalingConfig) -> int:
     if not runs:
         raise ValueError("scaling.cases is empty: give at least one {name: ..., overrides: [...]}")
     output = Path(options.output)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False)  # a file gets whole lines
     rows: list[dict[str, Any]] = []
     for number, (case, devices) in enumerate(runs, 1):
         rows.append(_row(options, case, devices, gpus))
         compare(rows, options.baseline)
         write_results(output, asdict(options), rows)
         console.print(f"{number}/{len(runs)} {scaling_line(rows[-1])}", markup=False)
-    console.print(scaling_table(rows, options.baseline))
+    table_width = console.width if console.is_terminal else _TABLE_WIDTH
+    console.print(scaling_table(rows, options.baseline), width=table_width)
     draw_scaling(rows, output.with_suffix(".png"))
     console.print(f"results: {output}, plot: {output.with_suffix('.png')}", markup=False)
     return int(any(row["status"] == "failed" for row in rows))

@@ -10,8 +10,8 @@ from rich.table import Table
 from ic.atomic_write import replacing
 
 _COLUMNS = (
-    "case", "GPUs", "context", "tokens/s", "step, median", "p10-p90", "MFU", "GPU busy",
-    "peak memory", "to baseline", "efficiency",
+    "case", "GPUs", "context", "tokens/s", "step", "p10-p90", "MFU", "busy", "GiB", "ratio",
+    "efficiency",
 )  # fmt: skip
 
 
@@ -27,13 +27,12 @@ def scaling_line(row: dict[str, Any]) -> str:
 
 
 def scaling_table(rows: list[dict[str, Any]], baseline: str) -> Table:
-    """All rows; cases that were not measured with their reason."""
-    table = Table(title="Training by strategy", caption=f"baseline: {baseline}")
+    """The measured rows: step times in s, peak memory of a GPU, tokens/s over the baseline's."""
+    table = Table(title="Training by strategy", caption=f"ratio: tokens/s over those of {baseline}")
     for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "case" else "right")
+        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
     for row in rows:
         if row["status"] != "measured":
-            table.add_row(f"{row['name']}: {row['reason']}", str(row["num_gpus"]))
             continue
         peak, ratio = row["peak_bytes_per_gpu"], row["ratio_to_baseline"]
         table.add_row(
@@ -41,12 +40,12 @@ def scaling_table(rows: list[dict[str, Any]], baseline: str) -> Table:
             str(row["num_gpus"]),
             f"{row['context_length_tokens']:,}",
             f"{row['tokens_per_s']:,.0f}",
-            f"{row['step_time_median_s']:.3f} s",
+            f"{row['step_time_median_s']:.3f}",
             f"{row['step_time_p10_s']:.3f}-{row['step_time_p90_s']:.3f}",
             _percent(row["mfu"]),
             _percent(row["gpu_utilisation"]),
-            "-" if peak is None else f"{peak / 2**30:.1f} GiB",
-            "-" if ratio is None else f"{ratio:.2f} x",
+            "-" if peak is None else f"{peak / 2**30:.1f}",
+            "-" if ratio is None else f"{ratio:.2f}",
             _percent(row["scaling_efficiency"]),
         )
     return table
