@@ -93,7 +93,8 @@ class ModelConfig:
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
         names = set(self.__dataclass_fields__) - {
-            "attention", "norm", "rope", "gradient_checkpointing", "compile", "init_from", "adapter",
+            "attention", "norm", "rope", "gradient_checkpointing", "compile", "init_from",
+            "adapter",
         }  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
