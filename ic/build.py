@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ic.atomic_write import replacing
 from ic.callbacks.checkpoint import FolderCheckpoint, saved_step
 from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.gpu_utilisation import GpuUtilisation
 from ic.callbacks.guardrails import Guardrails
 from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.memory_profiler import MemoryProfiler
@@ -96,6 +97,9 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAF
         add_adapter(model, config.adapter)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for layer in model.model.layers:
+            layer.compile()
     return model.train()
 
 
@@ -131,6 +135,8 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
         built.append(Watchdog(wanted.watchdog))
     if wanted.throughput is not None:
         built.append(Throughput(wanted.throughput))
+    if wanted.gpu_utilisation is not None:
+        built.append(GpuUtilisation(wanted.gpu_utilisation))
     if wanted.memory is not None:
         built.append(MemoryProfiler(wanted.memory))
     if wanted.context_length is not None:

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
+from ic.callbacks.gpu_utilisation import GpuUtilisationConfig
 from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
@@ -36,6 +37,7 @@ from ic.model.config import MLAConfig
 from ic.parallel.config import StrategyConfig
 from ic.parallel.watchdog import WatchdogConfig
 from ic.planning.options import PlanOptions
+from ic.scaling import ScalingConfig
 from ic.training.language_modeling import ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig
 from ic.training.preference_loss import PreferenceConfig
@@ -52,6 +54,7 @@ class ModelConfig:
         init_from: checkpoint folder whose weights to start from, instead of random ones.
         gradient_checkpointing: recompute each layer in the backward pass.
         adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
+        compile: each layer by torch.compile, where it runs without a cache (training, validation).
     """
 
     hidden_size: int = 2048
@@ -79,6 +82,7 @@ class ModelConfig:
     norm: str = "torch"
     rope: str = "torch"
     gradient_checkpointing: bool = False
+    compile: bool = False
     init_from: str | None = None
     adapter: AdapterConfig | None = None
 
@@ -89,7 +93,8 @@ class ModelConfig:
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
         names = set(self.__dataclass_fields__) - {
-            "attention", "norm", "rope", "gradient_checkpointing", "init_from", "adapter",
+            "attention", "norm", "rope", "gradient_checkpointing", "compile", "init_from",
+            "adapter",
         }  # fmt: skip
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
@@ -152,6 +157,7 @@ class CallbacksConfig:
     passkey: PasskeyEvaluationConfig | None = None
     memory: MemoryProfilerConfig | None = None
     throughput: ThroughputConfig | None = None
+    gpu_utilisation: GpuUtilisationConfig | None = None
     profiler: ProfilerConfig | None = None
     watchdog: WatchdogConfig | None = None
     requeue: SlurmRequeueConfig | None = None
@@ -364,6 +370,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="ladder_schema", node=LadderConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="scaling_schema", node=ScalingConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)
     store.store(name="export_schema", node=ExportConfig)

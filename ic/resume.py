@@ -17,10 +17,10 @@ from ic.slurm_job import SlurmJob
 # shows and keeps.
 MAY_CHANGE = (
     "ckpt_path", "overwrite", "allow_config_change", "output_dir", "logger", "data.num_workers",
-    "model.attention", "model.norm", "model.rope", "strategy",
+    "model.attention", "model.norm", "model.rope", "model.compile", "strategy",
     "trainer.max_time", "trainer.devices", "trainer.num_nodes", "trainer.log_every_n_steps",
     "callbacks.checkpoint", "callbacks.memory", "callbacks.profiler", "callbacks.progress",
-    "callbacks.requeue", "callbacks.throughput", "callbacks.watchdog",
+    "callbacks.requeue", "callbacks.throughput", "callbacks.gpu_utilisation", "callbacks.watchdog",
 )  # fmt: skip
 _ABSENT = "(absent)"
 

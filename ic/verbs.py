@@ -50,6 +50,7 @@ from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.results import passkey_rows, run_rows, write_results
 from ic.resume import forget_checkpoints, is_of_run
+from ic.scaling import run_scaling
 
 
 def fit(config: RunConfig) -> int:
@@ -249,6 +250,7 @@ VERBS: dict[str, Any] = {
     "generate": generate,
     "export": export,
     "plan": plan,
+    "scaling": run_scaling,
     "ladder": run_ladder,
     "doctor": doctor,
     "make-preferences": make_preferences,

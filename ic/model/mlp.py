@@ -39,6 +39,7 @@ class MLAMLP(nn.Module):
 
 def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up; Liger's kernel on a GPU keeps one activation less for the backward pass."""
-    if gate.is_cuda and LigerSiLUMulFunction is not None:
+    is_fused_by_compiler = torch.compiler.is_compiling()
+    if gate.is_cuda and LigerSiLUMulFunction is not None and not is_fused_by_compiler:
         return LigerSiLUMulFunction.apply(gate, up)
     return F.silu(gate) * up

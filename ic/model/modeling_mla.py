@@ -54,6 +54,21 @@ class MLADecoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
     ) -> Tensor:
+        if cache is None:
+            return self._without_cache(hidden_BTD, context)
+        return self._block(hidden_BTD, context, cache)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` the pass without a cache, with its arguments.
+
+        Over a cache, whose length is another in each call, the layer stays as it is.
+        """
+        self._without_cache = torch.compile(self._without_cache, *args, **kwargs)  # type: ignore[method-assign]
+
+    def _without_cache(self, hidden_BTD: Tensor, context: AttentionContext) -> Tensor:
+        return self._block(hidden_BTD, context, None)
+
+    def _block(self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None) -> Tensor:
         attended_BTD = self.self_attn(self.input_layernorm(hidden_BTD), context, cache)
         normed_BTD, hidden_BTD = self.post_attention_layernorm(attended_BTD, residual=hidden_BTD)
         return hidden_BTD + self.mlp(normed_BTD)

@@ -1,0 +1,277 @@
+"""Training under different strategies, measured on the GPUs of this host.
+
+A case is a `fit` of a few optimizer steps at one context length in a process of its own, without
+evaluation, checkpoints, validation or Weights & Biases. Its row comes from what that run wrote
+(`throughput.json`, `memory/memory.json`, `gpu_utilisation.json`, `config.yaml`). The results file
+is written anew after each case.
+
+**Ratio to the baseline** is tokens/s over those of the baseline case's row with as many GPUs,
+**efficiency** tokens/s over those of the one-GPU row times the number of GPUs. Both compare only
+rows whose overrides are equal but for `strategy` and the number of devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from ic.overrides import UsageError
+from ic.results import write_results
+from ic.scaling_report import draw_scaling, scaling_line, scaling_table
+
+# What a strategy changes; the other overrides say what is trained.
+_STRATEGY_KEYS = ("strategy", "trainer.devices")
+_QUIET = (
+    "trainer.max_time=null", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=1000",
+    "logger=none", "callbacks.checkpoint=null", "callbacks.requeue=null",
+    "callbacks.context_length=null", "callbacks.passkey=null",
+    "callbacks.memory.every_n_steps=0", "callbacks.memory.oom_snapshot=false",
+)  # fmt: skip
+_DEVICES = "{devices}"
+_LOG_TAIL_LINES = 20
+_TABLE_WIDTH = 120
+# How a failed run names its reason: our one line, or the end of a traceback.
+_REASON = re.compile(r"^(?:\[rank\d+\]: ?)?(ic: .*|[\w.]*(?:Error|Exception)\b.*)$", re.M)
+
+
+@dataclass
+class ScalingCase:
+    """A run to measure.
+
+    Attributes:
+        name: names the row, together with the number of GPUs.
+        overrides: of `fit`; `{devices}` stands for the number of GPUs.
+        devices: one row for each number; empty for 2, 4, 8, ... up to what the host has.
+        warmup_steps, timed_steps: where they differ from the other cases'.
+    """
+
+    name: str = "???"
+    overrides: list[str] = field(default_factory=list)
+    devices: list[int] = field(default_factory=list)
+    warmup_steps: int | None = None
+    timed_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for number in self.devices:
+            if number < 1:
+                raise ValueError(
+                    f"scaling.cases: {self.name!r}: devices={self.devices}: each at least 1"
+                )
+        for name in ("warmup_steps", "timed_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"scaling.cases: {self.name!r}: {name}={value}: at least 1")
+
+
+@dataclass
+class ScalingOptions:
+    """What to measure, and for how long.
+
+    Attributes:
+        cases: in this order.
+        only: names of the cases to run; empty for all.
+        common: overrides of every case; a case's own come after them.
+        baseline: name of the case that `ratio_to_baseline` divides by.
+        warmup_steps: optimizer steps that are not timed: compilation, autotuning, the allocator.
+        timed_steps: optimizer steps after them.
+        case_timeout_s: a case that takes longer is ended and reported.
+        output: results file; the plot stands beside it.
+    """
+
+    cases: list[ScalingCase] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)
+    baseline: str = "ddp over gloo"
+    warmup_steps: int = 3
+    timed_steps: int = 6
+    case_timeout_s: float = 300.0
+    output: str = "docs/results/scaling.json"
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_steps", "timed_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"scaling.{name}={getattr(self, name)}: must be at least 1")
+        if not self.case_timeout_s > 0:
+            raise ValueError(f"scaling.case_timeout_s={self.case_timeout_s}: must be above 0")
+        if not self.output.endswith(".json"):
+            raise ValueError(f"scaling.output={self.output!r}: must end in .json")
+        names = [case.name for case in self.cases]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"scaling.cases: {', '.join(repeated)}: give each case its own name")
+        for name in self.only:
+            if name not in names:
+                raise UsageError.unknown("case in scaling.only", name, names)
+
+    def selected(self) -> list[ScalingCase]:
+        """The cases to run."""
+        return [case for case in self.cases if not self.only or case.name in self.only]
+
+
+@dataclass
+class ScalingConfig:
+    """The verb `scaling`."""
+
+    scaling: ScalingOptions = field(default_factory=ScalingOptions)
+
+
+def run_scaling(config: ScalingConfig) -> int:
+    """Measure every case; 0 if each was measured or had no GPUs for it, 1 if one failed.
+
+    Raises:
+        ValueError: there is no case.
+    """
+    options = config.scaling
+    gpus = torch.cuda.device_count()
+    runs = [(case, n) for case in options.selected() for n in case.devices or gpu_counts(gpus)]
+    if not runs:
+        raise ValueError("scaling.cases is empty: give at least one {name: ..., overrides: [...]}")
+    output = Path(options.output)
+    console = Console(soft_wrap=True, highlight=False)  # a file gets whole lines
+    rows: list[dict[str, Any]] = []
+    for number, (case, devices) in enumerate(runs, 1):
+        rows.append(_row(options, case, devices, gpus))
+        compare(rows, options.baseline)
+        write_results(output, asdict(options), rows)
+        console.print(f"{number}/{len(runs)} {scaling_line(rows[-1])}", markup=False)
+    table_width = console.width if console.is_terminal else _TABLE_WIDTH
+    console.print(scaling_table(rows, options.baseline), width=table_width)
+    draw_scaling(rows, output.with_suffix(".png"))
+    console.print(f"results: {output}, plot: {output.with_suffix('.png')}", markup=False)
+    return int(any(row["status"] == "failed" for row in rows))
+
+
+def gpu_counts(gpus: int) -> list[int]:
+    """2, 4, 8, ... up to the host's number of GPUs; 2 at least, for the row that says why not."""
+    return [n for n in (2, 4, 8, 16) if n <= max(gpus, 2)]
+
+
+def compare(rows: list[dict[str, Any]], baseline: str) -> None:
+    """Fill in `ratio_to_baseline` and `scaling_efficiency` wherever there is a row for them."""
+    measured = [row for row in rows if row["status"] == "measured"]
+    for row in measured:
+        alike = [other for other in measured if _trained(other) == _trained(row)]
+        bases = [r for r in alike if r["name"] == baseline and r["num_gpus"] == row["num_gpus"]]
+        singles = [r for r in alike if r["num_gpus"] == 1]
+        speed = row["tokens_per_s"]
+        row["ratio_to_baseline"] = speed / bases[0]["tokens_per_s"] if bases else None
+        row["scaling_efficiency"] = (
+            speed / (row["num_gpus"] * singles[0]["tokens_per_s"]) if singles else None
+        )
+
+
+def _trained(row: dict[str, Any]) -> list[str]:
+    """What is trained, whatever the strategy."""
+    settings = _settings(row["overrides"])
+    return sorted(f"{k}={v}" for k, v in settings.items() if not k.startswith(_STRATEGY_KEYS))
+
+
+def _settings(overrides: list[str]) -> dict[str, str]:
+    """Keys and values; as for Hydra, the last of several wins."""
+    return {key: value for key, _, value in (o.partition("=") for o in overrides)}
+
+
+def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) -> dict[str, Any]:
+    overrides = [o.replace(_DEVICES, str(devices)) for o in [*options.common, *case.overrides]]
+    overrides.append(f"trainer.devices={devices}")
+    row = {"name": case.name, "overrides": overrides, "num_gpus": devices}
+    on_cpu = _settings(overrides).get("trainer.accelerator") == "cpu"
+    if devices > gpus and not on_cpu:
+        reason = f"needs {devices} GPUs, this host has {gpus}"
+        return {**row, "status": "skipped", "reason": reason}
+    warmup = case.warmup_steps or options.warmup_steps
+    timed = case.timed_steps or options.timed_steps
+    with tempfile.TemporaryDirectory(prefix="ic-scaling-") as folder:
+        settings = [
+            *overrides, *_QUIET, f"trainer.max_steps={warmup + timed}",
+            f"callbacks.throughput.warmup_steps={warmup}",
+            f"callbacks.gpu_utilisation.warmup_steps={warmup}",
+            # The optimizer's state is there from the second step on.
+            f"callbacks.memory.first_steps={max(2, warmup)}",
+            f"output_dir={folder}", "name=scaling", "run_id=case",
+        ]  # fmt: skip
+        log = Path(folder) / "log.txt"
+        start = time.perf_counter()
+        failure = _run([sys.executable, "-m", "ic", "fit", *settings], log, options.case_timeout_s)
+        row["wall_s"] = time.perf_counter() - start
+        run = Path(folder) / "scaling" / "case"
+        if failure is None and not (run / "throughput.json").is_file():
+            failure = "the run wrote no throughput.json; leave callbacks.throughput on"
+        if failure is not None:
+            tail = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+            return {**row, "status": "failed", "reason": failure, "log_tail": tail}
+        return {**row, "status": "measured", **read_run(run)}
+
+
+def _run(command: list[str], log: Path, timeout_s: float) -> str | None:
+    """Run in a process group of its own and end all of it -> why it failed, or None."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return f"took longer than scaling.case_timeout_s={timeout_s:g}"
+        finally:
+            _end_group(process)
+    if code == 0:
+        return None
+    reasons = _REASON.findall(log.read_text(errors="replace"))
+    return f"exit code {code}" + (f": {reasons[0]}" if reasons else "")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """A rank that outlives its first process would keep its GPU from the next case."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The measured part of a row, from a run directory."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    speed = _read(run / "throughput.json")
+    (timed,) = speed["by_context_length"]
+    memory = _read(run / "memory" / "memory.json")
+    utilisation = _read(run / "gpu_utilisation.json")
+    if not timed["num_steps_timed"]:
+        raise ValueError(f"{run}: no step was timed")
+    return {
+        "device": speed["device"],
+        "num_processes": speed["num_devices"],
+        "strategy": config["strategy"]["name"],
+        "process_group_backend": config["strategy"]["process_group_backend"],
+        "context_parallel_size": config["strategy"]["context_parallel_size"],
+        "context_length_tokens": timed["context_length_tokens"],
+        "tokens_per_step": timed["tokens_timed"] // timed["num_steps_timed"],
+        "num_steps_timed": timed["num_steps_timed"],
+        "step_time_median_s": timed["step_time_median_s"],
+        "step_time_p10_s": timed["step_time_p10_s"],
+        "step_time_p90_s": timed["step_time_p90_s"],
+        "data_wait_share": timed["data_wait_share"],
+        "tokens_per_s": timed["tokens_per_s"],
+        "mfu": timed.get("mfu"),
+        "gpu_utilisation": utilisation.get("mean"),
+        "gpu_utilisation_by_gpu": utilisation.get("by_gpu"),
+        "peak_bytes_per_gpu": memory.get("run_peak_bytes"),
+        "memory_meter": memory.get("meter"),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
