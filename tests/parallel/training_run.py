@@ -184,7 +184,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_module(config, model.train(), tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer)
-    return build_trainer(config, folder, io, training=True), module
+    return build_trainer(config, folder, io, None, training=True), module
 
 
 def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:
