@@ -1,8 +1,7 @@
 """Markdown tables made from `docs/results`, so that no figure in a document is typed by hand.
 
-`python -m ic.tables` rewrites what stands in the README between `<!-- table: NAME -->` and
-`<!-- end -->`; a test
-fails when it is stale.
+`python -m ic.tables` rewrites what stands in `DOCUMENTS` between `<!-- table: NAME -->` and
+`<!-- end -->`; a test fails when it is stale.
 """
 
 from __future__ import annotations
@@ -109,12 +108,40 @@ def plan_table() -> str:
     return "\n".join(lines)
 
 
+def scaling_table() -> str:
+    """Training by strategy: every row of the `scaling*.json` files."""
+    lines = [
+        "| case | device | GPUs | context | tokens a step | tokens/s | MFU | GPU utilisation "
+        "| peak of a GPU | against gloo | efficiency |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.0f} %"
+
+    for file in sorted(RESULTS.glob("scaling*.json")):
+        rows = _load(file.name)["rows"]
+        for row in (row for row in rows if row["status"] == "measured"):
+            ratio = row["ratio_to_baseline"]
+            lines.append(
+                f"| {row['name']} | {row['device']} | {row['num_gpus']} "
+                f"| {row['context_length_tokens']:,} | {row['tokens_per_step']:,} "
+                f"| {row['tokens_per_s']:,.0f} | {share(row['mfu'])} "
+                f"| {share(row['gpu_utilisation'])} | {row['peak_bytes_per_gpu'] / 2**30:.1f} GiB "
+                f"| {'-' if ratio is None else f'{ratio:.2f} times'} "
+                f"| {share(row['scaling_efficiency'])} |"
+            )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "passkey": passkey_table,
     "training": training_table,
     "cache": cache_table,
     "plan": plan_table,
+    "scaling": scaling_table,
 }
+DOCUMENTS = ("README.md", "docs/parallel.md")
 
 
 def refresh(text: str) -> str:
@@ -134,10 +161,10 @@ def refresh(text: str) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = refresh(readme.read_text())
-    with replacing(readme) as partial:
-        partial.write_text(text)
+    for document in (ROOT / name for name in DOCUMENTS):
+        text = refresh(document.read_text())
+        with replacing(document) as partial:
+            partial.write_text(text)
 
 
 def _load(file: str) -> dict[str, Any]:
