@@ -50,6 +50,8 @@ from ic.tracking.csv_logger import ContinuedCSVLogger
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.preference import PreferenceModule
 
+# A curriculum from 256 tokens to a million doubles twelve times.
+MAX_COMPILED_LENGTHS = 32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -98,8 +100,11 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAF
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
+        # One graph a context length: with symbolic lengths each layer falls into several graphs.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILED_LENGTHS)
         for layer in model.model.layers:
-            layer.compile()
+            layer.compile(dynamic=False)
     return model.train()
 
 

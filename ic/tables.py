@@ -41,9 +41,10 @@ def passkey_table() -> str:
             n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
             low, high = wilson_interval(correct, n)
             worst = min(here, key=lambda r: r["accuracy"])
+            without = f"{control[0]['correct']}/{control[0]['n']}" if control else "-"
             lines.append(
                 f"| {name} | {length:,} | {correct}/{n} | {100 * low:.1f}-{100 * high:.1f} % "
-                f"| {worst['correct']}/{worst['n']} | {control[0]['correct']}/{control[0]['n']} "
+                f"| {worst['correct']}/{worst['n']} | {without} "
                 f"| {data['commit'][:9]} |"
             )
     return "\n".join(lines)
@@ -58,15 +59,16 @@ def training_table() -> str:
     for name, file, _ in RUNS:
         data = _load(file)
         rows = [r for r in data["rows"] if r["what"] == "training" and r["num_steps_timed"]]
-        (memory,) = [r for r in data["rows"] if r["what"] == "memory"]
+        peaks = [r["peak_bytes"] for r in data["rows"] if r["what"] == "memory"]
+        peak = f"{peaks[0] / 2**30:.1f} GiB" if peaks else "-"
         # The shortest and the longest say how speed changes with context; the file has them all.
-        for row in [rows[0], rows[-1]]:
+        for row in [*rows[:1], *rows[1:][-1:]]:
             mfu = f"{100 * row['mfu']:.0f} %" if row.get("mfu") else "-"
             lines.append(
                 f"| {name} | {data['device']} | {row['context_length_tokens']:,} "
                 f"| {row['num_steps_timed']} | {row['tokens_per_s']:,.0f} "
                 f"| {row['step_time_median_s']:.3f} s | {mfu} "
-                f"| {memory['peak_bytes'] / 2**30:.1f} GiB |"
+                f"| {peak} |"
             )
     return "\n".join(lines)
 

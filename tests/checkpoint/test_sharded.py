@@ -143,7 +143,8 @@ def test_full_disk(small_disk: tuple[Path, Callable[[], None] | None]) -> None:
         disk = checkpoints(folder, "full")
         size = shutil.disk_usage(disk).used + 200_000
         subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
-    codes, output = run_ranks(folder, 2, *run, "ckpt_path=last", fault=limit, faulty_rank=1)
+    longer = (*run, "ckpt_path=last", "allow_config_change=true")
+    codes, output = run_ranks(folder, 2, *longer, fault=limit, faulty_rank=1)
     assert codes == [2, 2], output
     assert f"could not save the checkpoint {checkpoints(folder, 'full') / 'step=4'}" in output
     assert "No space left on device" in output or "File too large" in output

@@ -1,7 +1,7 @@
 """Compile the decode kernels ahead of time, without a GPU, and print what the compiler used.
 
 Run by test_aot_compile_decode.py in a process of its own, because the interpreter mode of the other
-tests replaces `triton.jit`:  python tests/kernels/aot_decode.py CAPABILITY ... [--published]
+tests replaces `triton.jit`:  python tests/kernels/aot_decode.py CAPABILITY ...
 """
 
 from __future__ import annotations
@@ -196,11 +196,9 @@ def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[s
     return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)
 
 
-def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
+def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
     for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
-        if published_only and not published:
-            continue
         for latent, rope, num_rows, kind in shapes:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
             if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
@@ -213,19 +211,14 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
     others = {
         "combine 264 splits": lambda: compile_combine(capability, 264, 512),
         "append fp8": lambda: compile_append(capability, 512, 64, "fp8"),
+        "combine 4 splits": lambda: compile_combine(capability, 4, 192),
+        "append bf16": lambda: compile_append(capability, 192, 64, "bf16"),
+        "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
+        "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
+        "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),
+        "fp8 512, page 16": lambda: compile_decode(capability, 512, 64, 16, "fp8", page_size=16),
+        "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
     }
-    if not published_only:
-        others |= {
-            "combine 4 splits": lambda: compile_combine(capability, 4, 192),
-            "append bf16": lambda: compile_append(capability, 192, 64, "bf16"),
-            "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
-            "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
-            "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),
-            "fp8 512, page 16": lambda: compile_decode(
-                capability, 512, 64, 16, "fp8", page_size=16
-            ),
-            "4 query tokens": lambda: compile_decode(capability, 192, 64, 64, "bf16", num_query=4),
-        }
     for name, build in others.items():
         # e4m3 in small pages has no published figure; its kernel widens and may spill on sm_90.
         rows.append({"name": name, "published": not name.startswith("fp8")} | build())
@@ -234,6 +227,4 @@ def compile_all(capability: int, published_only: bool) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    chosen = [int(argument) for argument in sys.argv[1:] if not argument.startswith("-")]
-    only = "--published" in sys.argv
-    print(json.dumps([row for capability in chosen for row in compile_all(capability, only)]))
+    print(json.dumps([row for argument in sys.argv[1:] for row in compile_all(int(argument))]))

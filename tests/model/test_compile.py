@@ -40,23 +40,22 @@ def gradients(model: MLAForCausalLM, rows: int, tokens: int) -> list[Tensor]:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for a CPU with g++")
 def test_losses_and_gradients_are_those_of_plain_layers() -> None:
-    plain, compiled = model(), model(compile=True)
-    for rows, tokens in ((4, 64), (2, 128)):
-        wanted, given = gradients(plain, rows, tokens), gradients(compiled, rows, tokens)
-        for a, b in zip(wanted, given, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    plain, compiled = model(num_hidden_layers=1), model(num_hidden_layers=1, compile=True)
+    for a, b in zip(gradients(compiled, 4, 64), gradients(plain, 4, 64), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_curriculum_of_eight_lengths_does_not_exhaust_the_compiler(checkpointing: bool) -> None:
+def test_a_curriculum_takes_one_graph_a_length(checkpointing: bool) -> None:
+    model(compile=True)  # raises the compiler's limit of eight
     counter = CompileCounterWithBackend("eager")
     changing = model(gradient_checkpointing=checkpointing)
     for layer in changing.model.layers:
-        layer.compile(backend=counter)
+        layer.compile(backend=counter, dynamic=False)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for doubling in range(8):
-            gradients(changing, 2 ** (7 - doubling), 16 * 2**doubling)
-    assert counter.frame_count <= 8
+        for number in range(1, 11):
+            gradients(changing, 1, 8 * number)
+    assert counter.frame_count == 10
 
 
 def test_a_pass_with_a_cache_is_not_compiled() -> None:
