@@ -191,6 +191,20 @@ def test_an_evaluation_is_requeued_by_its_shell(
     assert len((jobs.folder / "passkey/cells.jsonl").read_text().splitlines()) == 2
 
 
+def test_alignment_jobs_run_the_experiment_asked_for(jobs: Jobs) -> None:
+    submitted = {
+        name: jobs.submit(
+            f"train_{name}", f"experiment={name}_tiny", f"output_dir={jobs.folder}",
+            "trainer.max_steps=1",
+        )
+        for name in ("sft", "dpo")
+    }  # fmt: skip
+    for name, job in submitted.items():
+        jobs.wait_for(job, "COMPLETED")
+        last = jobs.folder / f"{name}_tiny" / job / "checkpoints" / "last"
+        assert os.readlink(last) == "step=1"
+
+
 def test_doctor_examines_the_cluster(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", jobs.cluster.environment["SLURM_CONF"])
     found = {each.what: each for each in slurm.controller()}
