@@ -128,7 +128,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
 
     @abstractmethod
     def _digest(self) -> str:
-        """Hash of all that decides which batches training sees."""
+        """Hash of the training data, kept in checkpoints to refuse other data."""
 
     @property
     def context_length(self) -> int:
