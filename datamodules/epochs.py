@@ -7,11 +7,21 @@ its place alone, not on the number of worker processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch.utils.data import IterableDataset, get_worker_info
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
 
+from ic.parallel.replica import data_replica
+
+Batch = dict[str, Any]
+Example = TypeVar("Example")
 Row = TypeVar("Row")
 # Epoch, and rows of it that were taken.
 Place = tuple[int, int]
@@ -30,7 +40,7 @@ class EpochBatches(IterableDataset, Generic[Row]):
     def __init__(
         self,
         rows_of_epoch: Callable[[int], list[Row]],
-        collate: Callable[[list[Row]], dict[str, Any]],
+        collate: Callable[[list[Row]], Batch],
         rows_per_batch: int,
         rank: int,
         world: int,
@@ -40,7 +50,7 @@ class EpochBatches(IterableDataset, Generic[Row]):
         self.rows_per_batch, self.rank, self.world = rows_per_batch, rank, world
         self.start = start
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         step, (epoch, row) = self.start
@@ -59,3 +69,143 @@ class EpochBatches(IterableDataset, Generic[Row]):
                 batch = self.collate(taken[self.rank :: self.world])
                 yield {**batch, "step": step, "place": (epoch, row)}
             step, turn = step + 1, turn + 1
+
+
+class EpochDataConfig(Protocol):
+    """What `EpochDataModule` reads of its configuration."""
+
+    train_files: list[str]
+    val_files: list[str]
+    test_files: list[str]
+    context_length: int
+    shuffle: bool
+    num_workers: int
+    seed: int
+
+    @property
+    def rows_per_batch(self) -> int: ...
+
+
+Config = TypeVar("Config", bound=EpochDataConfig)
+
+
+class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
+    """Examples of local files, tokenized in memory; resumes where it stopped.
+
+    A row is what a batch has `config.rows_per_batch` of: one or more examples by their index.
+    Settings are `train_files`, `val_files` and `test_files`.
+
+    Attributes:
+        file_example: name of a file, for the error that there is none.
+        other_data_error: the error that a checkpoint was trained on other data.
+
+    Raises:
+        ValueError: bad data, named by its row, before training starts.
+    """
+
+    file_example: ClassVar[str]
+    other_data_error: ClassVar[str]
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.next_step = 0
+        self.place: Place = (0, 0)
+        self._splits: dict[str, list[Example]] = {}
+
+    @abstractmethod
+    def _read(self, setting: str) -> list[Example]:
+        """The examples of a setting's files."""
+
+    @abstractmethod
+    def _rows(self, setting: str, order: list[int]) -> list[Row]:
+        """Rows of a setting's examples, given by their index in the order to take them in."""
+
+    @abstractmethod
+    def _collate(self, rows: list[Row], setting: str = "train_files") -> Batch:
+        """A batch of rows of a setting."""
+
+    @abstractmethod
+    def _digest(self) -> str:
+        """Hash of the training data, kept in checkpoints to refuse other data."""
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length
+
+    def examples(self, setting: str) -> list[Example]:
+        """Those of a setting, read once."""
+        if setting not in self._splits:
+            self._splits[setting] = self._read(setting)
+        return self._splits[setting]
+
+    def setup(self, stage: str) -> None:
+        wanted = {"fit": "train_files", "validate": "val_files"}.get(stage, "test_files")
+        if not getattr(self.config, wanted):
+            raise ValueError(
+                f"data.{wanted} is empty: name the files, for example [{self.file_example}]"
+            )
+        for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
+            self.examples(setting)
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        rank, world = self._rank_and_world
+        stream = EpochBatches(
+            self._rows_of_epoch, self._collate, self.config.rows_per_batch, rank, world,
+            (self.next_step, self.place),
+        )  # fmt: skip
+        workers = self.config.num_workers
+        return DataLoader(
+            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> list[DataLoader] | DataLoader:
+        return self._fixed("val_files") if self.config.val_files else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed("test_files")
+
+    predict_dataloader = test_dataloader
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        # This hook sees a batch when it is consumed, not when it was fetched ahead.
+        if "place" not in batch:
+            return batch
+        self.next_step, self.place = batch["step"] + 1, batch["place"]
+        return {key: value for key, value in batch.items() if key != "place"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["data"] != self._digest():
+            raise ValueError(self.other_data_error)
+        self.next_step = state_dict["next_step"]
+        self.place = (state_dict["place"][0], state_dict["place"][1])
+
+    def _rows_of_epoch(self, epoch: int) -> list[Row]:
+        count = len(self.examples("train_files"))
+        order = list(range(count))
+        if self.config.shuffle:
+            order = np.random.default_rng([self.config.seed, epoch]).permutation(count).tolist()
+        return self._rows("train_files", order)
+
+    def _fixed(self, setting: str) -> DataLoader:
+        """Rows in the files' order; ranks make equally many, so the last may repeat a row."""
+        rank, world = self._rank_and_world
+        rows = self._rows(setting, list(range(len(self.examples(setting)))))
+        each = -(-len(rows) // world)
+        mine = [rows[(rank + i * world) % len(rows)] for i in range(each)]
+        size = self.config.rows_per_batch
+        batches = [mine[i : i + size] for i in range(0, each, size)]
+        return DataLoader(
+            batches,  # type: ignore[arg-type]
+            batch_size=None,
+            collate_fn=partial(self._collate, setting=setting),
+        )
+
+    @property
+    def _rank_and_world(self) -> tuple[int, int]:
+        return data_replica(self.trainer)

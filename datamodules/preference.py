@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.conversations import (
@@ -31,11 +29,9 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import EpochBatches, Place
+from ic.datamodules.epochs import Batch, EpochDataModule
 from ic.datamodules.packing import IGNORED_LABEL
-from ic.parallel.replica import data_replica
 
-Batch = dict[str, Any]
 TOO_LONG = ("error", "drop")
 
 
@@ -84,7 +80,8 @@ class PreferenceDataConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
 
     @property
-    def pairs_per_batch(self) -> int:
+    def rows_per_batch(self) -> int:
+        """Pairs of a micro-batch and rank."""
         return self.tokens_per_batch // (2 * self.context_length)
 
 
@@ -166,84 +163,22 @@ def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int) -> Batch:
     }
 
 
-class PreferenceDataModule(LightningDataModule):
-    """Pairs of local files, tokenized in memory; resumes where it stopped.
+class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, int]):
+    """Preference pairs, each a row of `EpochDataModule`."""
 
-    Raises:
-        ValueError: bad data, named by its row, before training starts.
-    """
-
-    def __init__(self, config: PreferenceDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.next_step = 0
-        self.place: Place = (0, 0)
-        self._splits: dict[str, list[TokenizedPair]] = {}
-
-    @property
-    def context_length(self) -> int:
-        return self.config.context_length
-
-    def pairs(self, setting: str) -> list[TokenizedPair]:
-        """The pairs of `train_files`, `val_files` or `test_files`, read once."""
-        if setting not in self._splits:
-            self._splits[setting] = self._read(setting)
-        return self._splits[setting]
+    file_example = "pairs.jsonl"
+    other_data_error = (
+        "data.train_files: the checkpoint was trained on other pairs; give the same files, "
+        "or begin a new run from its weights with model.init_from"
+    )
 
     def all_pairs(self) -> list[TokenizedPair]:
         """Every pair of training, validation and test."""
-        return [p for s in ("train_files", "val_files", "test_files") for p in self.pairs(s)]
+        return [p for s in ("train_files", "val_files", "test_files") for p in self.examples(s)]
 
     def collate(self, pairs: list[TokenizedPair]) -> Batch:
         """`collate_pairs` with the tokenizer's padding."""
         return collate_pairs(pairs, int(self.tokenizer.pad_token_id or 0))
-
-    def setup(self, stage: str) -> None:
-        wanted = {"fit": "train_files", "validate": "val_files"}.get(stage, "test_files")
-        if not getattr(self.config, wanted):
-            raise ValueError(f"data.{wanted} is empty: name the files, for example [pairs.jsonl]")
-        for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
-            self.pairs(setting)
-
-    def train_dataloader(self) -> DataLoader:
-        rank, world = self._rank_and_world
-        stream = EpochBatches(
-            self._order, self._collate_indices, self.config.pairs_per_batch, rank, world,
-            (self.next_step, self.place),
-        )  # fmt: skip
-        workers = self.config.num_workers
-        return DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-        )  # fmt: skip
-
-    def val_dataloader(self) -> list[DataLoader] | DataLoader:
-        return self._fixed("val_files") if self.config.val_files else []
-
-    def test_dataloader(self) -> DataLoader:
-        return self._fixed("test_files")
-
-    predict_dataloader = test_dataloader
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        # This hook sees a batch when it is consumed, not when it was fetched ahead.
-        if "place" not in batch:
-            return batch
-        self.next_step, self.place = batch["step"] + 1, batch["place"]
-        return {key: value for key, value in batch.items() if key != "place"}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["data"] != self._digest():
-            raise ValueError(
-                "data.train_files: the checkpoint was trained on other pairs; give the same files, "
-                "or begin a new run from its weights with model.init_from"
-            )
-        self.next_step = state_dict["next_step"]
-        self.place = (state_dict["place"][0], state_dict["place"][1])
 
     def _read(self, setting: str) -> list[TokenizedPair]:
         kept, dropped = [], []
@@ -268,33 +203,16 @@ class PreferenceDataModule(LightningDataModule):
             raise ValueError(f"data.{setting}: no pairs to use")
         return kept
 
-    def _order(self, epoch: int) -> list[int]:
-        count = len(self.pairs("train_files"))
-        if not self.config.shuffle:
-            return list(range(count))
-        return np.random.default_rng([self.config.seed, epoch]).permutation(count).tolist()
+    def _rows(self, setting: str, order: list[int]) -> list[int]:
+        return order
 
-    def _collate_indices(self, indices: list[int]) -> Batch:
-        pairs = self.pairs("train_files")
-        return self.collate([pairs[index] for index in indices])
-
-    def _fixed(self, setting: str) -> DataLoader:
-        """Batches in the files' order; ranks make equally many, so the last may repeat a pair."""
-        rank, world = self._rank_and_world
-        pairs = self.pairs(setting)
-        each = -(-len(pairs) // world)
-        mine = [pairs[(rank + i * world) % len(pairs)] for i in range(each)]
-        size = self.config.pairs_per_batch
-        batches = [mine[i : i + size] for i in range(0, each, size)]
-        return DataLoader(batches, batch_size=None, collate_fn=self.collate)  # type: ignore[arg-type]
+    def _collate(self, rows: list[int], setting: str = "train_files") -> Batch:
+        pairs = self.examples(setting)
+        return self.collate([pairs[index] for index in rows])
 
     def _digest(self) -> str:
-        keys = "".join(pair.key for pair in self.pairs("train_files"))
+        keys = "".join(pair.key for pair in self.examples("train_files"))
         return hashlib.sha256(keys.encode()).hexdigest()[:16]
-
-    @property
-    def _rank_and_world(self) -> tuple[int, int]:
-        return data_replica(self.trainer)
 
 
 def _split_prompt(

@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
@@ -31,11 +29,9 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import EpochBatches, Place
-from ic.datamodules.packing import IGNORED_LABEL, pack_whole
-from ic.parallel.replica import data_replica
+from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.packing import IGNORED_LABEL, collate_rows, pack_whole
 
-Batch = dict[str, Any]
 TOO_LONG = ("error", "drop", "split")
 
 
@@ -152,107 +148,30 @@ def collate_conversations(
         `input_ids`, `labels`, `position_ids` (B, T) int64 and `document_ids` (B, T) int32.
     """
     length = context_length or max(sum(map(len, row)) for row in rows)
-    shape = (len(rows), length)
-    input_ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
-    labels_BT = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    position_ids_BT = np.zeros(shape, dtype=np.int64)
-    document_ids_BT = np.zeros(shape, dtype=np.int32)
-    for row, conversations in enumerate(rows):
-        start = 0
-        for number, conversation in enumerate(conversations):
-            end = start + len(conversation)
-            input_ids_BT[row, start:end] = conversation.tokens
-            labels_BT[row, start:end] = np.where(
-                conversation.is_target, conversation.tokens, IGNORED_LABEL
-            )
-            labels_BT[row, start] = IGNORED_LABEL  # the token before it is another conversation's
-            position_ids_BT[row, start:end] = np.arange(len(conversation))
-            document_ids_BT[row, start:end] = number
-            start = end
-        position_ids_BT[row, start:] = np.arange(length - start)
-        document_ids_BT[row, start:] = len(conversations)
-    return {
-        "input_ids": torch.from_numpy(input_ids_BT),
-        "labels": torch.from_numpy(labels_BT),
-        "position_ids": torch.from_numpy(position_ids_BT),
-        "document_ids": torch.from_numpy(document_ids_BT),
-    }
+    batch = collate_rows([[part.tokens for part in row] for row in rows], length, pad_token_id)
+    for labels_T, row in zip(batch["labels"], rows, strict=True):
+        is_target = torch.from_numpy(np.concatenate([part.is_target for part in row]))
+        labels_T[: len(is_target)].masked_fill_(~is_target, IGNORED_LABEL)
+    return batch
 
 
-class SFTDataModule(LightningDataModule):
-    """Conversations of local files, tokenized in memory; resumes where it stopped.
+class SFTDataModule(EpochDataModule[SFTDataConfig, TokenizedConversation, list[int]]):
+    """Conversations, one or more a row of `EpochDataModule`."""
 
-    Raises:
-        ValueError: bad data, named by its row, before training starts.
-    """
-
-    def __init__(self, config: SFTDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.next_step = 0
-        self.place: Place = (0, 0)
-        self._splits: dict[str, list[TokenizedConversation]] = {}
-
-    @property
-    def context_length(self) -> int:
-        return self.config.context_length
-
-    def conversations(self, setting: str) -> list[TokenizedConversation]:
-        """Those of `train_files`, `val_files` or `test_files`, read once."""
-        if setting not in self._splits:
-            self._splits[setting] = self._read(setting)
-        return self._splits[setting]
-
-    def setup(self, stage: str) -> None:
-        wanted = {"fit": "train_files", "validate": "val_files"}.get(stage, "test_files")
-        if not getattr(self.config, wanted):
-            raise ValueError(f"data.{wanted} is empty: name the files, for example [chats.jsonl]")
-        for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
-            self.conversations(setting)
+    file_example = "chats.jsonl"
+    other_data_error = (
+        "data: the checkpoint was trained on other conversations, or on rows of another "
+        "context_length, packing or seed; set them back, or begin a new run from its "
+        "weights with model.init_from"
+    )
 
     def train_dataloader(self) -> Iterable[Batch]:
-        rank, world = self._rank_and_world
-        stream = EpochBatches(
-            self._rows_of_epoch, self._collate, self.config.rows_per_batch, rank, world,
-            (self.next_step, self.place),
-        )  # fmt: skip
-        workers = self.config.num_workers
-        loader = DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-        )  # fmt: skip
-        return with_lookahead(loader, self.trainer)
-
-    def val_dataloader(self) -> list[DataLoader] | DataLoader:
-        return self._fixed("val_files") if self.config.val_files else []
-
-    def test_dataloader(self) -> DataLoader:
-        return self._fixed("test_files")
-
-    predict_dataloader = test_dataloader
+        return with_lookahead(super().train_dataloader(), self.trainer)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        # This hook sees a batch when it is consumed, not when it was fetched ahead.
-        if "place" not in batch:
-            return batch
-        if self.trainer is not None:
+        if "place" in batch and self.trainer is not None:
             batch = take_lookahead(batch, self.trainer, lambda prepared: prepared)
-        self.next_step, self.place = batch["step"] + 1, batch["place"]
-        return {key: value for key, value in batch.items() if key != "place"}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["data"] != self._digest():
-            raise ValueError(
-                "data: the checkpoint was trained on other conversations, or on rows of another "
-                "context_length, packing or seed; set them back, or begin a new run from its "
-                "weights with model.init_from"
-            )
-        self.next_step = state_dict["next_step"]
-        self.place = (state_dict["place"][0], state_dict["place"][1])
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def _read(self, setting: str) -> list[TokenizedConversation]:
         limit, rule = self.config.context_length, self.config.too_long
@@ -283,54 +202,29 @@ class SFTDataModule(LightningDataModule):
             raise ValueError(f"data.{setting}: no conversations to use")
         return kept
 
-    def _rows_of_epoch(self, epoch: int) -> list[list[int]]:
-        """Rows of an epoch as indices of conversations."""
-        lengths = [len(c) for c in self.conversations("train_files")]
-        order = np.arange(len(lengths))
-        if self.config.shuffle:
-            order = np.random.default_rng([self.config.seed, epoch]).permutation(order)
-        return self._pack([int(index) for index in order], lengths)
-
-    def _pack(self, order: list[int], lengths: list[int]) -> list[list[int]]:
+    def _rows(self, setting: str, order: list[int]) -> list[list[int]]:
         if not self.config.packing:
             return [[index] for index in order]
-        packed = pack_whole([lengths[index] for index in order], self.config.context_length)
+        conversations = self.examples(setting)
+        lengths = [len(conversations[index]) for index in order]
+        packed = pack_whole(lengths, self.config.context_length)
         return [[order[place] for place in row] for row in packed]
 
     def _collate(self, rows: list[list[int]], setting: str = "train_files") -> Batch:
-        conversations = self.conversations(setting)
+        conversations = self.examples(setting)
         return collate_conversations(
             [[conversations[index] for index in row] for row in rows],
             int(self.tokenizer.pad_token_id or 0),
             self.config.context_length if self.config.packing else None,
         )
 
-    def _fixed(self, setting: str) -> DataLoader:
-        """Rows in the files' order; ranks make equally many, so the last may repeat a row."""
-        rank, world = self._rank_and_world
-        lengths = [len(c) for c in self.conversations(setting)]
-        rows = self._pack(list(range(len(lengths))), lengths)
-        each = -(-len(rows) // world)
-        mine = [rows[(rank + i * world) % len(rows)] for i in range(each)]
-        size = self.config.rows_per_batch
-        batches = [mine[i : i + size] for i in range(0, each, size)]
-        return DataLoader(
-            batches,  # type: ignore[arg-type]
-            batch_size=None,
-            collate_fn=lambda rows: self._collate(rows, setting),
-        )
-
     def _digest(self) -> str:
         digest = hashlib.sha256(
             repr((self.config.context_length, self.config.packing, self.config.seed)).encode()
         )
-        for conversation in self.conversations("train_files"):
+        for conversation in self.examples("train_files"):
             digest.update(conversation.tokens.tobytes() + conversation.is_target.tobytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def _rank_and_world(self) -> tuple[int, int]:
-        return data_replica(self.trainer)
 
 
 def _pieces(conversation: TokenizedConversation, limit: int) -> list[TokenizedConversation]:

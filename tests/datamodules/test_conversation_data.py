@@ -60,7 +60,7 @@ def write(folder: Path, kind: str, rows: list[dict[str, Any]]) -> Path:
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder", "splits"])
 def test_formats_of_files(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind, [CHAT, CHAT])
-    chats = sft(path).conversations("train_files")
+    chats = sft(path).examples("train_files")
     assert len(chats) == 2
     decode = ByteTokenizer().decode
     assert decode(chats[1].tokens) == RENDERED
@@ -69,7 +69,7 @@ def test_formats_of_files(tmp_path: Path, kind: str) -> None:
     pairs = preference(
         write(tmp_path, kind, [PAIR]) if kind == "jsonl" else write(tmp_path, f"{kind}", [PAIR])
     )
-    (pair,) = pairs.pairs("train_files")
+    (pair,) = pairs.examples("train_files")
     assert decode(np.concatenate([pair.prompt, pair.chosen])) == RENDERED
     assert decode(pair.rejected) == "No.<|eos|>"
 
@@ -84,7 +84,7 @@ def test_formats_of_files(tmp_path: Path, kind: str) -> None:
 def test_prompt_and_completion(
     tmp_path: Path, row: dict[str, Any], prompt: str, completion: str
 ) -> None:
-    (chat,) = sft(write(tmp_path, "jsonl", [row])).conversations("train_files")
+    (chat,) = sft(write(tmp_path, "jsonl", [row])).examples("train_files")
     decode = ByteTokenizer().decode
     assert decode(chat.tokens[~chat.is_target]) == prompt
     assert decode(chat.tokens[chat.is_target]) == completion
@@ -123,7 +123,7 @@ def test_prompt_and_completion(
 def test_prompts_of_pairs(
     tmp_path: Path, row: dict[str, Any], prompt: str, chosen: str, rejected: str
 ) -> None:
-    (pair,) = preference(write(tmp_path, "jsonl", [row])).pairs("train_files")
+    (pair,) = preference(write(tmp_path, "jsonl", [row])).examples("train_files")
     decode = ByteTokenizer().decode
     assert (decode(pair.prompt), decode(pair.chosen), decode(pair.rejected)) == (
         prompt,
@@ -135,9 +135,9 @@ def test_prompts_of_pairs(
 def test_pair_batch(tmp_path: Path) -> None:
     rows = [PAIR, {"prompt": "ab", "chosen": "cdefgh", "rejected": "x"}]
     data = preference(write(tmp_path, "jsonl", rows))
-    batch = data.collate(data.pairs("train_files"))
+    batch = data.collate(data.examples("train_files"))
     S, T = batch["input_ids"].shape
-    assert (4, max(p.num_tokens for p in data.pairs("train_files"))) == (S, T)
+    assert (4, max(p.num_tokens for p in data.examples("train_files"))) == (S, T)
     assert batch["input_ids"][3].tolist() == [*b"abx", 257] + [258] * (T - 4)
     assert batch["labels"][3].tolist() == [-100, -100, ord("x"), 257] + [-100] * (T - 4)
     assert batch["completion_index"][3].tolist() == [0, 0, 1, 2] + [0] * (T - 4)
@@ -229,13 +229,13 @@ def test_too_long_is_reported(
     monkeypatch.setattr("ic.datamodules.sft.rank_zero_info", said.append)
     rows = [{"prompt": "p" * 10, "completion": "c" * 117}, {"prompt": "p" * 5, "completion": "ccc"}]
     path = write(tmp_path, "jsonl", rows)
-    assert [len(c) for c in sft(path, too_long=rule).conversations("train_files")] == kept
+    assert [len(c) for c in sft(path, too_long=rule).examples("train_files")] == kept
     assert report in said[0]
     assert f"{path}:1" in said[0]
     with pytest.raises(
         ValueError, match=rf"{path}:1: 128 tokens, more than data.context_length=64"
     ):
-        sft(path).conversations("train_files")
+        sft(path).examples("train_files")
 
 
 BAD_PAIRS = [
@@ -256,7 +256,7 @@ BAD_PAIRS = [
 def test_bad_pairs_name_their_row(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     path = write(tmp_path, "jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}, row])
     with pytest.raises(ValueError, match="data.jsonl:2: ") as error:
-        preference(path).pairs("train_files")
+        preference(path).examples("train_files")
     assert message in str(error.value)
 
 
@@ -275,7 +275,7 @@ def test_bad_conversations_name_their_row(
 ) -> None:
     path = write(tmp_path, "jsonl", [CHAT, row])
     with pytest.raises(ValueError, match="data.jsonl:2: ") as error:
-        sft(path).conversations("train_files")
+        sft(path).examples("train_files")
     assert message in str(error.value)
 
 
@@ -283,30 +283,30 @@ def test_template_must_mark_the_assistant(tmp_path: Path) -> None:
     data = sft(write(tmp_path, "jsonl", [CHAT]))
     data.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match=r"data.jsonl:1: .*\{% generation %\}"):
-        data.conversations("train_files")
+        data.examples("train_files")
     data.tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"data.jsonl:1: .*no chat template"):
-        data.conversations("train_files")
+        data.examples("train_files")
 
 
 def test_other_bad_files(tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"messages": 1}\n{"mess\n')
     with pytest.raises(ValueError, match=r"broken.jsonl:1: .*list of messages, not 1"):
-        sft(broken).conversations("train_files")
+        sft(broken).examples("train_files")
     broken.write_text('["a"]\n')
     with pytest.raises(ValueError, match=r"broken.jsonl:1: must be a JSON object"):
-        sft(broken).conversations("train_files")
+        sft(broken).examples("train_files")
     broken.write_text('{"mess\n')
     with pytest.raises(ValueError, match=r"broken.jsonl:1: not valid JSON"):
-        sft(broken).conversations("train_files")
+        sft(broken).examples("train_files")
     with pytest.raises(ValueError, match="is not a folder that datasets.save_to_disk wrote"):
-        sft(tmp_path).conversations("train_files")
+        sft(tmp_path).examples("train_files")
     with pytest.raises(ValueError, match="no bundled:x; there are conversations-train.jsonl"):
-        sft("bundled:x").conversations("train_files")
+        sft("bundled:x").examples("train_files")
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match="is text; give .jsonl"):
-        sft(tmp_path / "a.txt").conversations("train_files")
+        sft(tmp_path / "a.txt").examples("train_files")
     with pytest.raises(ValueError, match="data.train_files is empty"):
         SFTDataModule(SFTDataConfig(), ByteTokenizer()).setup("fit")
 
@@ -319,12 +319,12 @@ def test_bundled_sets_hold_out_their_questions(name: str) -> None:
         if name == "conversations":
             texts = [
                 ByteTokenizer().decode(c.tokens)
-                for c in sft(source, context_length=256, tokens_per_batch=256).conversations(
+                for c in sft(source, context_length=256, tokens_per_batch=256).examples(
                     "train_files"
                 )
             ]
         else:
-            pairs = preference(source, context_length=256, tokens_per_batch=512).pairs(
+            pairs = preference(source, context_length=256, tokens_per_batch=512).examples(
                 "train_files"
             )
             texts = [ByteTokenizer().decode(pair.prompt) for pair in pairs]
