@@ -21,7 +21,7 @@ $(VENV)/.dev: $(VENV)/.run
 	$(INSTALL) -e ".[dev]"
 	@touch $@
 
-demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap (about six minutes)
+demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap (six to seven minutes)
 	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true
 
 test: $(VENV)/.dev  ## run the tests on two processes
