@@ -116,12 +116,11 @@ class PreferenceModule(LanguageModelingModule):
             )
         by_key = {pair.key: pair for pair in reversed(pairs)}  # of equal pairs the first
         self._precompute([by_key[key] for key in missing])
-        self.trainer.strategy.barrier("reference cache written")
-        self.cache.reload()
-        if self.trainer.is_global_zero:
-            self.cache.finish(pair.key for pair in pairs)
+        strategy = self.trainer.strategy
+        self.cache.gather(
+            (pair.key for pair in pairs), self.trainer.is_global_zero, strategy.barrier
+        )
         rank_zero_info(f"reference log-probabilities: {self.cache_path}")
-        self.trainer.strategy.barrier("reference cache finished")
 
     @property
     def cache_path(self) -> Path:

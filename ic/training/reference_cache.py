@@ -9,7 +9,7 @@ the same file, and ranks share the work.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ class ReferenceCache:
         self.path = path
         self.identity = identity
         self.rows: dict[str, dict[str, Any]] = {}
-        for file in (path, *self._partials()):
-            if file.is_file():
-                self._read(file)
+        self._mended: set[Path] = set()
+        self.reload()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The keys without a row, in order, each once."""
@@ -43,21 +42,31 @@ class ReferenceCache:
 
     def append(self, key: str, row: dict[str, Any], rank: int = 0) -> None:
         """Keep a row, in memory and on disk."""
-        partial = self._partial(rank)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        begins = not partial.is_file()
+        partial = self.path.with_name(f"{self.path.name}.rank{rank}.partial")
+        if partial not in self._mended:
+            self._mend(partial)
         with partial.open("a") as file:
-            if begins:
-                file.write(json.dumps(self.identity) + "\n")
             file.write(json.dumps({"key": key, **row}) + "\n")
         self.rows[key] = row
 
     def reload(self) -> None:
-        """Read the rows that other ranks have written."""
-        for file in self._partials():
-            self._read(file)
+        """Read what is on disk, other ranks' rows included. Reading changes no file."""
+        for file in (self.path, *self._partials()):
+            if file.is_file():
+                self._read(file)
 
-    def finish(self, keys: Iterable[str]) -> None:
+    def gather(self, keys: Iterable[str], is_writer: bool, barrier: Callable[[str], None]) -> None:
+        """Every rank calls this after its last `append`: one of them, the writer, makes the
+        finished file of all ranks' rows, and all hold them afterwards.
+        """
+        barrier("reference cache written")
+        if is_writer:
+            self.reload()
+            self._finish(keys)
+        barrier("reference cache finished")
+        self.reload()  # from the finished file: the ranks' files are gone by now
+
+    def _finish(self, keys: Iterable[str]) -> None:
         """Write all rows to `path`, those of `keys` first and in their order."""
         order = dict.fromkeys([*keys, *self.rows])
         with replacing(self.path) as temporary, temporary.open("w") as file:
@@ -67,20 +76,20 @@ class ReferenceCache:
         for partial in self._partials():
             partial.unlink()
 
-    def _partial(self, rank: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.rank{rank}.partial")
+    def _mend(self, partial: Path) -> None:
+        """Begin a rank's file, or drop the line at which an earlier run was killed."""
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        lines = _whole_lines(partial) if partial.is_file() else []
+        with replacing(partial) as temporary:
+            temporary.write_text("".join(lines) or json.dumps(self.identity) + "\n")
+        self._mended.add(partial)
 
     def _partials(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.name}.rank*.partial"))
 
     def _read(self, file: Path) -> None:
-        lines = file.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # cut short when the run was killed
-            lines.pop()
-            with replacing(file) as temporary:
-                temporary.write_text("".join(lines))
+        lines = _whole_lines(file)
         if not lines:
-            file.unlink()
             return
         try:
             header, *rows = (json.loads(line) for line in lines)
@@ -101,3 +110,8 @@ class ReferenceCache:
                 f"is of {first}. Delete it, or choose another file with preference.reference_cache"
             )
         self.rows.update(read)
+
+
+def _whole_lines(file: Path) -> list[str]:
+    lines = file.read_text().splitlines(keepends=True)
+    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
