@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.throughput import throughput_paused
+from ic.evaluation.decoding import OnCache
 from ic.evaluation.grid import Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import pool, summary_table, write_csv, write_png
-from ic.evaluation.passkey import OnCache, evaluate_grid
+from ic.evaluation.passkey import Ranks, evaluate_grid
 from ic.parallel.sharded import ShardedStrategy
 
 
@@ -57,8 +58,8 @@ class PasskeyEvaluation(Callback):
     """A cheap grid on validation keys every n steps, the full grid on test keys at the end.
 
     Writes `passkey/cells.jsonl`, `heatmap.csv` and `heatmap.png` into the run directory and logs
-    `passkey/<length>` to the loggers. Where each process has the whole model, rank 0 evaluates and
-    the others wait; where it is sharded, all take part.
+    `passkey/<length>` to the loggers. Where each process has the whole model, each takes a share of
+    the cells; where it is sharded, all compute each cell together.
     """
 
     def __init__(self, config: PasskeyEvaluationConfig, grid: PasskeyGridConfig) -> None:
@@ -117,21 +118,19 @@ class PasskeyEvaluation(Callback):
         *,
         quiet: bool,
     ) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
         strategy = trainer.strategy
         sharded = isinstance(strategy, ShardedStrategy)
-        if sharded or trainer.is_global_zero:
-            with (
-                memory_phase(trainer, "passkey") as phase,
-                throughput_paused(trainer),
-                trainer.precision_plugin.forward_context(),
-                strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
-            ):
-                rows = run_grid(
-                    pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
-                    quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
-                    sharded=sharded,
-                )  # fmt: skip
+        with (
+            memory_phase(trainer, "passkey") as phase,
+            throughput_paused(trainer),
+            trainer.precision_plugin.forward_context(),
+            strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
+        ):
+            rows = run_grid(
+                pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
+                quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
+                ranks=None if sharded else strategy, sharded=sharded,
+            )  # fmt: skip
         strategy.barrier("passkey")
         return rows if trainer.is_global_zero else []
 
@@ -172,11 +171,12 @@ def run_grid(
     *,
     quiet: bool = False,
     on_cache: OnCache | None = None,
+    ranks: Ranks | None = None,
     sharded: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate a grid behind a progress bar; resumes from `results_file`.
 
-    `sharded` as in `evaluate_grid`.
+    `ranks` and `sharded` as in `evaluate_grid`.
     """
     cells = list(grid.cells())
     columns = (
@@ -199,5 +199,12 @@ def run_grid(
 
         with torch.no_grad():
             return evaluate_grid(
-                model, tokenizer, grid, results_file, on_cell, on_cache, sharded=sharded
+                model,
+                tokenizer,
+                grid,
+                results_file,
+                on_cell,
+                on_cache,
+                ranks=ranks,
+                sharded=sharded,
             )

@@ -8,6 +8,7 @@ validation or test occurs in training.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +107,7 @@ def draw_sample(
     if task == "multi_key":
         keys = draw_keys(rng, num_needles + 1, split)
         names = draw_names(rng, num_needles + 1)
-        lines = [named_needle(n, k) for n, k in zip(names, keys, strict=True)]
-        question = f" What is the pass key for {names[0]}? The pass key for {names[0]} is"
-        return NeedleSample(lines[0], tuple(lines[1:]), question, f" {keys[0]}.")
+        return ask_named(names, keys, 0)
     if task == "multi_value":
         keys, (name,) = draw_keys(rng, num_needles, split), draw_names(rng, 1)
         lines = [named_needle(name, k) for k in keys]
@@ -120,6 +119,14 @@ def draw_sample(
         question = f" What are the pass keys for {', '.join(names)}? They are"
         return NeedleSample(lines[0], tuple(lines[1:]), question, f" {', '.join(keys)}.")
     raise ValueError(f"task={task!r}: choose one of {', '.join(TASKS)}")
+
+
+def ask_named(names: Sequence[str], keys: Sequence[str], asked: int) -> NeedleSample:
+    """The question for one of several named keys; the others are distractors."""
+    lines = [named_needle(n, k) for n, k in zip(names, keys, strict=True)]
+    needle, name = lines.pop(asked), names[asked]
+    question = f" What is the pass key for {name}? The pass key for {name} is"
+    return NeedleSample(needle, tuple(lines), question, f" {keys[asked]}.")
 
 
 def named_needle(name: str, key: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -286,6 +289,33 @@ def adapt_to_gpu(config: RunConfig) -> RunConfig:
     )
     model = replace(model, attention=resolved.attention, norm=resolved.norm, rope=resolved.rope)
     return replace(config, model=model, trainer=replace(trainer, precision=resolved.precision))
+
+
+def launch_ranks(accelerator: str, devices: int, num_nodes: int) -> Fabric:
+    """The processes of a verb that is no training run, all of them started.
+
+    Raises:
+        ValueError: more devices than there are.
+    """
+    check_accelerator(accelerator)
+    gpus, job = torch.cuda.device_count(), SlurmJob.current()
+    if job is not None:
+        devices, num_nodes = job.tasks_per_node, job.num_nodes
+    if gpus and accelerator != "cpu" and devices > gpus:
+        raise ValueError(f"devices={devices}: this host has {gpus} GPUs")
+    # The processes meet only before and after their work, which may take one of them much longer.
+    alone = devices * num_nodes == 1
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy="auto"
+        if alone
+        else FabricDDPStrategy(process_group_backend="gloo", timeout=timedelta(days=1)),
+        plugins=[] if job is None else [job.environment()],
+    )
+    fabric.launch()
+    return fabric
 
 
 def load_for_inference(

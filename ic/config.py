@@ -272,6 +272,8 @@ class EvaluateConfig:
         checkpoint: folder with `config.json`, tokenizer and safetensors.
         output: folder for cells.jsonl, heatmap.csv and heatmap.png; default `<checkpoint>/passkey`.
         trained_length: drawn as a line in the heatmap; default from the checkpoint.
+        devices, num_nodes: processes of a host, each with the whole model, and hosts; they share
+            the cells. In a SLURM job both are the job's.
     """
 
     checkpoint: str = "???"
@@ -279,12 +281,17 @@ class EvaluateConfig:
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
     trained_length: int | None = None
     accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
     dtype: str = "auto"
     attention: str = "torch"
     norm: str = "torch"
     rope: str = "torch"
 
     def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         self.backends()
 
     def backends(self) -> Backends:

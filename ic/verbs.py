@@ -28,6 +28,7 @@ from ic.build import (
     adapt_to_gpu,
     build_run,
     build_tokenizer,
+    launch_ranks,
     load_for_inference,
     run_directory,
     write_config,
@@ -114,10 +115,16 @@ def predict(config: RunConfig) -> int:
 
 def evaluate(config: EvaluateConfig) -> int:
     """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
+    ranks = launch_ranks(config.accelerator, config.devices, config.num_nodes)
     model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
     folder = Path(config.checkpoint)
     output = Path(config.output) if config.output else folder / "passkey"
-    rows = run_grid(model, tokenizer, config.evaluation, output / "cells.jsonl")
+    is_first = ranks.global_rank == 0
+    rows = run_grid(
+        model, tokenizer, config.evaluation, output / "cells.jsonl", quiet=not is_first, ranks=ranks
+    )
+    if not is_first:
+        return 0
     write_csv(rows, output / "heatmap.csv")
     write_png(
         rows, output / "heatmap.png",

@@ -28,6 +28,9 @@ class PasskeyGridConfig:
         control_samples: samples a length and filler without the needle; 0 for none.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+        share_haystack: the depths of a length share their filler, and `multi_key` asks for each key
+            of a text in turn; prompts then begin alike, and what they have in common is processed
+            once. For long prompts; tasks `single` and `multi_key`.
         prompt: `plain` text that the model continues, or a `chat` turn that it answers (one named
             key: task `multi_key`), as `make-preferences` writes them.
         split: keys of `validation` or `test`; training uses neither.
@@ -43,6 +46,7 @@ class PasskeyGridConfig:
     control_samples: int = 10
     tokens_per_batch: int = 65536
     prefill_chunk_tokens: int = 131072
+    share_haystack: bool = False
     prompt: str = "plain"
     split: str = "test"
     seed: int = 1234
@@ -59,6 +63,12 @@ class PasskeyGridConfig:
             raise ValueError(
                 f"evaluation.tasks={self.tasks}: evaluation.prompt=chat asks multi_key"
             )
+        if self.share_haystack and not {"single", "multi_key"}.issuperset(self.tasks):
+            raise ValueError(
+                f"evaluation.tasks={self.tasks}: evaluation.share_haystack takes single, multi_key"
+            )
+        if len(set(self.depths)) < len(self.depths):
+            raise ValueError(f"evaluation.depths={self.depths}: give each depth once")
         if self.split not in SPLITS[1:]:
             raise ValueError(f"evaluation.split={self.split!r}: choose validation or test")
         if not self.lengths or min(self.lengths) < 128:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,131 +18,24 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needle_pairs import answer_of, question_of
-from ic.datamodules.needles import NeedleSample, answer_keys, draw_filler, draw_sample
+from ic.atomic_write import replacing
+from ic.datamodules.needles import answer_keys
+from ic.evaluation.decoding import GreedyDecoder, OnCache
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.model import LatentCache, MLAForCausalLM
+from ic.evaluation.prompts import Prompt, build_prompt, haystack_of
+from ic.model import MLAForCausalLM
 
-# Sees each cache at its largest; the memory profiler counts it.
-OnCache = Callable[[LatentCache], None]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids (length,) int64 that end right before the answer, and the keys expected."""
-
-    ids: np.ndarray
-    expected: list[str]
-    answer_tokens: int
+_CELL_KEY = tuple(field.name for field in fields(Cell))
 
 
-def build_prompt(
-    tokenizer: PreTrainedTokenizerBase, grid: PasskeyGridConfig, cell: Cell, index: int
-) -> Prompt:
-    """Sample `index` of a cell: exactly `cell.length_tokens` tokens, the needle at its depth.
+class Ranks(Protocol):
+    """Processes that share a grid, each with the whole model: a Lightning strategy or Fabric."""
 
-    A sample depends on the grid's seed and its own cell and index alone.
-
-    Raises:
-        ValueError: the needles and the question do not fit in the length.
-    """
-    rng = np.random.default_rng(
-        [grid.seed, cell.length_tokens, round(1e6 * (1 + cell.depth)), index,
-         *f"{cell.task} {cell.filler}".encode()]
-    )  # fmt: skip
-    sample = draw_sample(rng, cell.task, grid.split, grid.num_needles)
-    control = cell.depth == CONTROL
-    needles = [] if control else [encode(tokenizer, sample.needle)]
-    others = [encode(tokenizer, text) for text in sample.others]
-    if grid.prompt == "chat":
-        before, question, answer = _chat_turn(tokenizer, sample)
-    else:
-        before, answer = np.empty(0, dtype=np.int64), sample.answer
-        question = encode(tokenizer, sample.question)
-    room = cell.length_tokens - len(before) - len(question) - sum(map(len, needles + others))
-    if room < 0:
-        raise ValueError(
-            f"evaluation.lengths: {cell.length_tokens} tokens cannot hold the task {cell.task} "
-            f"with {grid.num_needles} needles; it takes {cell.length_tokens - room}"
-        )
-    filler = _filler_tokens(rng, tokenizer, cell.filler, room)
-    places = [round(cell.depth * room)] * len(needles) + list(
-        rng.integers(0, room + 1, len(others))
-    )
-    if cell.task == "multi_value":
-        places.sort()  # the values are asked for in the order of the text
-    ids = _insert(filler, needles + others, places)
-    return Prompt(
-        np.concatenate([before, ids, question]), sample.keys, len(encode(tokenizer, answer))
-    )
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """Token ids (n,) int64 without special tokens."""
-    if isinstance(tokenizer, ByteTokenizer):  # a million bytes in a moment instead of seconds
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-
-
-@torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
-def greedy_answers(
-    model: MLAForCausalLM,
-    ids_BT: Tensor,
-    new_tokens: int,
-    prefill_chunk_tokens: int,
-    on_cache: OnCache | None = None,
-) -> Tensor:
-    """Greedy continuation (B, new_tokens) of prompts of equal length, over a latent cache."""
-    batch, length = ids_BT.shape
-    cache = model.model.new_cache(length + new_tokens)
-    for chunk in ids_BT.split(prefill_chunk_tokens, dim=1):
-        logits = model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    out = ids_BT.new_empty(batch, new_tokens)
-    for i in range(new_tokens):
-        out[:, i] = logits[:, -1].argmax(-1)
-        if i + 1 < new_tokens:
-            logits = model(out[:, i : i + 1], past_key_values=cache, use_cache=True).logits
-    if on_cache is not None:
-        on_cache(cache)
-    return out
-
-
-def evaluate_cell(
-    model: MLAForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    grid: PasskeyGridConfig,
-    cell: Cell,
-    on_cache: OnCache | None = None,
-) -> dict[str, Any]:
-    """One row: the cell's key, n, correct, the answers given, seconds."""
-    began = time.perf_counter()
-    prompts = [build_prompt(tokenizer, grid, cell, i) for i in range(cell.samples)]
-    rows: list[dict[str, Any]] = []
-    size = max(1, grid.tokens_per_batch // cell.length_tokens)
-    for start in range(0, len(prompts), size):
-        some = prompts[start : start + size]
-        by_length: dict[int, list[Prompt]] = {}
-        for prompt in some:
-            by_length.setdefault(len(prompt.ids), []).append(prompt)
-        for group in by_length.values():
-            ids = torch.from_numpy(np.stack([p.ids for p in group])).to(model.device)
-            # One token more than the answer: "12345" and "123456" are different answers.
-            new_tokens = max(p.answer_tokens for p in group) + 1
-            out = greedy_answers(model, ids, new_tokens, grid.prefill_chunk_tokens, on_cache)
-            for prompt, tokens in zip(group, out.tolist(), strict=True):
-                text = str(tokenizer.decode(tokens))
-                given = answer_keys(text)[: len(prompt.expected)]
-                rows.append(
-                    {"expected": prompt.expected, "text": text, "correct": given == prompt.expected}
-                )
-    return {
-        **cell.key,
-        "n": len(rows),
-        "correct": sum(row["correct"] for row in rows),
-        "seconds": round(time.perf_counter() - began, 3),
-        "answers": rows,
-    }
+    @property
+    def global_rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    def barrier(self, name: str | None = None) -> None: ...
 
 
 def evaluate_grid(
@@ -151,17 +45,21 @@ def evaluate_grid(
     results_file: Path,
     on_cell: Callable[[Cell, dict[str, Any]], None] | None = None,
     on_cache: OnCache | None = None,
+    *,
+    ranks: Ranks | None = None,
     sharded: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
 
-    A line is appended as each cell ends, so an interrupted evaluation continues where it stopped.
-    Returns this grid's rows, old and new, in the grid's order. With `sharded`, the model lies
+    A line is written as each cell ends, so an interrupted evaluation continues where it stopped.
+    Returns this grid's rows, old and new, in the grid's order; `on_cell` sees each, those of other
+    processes at the end. With `ranks`, every process calls this and takes a share of the cells;
+    each writes to a file of its own, which is merged at the end. With `sharded`, the model lies
     spread over all processes: every one of them calls this and runs the same cells, rank 0 alone
-    reads and writes the file.
+    reads and writes.
 
     Raises:
-        ValueError: a length beyond the model's positions.
+        ValueError: a length beyond the model's positions, or too short for the needles.
     """
     longest = max(grid.lengths)
     if longest > model.config.max_position_embeddings:
@@ -169,36 +67,162 @@ def evaluate_grid(
             f"evaluation.lengths: {longest} tokens, but the model has "
             f"{model.config.max_position_embeddings} positions (max_position_embeddings)"
         )
+    for task in grid.tasks:  # before anything is computed, and on every rank
+        shortest = Cell(task, min(grid.lengths), grid.depths[0], grid.fillers[0], 1)
+        build_prompt(tokenizer, grid, shortest, 0)
     identity = {"model": fingerprint(model), "settings": settings_hash(grid)}
+    rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
-    earlier = read_rows(results_file) if is_writer else []
-    if sharded:
-        box = [earlier]
-        torch.distributed.broadcast_object_list(box)  # all have to skip the same cells
-        earlier = box[0]
-    names = ("task", "length_tokens", "depth", "filler", "samples")
-    done = {
-        json.dumps({key: row[key] for key in names}): row
-        for row in earlier
-        if all(row.get(key) == value for key, value in identity.items())
-    }
+    own_file = rank_file(results_file, rank) if world > 1 else results_file
     if is_writer:
         results_file.parent.mkdir(parents=True, exist_ok=True)
+        if rank == 0:
+            merge_rank_files(results_file)  # of an evaluation that was interrupted
+    if ranks is not None:
+        ranks.barrier("passkey cells read")
+    done = _rows_of(results_file, identity) if is_writer else {}
+    if sharded:
+        box = [done]
+        torch.distributed.broadcast_object_list(box)  # all have to skip the same cells
+        done = box[0]
+    if ranks is not None:
+        ranks.barrier("passkey begins")
     was_training = model.training
     model.eval()
-    rows = []
-    for cell in grid.cells():
-        row = done.get(json.dumps(cell.key))
-        if row is None:
-            row = {**identity, **evaluate_cell(model, tokenizer, grid, cell, on_cache)}
-            if is_writer:
-                with results_file.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-        rows.append(row)
+    decoder = GreedyDecoder(model, grid.prefill_chunk_tokens, on_cache)
+    cells = list(grid.cells())
+    missing = [cell for cell in cells if _key(cell.key) not in done]
+    seen: set[Cell] = set()
+
+    def show(cell: Cell) -> None:
+        seen.add(cell)
         if on_cell is not None:
-            on_cell(cell, row)
+            on_cell(cell, done[_key(cell.key)])
+
+    for cell in cells:
+        if cell not in missing:
+            show(cell)
+    for together in share_of_cells(grid, missing, rank, world):
+        for cell, row in _evaluate_together(decoder, tokenizer, grid, together):
+            done[_key(cell.key)] = row = {**identity, **row}
+            if is_writer:
+                with own_file.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            show(cell)
     model.train(was_training)
-    return rows
+    if ranks is not None and world > 1:
+        ranks.barrier("passkey ended")
+        if rank == 0:
+            merge_rank_files(results_file)
+        ranks.barrier("passkey cells merged")
+        done = _rows_of(results_file, identity)
+        for cell in cells:
+            if cell not in seen:
+                show(cell)
+    return [done[_key(cell.key)] for cell in cells]
+
+
+def share_of_cells(
+    grid: PasskeyGridConfig, cells: list[Cell], rank: int, world: int
+) -> list[list[Cell]]:
+    """What a rank evaluates: lists of cells that are answered together.
+
+    The cells of a task, length and filler are spread over the ranks. With `share_haystack` a list
+    holds those of one haystack after another, the deepest first, which begins like most.
+    """
+    lists: list[list[Cell]] = []
+    key = attrgetter("task", "length_tokens", "filler")
+    for number, (_, same) in enumerate(groupby(cells, key=key)):
+        group = list(same)
+        if grid.share_haystack:
+            group.sort(
+                key=lambda c: (haystack_of(grid, c), -2.0 if c.depth == CONTROL else -c.depth)
+            )
+        # Whoever has one more than the others changes from group to group.
+        place = (rank + number) % world
+        share = group[place * len(group) // world : (place + 1) * len(group) // world]
+        lists += [share] if grid.share_haystack else [[cell] for cell in share]
+    return [together for together in lists if together]
+
+
+def _evaluate_together(
+    decoder: GreedyDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    grid: PasskeyGridConfig,
+    cells: list[Cell],
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Cells of one length, sample by sample, each with its row as soon as that is complete."""
+    answers: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in cells}
+    seconds = dict.fromkeys(cells, 0.0)
+    size = max(1, grid.tokens_per_batch // cells[0].length_tokens)
+    for start in range(0, max(cell.samples for cell in cells), size):
+        for cell in (cell for cell in cells if start < cell.samples):
+            began = time.perf_counter()
+            indices = range(start, min(start + size, cell.samples))
+            answers[cell] += _answer(decoder, tokenizer, grid, cell, indices)
+            seconds[cell] += time.perf_counter() - began
+            if len(answers[cell]) == cell.samples:
+                yield (
+                    cell,
+                    {
+                        **cell.key,
+                        "n": cell.samples,
+                        "correct": sum(answer["correct"] for answer in answers[cell]),
+                        "seconds": round(seconds[cell], 3),
+                        "answers": answers[cell],
+                    },
+                )
+
+
+def _answer(
+    decoder: GreedyDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    grid: PasskeyGridConfig,
+    cell: Cell,
+    indices: range,
+) -> list[dict[str, Any]]:
+    prompts = [build_prompt(tokenizer, grid, cell, index) for index in indices]
+    by_length: dict[int, list[Prompt]] = {}
+    for prompt in prompts:
+        by_length.setdefault(len(prompt.ids), []).append(prompt)
+    given: list[dict[str, Any]] = []
+    for group in by_length.values():
+        ids = torch.from_numpy(np.stack([p.ids for p in group])).to(decoder.model.device)
+        # One token more than the answer: "12345" and "123456" are different answers.
+        out = decoder.answers(ids, max(p.answer_tokens for p in group) + 1)
+        for prompt, tokens in zip(group, out.tolist(), strict=True):
+            text = str(tokenizer.decode(tokens))
+            right = answer_keys(text)[: len(prompt.expected)] == prompt.expected
+            given.append({"expected": prompt.expected, "text": text, "correct": right})
+    return given
+
+
+def rank_file(results_file: Path, rank: int) -> Path:
+    """Where a rank that shares a grid writes its cells until they are merged."""
+    return results_file.with_name(f"{results_file.stem}.rank{rank}.jsonl")
+
+
+def merge_rank_files(results_file: Path) -> None:
+    """Append the ranks' cells to `results_file` and remove their files."""
+    files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
+    rows = [row for file in (results_file, *files) for row in read_rows(file)]
+    if files:
+        with replacing(results_file) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in files:
+        file.unlink()
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return json.dumps({name: row[name] for name in _CELL_KEY})
+
+
+def _rows_of(results_file: Path, identity: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    return {
+        _key(row): row
+        for row in read_rows(results_file)
+        if all(row.get(key) == value for key, value in identity.items())
+    }
 
 
 def read_rows(results_file: Path) -> list[dict[str, Any]]:
@@ -250,45 +274,12 @@ def fingerprint_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _chat_turn(
-    tokenizer: PreTrainedTokenizerBase, sample: NeedleSample
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Token ids before the filler and from the question on, and the answer expected."""
-    (key,), name = sample.keys, re.findall(r"for (\w+) is", sample.needle)[0]
-    marker = "\x00"  # stands for the filler, which need not be rendered to count its tokens
-    turn = [{"role": "user", "content": marker + question_of(name)}]
-    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    before, _, after = rendered.partition(marker)
-    ids = [
-        np.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], dtype=np.int64)
-        for part in (before, after)
-    ]
-    return ids[0], ids[1], answer_of(name, key)
-
-
 def settings_hash(grid: PasskeyGridConfig) -> str:
     """Identity of what shapes a sample; lengths, depths and counts are the cells' own keys."""
     shaping = {key: asdict(grid)[key] for key in ("num_needles", "split", "seed")}
-    if grid.prompt != "plain":  # cells written before there was a choice stay valid
+    # Cells that were written before there was a choice stay valid.
+    if grid.prompt != "plain":
         shaping["prompt"] = grid.prompt
+    if grid.share_haystack:
+        shaping["share_haystack"] = grid.depths  # a haystack holds the keys of several depths
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _filler_tokens(
-    rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase, kind: str, count: int
-) -> np.ndarray:
-    if isinstance(tokenizer, ByteTokenizer):
-        return draw_filler(rng, kind, count).astype(np.int64)
-    # A token is at least a byte of text; tokenise generously and cut.
-    text = draw_filler(rng, kind, 8 * count).tobytes().decode()
-    ids = encode(tokenizer, text)
-    return np.resize(ids, count)
-
-
-def _insert(filler: np.ndarray, pieces: Iterable[np.ndarray], places: list[int]) -> np.ndarray:
-    order = sorted(zip(places, range(len(places)), pieces, strict=True), key=lambda item: item[:2])
-    out, last = [], 0
-    for place, _, piece in order:
-        out += [filler[last:place], piece]
-        last = place
-    return np.concatenate([*out, filler[last:]])

@@ -20,6 +20,8 @@ class ShardedLatentLayer(LatentLayer):
         total: tokens on all ranks.
     """
 
+    is_croppable = False
+
     def __init__(self, capacity_tokens: int, holds_replicated: bool) -> None:
         super().__init__(capacity_tokens)
         self.holds_replicated = holds_replicated

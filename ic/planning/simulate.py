@@ -39,7 +39,7 @@ PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
 }
 # A synthetic sequence asks about its key-value pairs throughout: one answer token in ten.
 _TOKENS_PER_ANSWER_TOKEN = 10
-# Five digits, a full stop and one more, as `evaluate_cell` generates.
+# Five digits, a full stop and one more, as an evaluation generates.
 _NEW_TOKENS = 8
 
 

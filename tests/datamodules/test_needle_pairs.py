@@ -15,7 +15,8 @@ from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs
 from ic.datamodules.needles import KEYS, answer_keys
 from ic.datamodules.preference import PreferenceDataConfig, tokenize_pair
 from ic.evaluation.grid import Cell, PasskeyGridConfig
-from ic.evaluation.passkey import build_prompt, settings_hash
+from ic.evaluation.passkey import settings_hash
+from ic.evaluation.prompts import build_prompt
 
 SMALL = MakePreferencesConfig(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
 

@@ -13,16 +13,12 @@ from matplotlib.image import imread
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import TASKS, answer_keys
+from ic.evaluation.decoding import GreedyDecoder
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.heatmap import COLORS, pool, write_csv, write_png
-from ic.evaluation.passkey import (
-    build_prompt,
-    evaluate_grid,
-    fingerprint,
-    greedy_answers,
-    read_rows,
-)
-from ic.model import MLAForCausalLM
+from ic.evaluation.passkey import evaluate_grid, fingerprint, read_rows
+from ic.evaluation.prompts import build_prompt
+from tests.evaluation.oracle import Oracle
 
 TOKENIZER = ByteTokenizer()
 
@@ -75,28 +71,11 @@ def test_too_short_for_its_needles() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1000, 64, 7])
-def test_greedy_answers_equal_generate(make_model, chunk: int) -> None:
+def test_answers_equal_generate(make_model, chunk: int) -> None:
     model = make_model(length_temperature="ssmax")
     ids = torch.randint(3, 97, (3, 150), generator=torch.Generator().manual_seed(0))
     expected = model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)[:, 150:]
-    assert greedy_answers(model, ids, 9, chunk).equal(expected)
-
-
-class Oracle(MLAForCausalLM):
-    """Answers by looking the key up in the prompt: what a perfect model would do."""
-
-    def forward(self, input_ids, past_key_values=None, **kwargs):
-        if input_ids.shape[1] > 1:
-            texts = [bytes(row.tolist()).decode() for row in input_ids]
-            self.answers = [
-                f" {(answer_keys(text) or ['00000'])[0]}.      ".encode() for text in texts
-            ]
-            self.at = 0
-        logits = torch.zeros(len(self.answers), 1, 320)
-        for row, answer in enumerate(self.answers):
-            logits[row, 0, answer[self.at]] = 1
-        self.at += 1
-        return type("Output", (), {"logits": logits})
+    assert GreedyDecoder(model, chunk).answers(ids, 9).equal(expected)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ic.evaluation.passkey import greedy_answers
+from ic.evaluation.decoding import GreedyDecoder
 from ic.model import MLAForCausalLM
 from ic.model.adapter import (
     AdapterConfig,
@@ -88,13 +88,13 @@ def test_merged_equals_adapted(
         assert logits(adapted).equal(logits(plain))
     expected = logits(adapted)
     assert not torch.allclose(expected, logits(plain), atol=1e-2)
-    answers = greedy_answers(adapted, IDS, 6, 64)  # decoding absorbs kv_b_proj
+    answers = GreedyDecoder(adapted, 64).answers(IDS, 6)  # decoding absorbs kv_b_proj
     base, adapter = split_adapter(adapted.state_dict())
     merge_adapter(adapted)
     for name, tensor in adapted.state_dict().items():
         torch.testing.assert_close(merged_tensor(name, base[name], adapter, CONFIG), tensor)
     torch.testing.assert_close(logits(adapted), expected, rtol=1e-5, atol=1e-5)
-    assert greedy_answers(adapted, IDS, 6, 64).equal(answers)
+    assert GreedyDecoder(adapted, 64).answers(IDS, 6).equal(answers)
     assert adapted.state_dict().keys() == plain.state_dict().keys()
     assert not has_adapter(adapted)
 
