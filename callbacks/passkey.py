@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class PasskeyEvaluation(Callback):
             rows = run_grid(
                 pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
                 quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
-                ranks=None if sharded else strategy, sharded=sharded,
+                ranks=None if sharded else cast(Ranks, strategy), sharded=sharded,
             )  # fmt: skip
         strategy.barrier("passkey")
         return rows if trainer.is_global_zero else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -25,27 +26,30 @@ from ic.evaluation.statistics import wilson_interval
 def write_results(
     path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
 ) -> None:
-    """Write `{command, commit, date, device, versions, config, rows}`; row keys name units.
+    """Write `describe_run` and `rows`, whose keys name units."""
+    write_json(path, {**describe_run(config, command), "rows": rows})
+
+
+def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """`{command, commit, date, device, versions, config}`: what it takes to repeat a measurement.
 
     `command` is for what was not started as a verb.
     """
-    write_json(
-        path,
-        {
-            "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
-            "commit": commit(),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "device": device(),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-                "transformers": transformers.__version__,
-            },
-            "config": config,
-            "rows": rows,
+    return {
+        "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": _installed("triton"),
+            "lightning": lightning.__version__,
+            "transformers": transformers.__version__,
         },
-    )
+        "config": config,
+    }
 
 
 def run_rows(run_dir: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,6 +104,13 @@ def device() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _git(root: Path, *args: str) -> str:

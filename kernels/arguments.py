@@ -43,6 +43,12 @@ def check_tensor(
         )
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 def compute_capability(x: Tensor) -> int:
     """90 for sm_90; 0 in interpreter mode."""
     if not x.is_cuda:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 
 from ic.atomic_write import write_json
 from ic.kernels.benchmark_registry import BenchmarkCase, Prepare, cases_of, load_kernels
-from ic.kernels.benchmark_report import describe_run, plot, print_table
+from ic.kernels.benchmark_report import plot, print_table
 from ic.kernels.benchmark_timing import measure_ceilings, rotations, time_best
+from ic.results import describe_run
 
 PEERS_HELP = (
     "Peers are other implementations of the same case, timed in the same run where their package "
@@ -124,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     ceilings = measure_ceilings(torch.device("cuda"))
     rows: list[dict[str, Any]] = []
-    run = describe_run(list(argv) if argv is not None else [], ceilings)
+    run = describe_run({"ceilings": ceilings}, f"python -m ic benchmark {shlex.join(argv or [])}")
     for case in cases:
         rows += run_case(case, ceilings, peers=not arguments.no_peers)
         add_baselines(rows, cases)

@@ -2,34 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import platform
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-import triton
-
-from ic.results import commit, device
-
-
-def describe_run(argv: Sequence[str], ceilings: dict[str, float]) -> dict[str, Any]:
-    """What a reader needs to repeat a run: command, commit, date, device, versions, config."""
-    return {
-        "command": "python -m ic benchmark " + " ".join(argv),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": device(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cuda": torch.version.cuda,
-        },
-        "config": {"ceilings": ceilings, "platform": sys.platform},
-    }
 
 
 def print_table(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ic.kernels.arguments import require
 from ic.kernels.mla_decode_launch import check_devices, device_of
 
 
@@ -207,17 +208,12 @@ def append_latent(
     if check_indices and slot_mapping_T.numel():
         low, high = int(slot_mapping_T.min()), int(slot_mapping_T.max())
         slots = cache.shape[0] * cache.shape[1]
-        _require(low >= -1, f"slot_mapping holds {low}; allowed are slots and -1")
-        _require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
+        require(low >= -1, f"slot_mapping holds {low}; allowed are slots and -1")
+        require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
     _append_latent_op(
         latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale,
         float(eps), interleaved,
     )  # fmt: skip
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def _check_append(
@@ -230,48 +226,46 @@ def _check_append(
     slot_mapping: torch.Tensor,
     cache_scale: torch.Tensor | None,
 ) -> None:
-    _require(latent.dim() == 2, f"latent has shape {tuple(latent.shape)}; want (T, R)")
+    require(latent.dim() == 2, f"latent has shape {tuple(latent.shape)}; want (T, R)")
     T, R = latent.shape
-    _require(
+    require(
         rope_key.dim() == 2 and rope_key.shape[0] == T,
         f"rope_key has shape {tuple(rope_key.shape)}; want ({T}, P)",
     )
     P = rope_key.shape[1]
-    _require(
+    require(
         R >= 16 and P >= 16 and R % 16 == 0 and P % 16 == 0 and R + P <= 1024,
         f"latent and rope_key have dimensions {R} and {P}; multiples of 16, together at most 1024",
     )
     floats = (torch.bfloat16, torch.float16, torch.float32)
-    _require(latent.dtype in floats, f"latent is {latent.dtype}; allowed are {floats}")
-    _require(rope_key.dtype == latent.dtype, f"rope_key is {rope_key.dtype}; latent {latent.dtype}")
-    _require(
+    require(latent.dtype in floats, f"latent is {latent.dtype}; allowed are {floats}")
+    require(rope_key.dtype == latent.dtype, f"rope_key is {rope_key.dtype}; latent {latent.dtype}")
+    require(
         weight.shape == (R,) and weight.dtype in floats and weight.is_contiguous(),
         f"weight is {weight.dtype} {tuple(weight.shape)}; want a contiguous float ({R},)",
     )
     for name, table in (("cos", cos), ("sin", sin)):
-        _require(
+        require(
             table.shape == (T, P // 2) and table.dtype in floats,
             f"{name} is {table.dtype} {tuple(table.shape)}; want a float ({T}, {P // 2})",
         )
-    _require(
+    require(
         cache.dim() == 3 and cache.shape[2] == R + P and cache.shape[1] % 16 == 0,
         f"cache has shape {tuple(cache.shape)}; want (num_pages, multiple of 16, {R + P})",
     )
     if cache_scale is None:
-        _require(
-            cache.dtype in floats, f"cache is {cache.dtype}; a quantised one needs cache_scale"
-        )
+        require(cache.dtype in floats, f"cache is {cache.dtype}; a quantised one needs cache_scale")
     else:
-        _require(
+        require(
             cache.dtype in (torch.float8_e4m3fn, torch.int8),
             f"cache is {cache.dtype}; with cache_scale it must be float8_e4m3fn or int8",
         )
-        _require(
+        require(
             cache_scale.dtype == torch.float32 and cache_scale.shape == cache.shape[:2],
             f"cache_scale is {cache_scale.dtype} {tuple(cache_scale.shape)}; "
             f"want float32 {tuple(cache.shape[:2])}",
         )
-    _require(
+    require(
         slot_mapping.dtype == torch.int64
         and slot_mapping.shape == (T,)
         and slot_mapping.is_contiguous(),
@@ -286,7 +280,7 @@ def _check_append(
     for name in ("latent", "rope_key", "cos", "sin", "cache"):
         tensor = named[name]
         assert tensor is not None
-        _require(
+        require(
             tensor.stride(-1) == 1,
             f"{name} has stride {tensor.stride(-1)} in its last dimension; it must be 1",
         )
