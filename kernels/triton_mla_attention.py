@@ -43,6 +43,7 @@ from ic.kernels.arguments import check_tensor, compute_capability, tma_compatibl
 from ic.kernels.reference import document_bounds
 from ic.kernels.triton_mla_attention_backward import (
     attention_backward,
+    key_bounds,
     set_descriptor_allocator,
     split_width,
 )
@@ -114,18 +115,9 @@ def mla_attention_forward_kernel(
 
     rows = m0 + tl.arange(0, BLOCK_M)
     pos_q = offset + rows
-    end = tl.minimum(offset + m0 + BLOCK_M, S)
-    full_end = (offset + m0 + 1) // BLOCK_N * BLOCK_N
-    full_begin = 0
-    begin = 0
-    start_q = pos_q
-    if HAS_DOCUMENTS:
-        starts = DOCUMENT_START + b64 * S
-        start_q = tl.load(starts + pos_q, mask=rows < T, other=0)
-        begin = tl.load(starts + offset + m0) // BLOCK_N * BLOCK_N
-        last_start = tl.load(starts + tl.minimum(offset + m0 + BLOCK_M, S) - 1)
-        full_begin = tl.minimum(tl.cdiv(last_start, BLOCK_N) * BLOCK_N, end)
-        full_end = tl.maximum(full_begin, full_end)
+    start_q, begin, full_begin, full_end, end = key_bounds(
+        DOCUMENT_START, b64, m0, rows, offset, T, S, BLOCK_M, BLOCK_N, HAS_DOCUMENTS
+    )
 
     acc = tl.zeros([BLOCK_M, DV], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)

@@ -176,6 +176,29 @@ def mla_attention_backward_kv_kernel(
 
 
 @triton.jit
+def key_bounds(
+    DOCUMENT_START, b64, m0, rows, offset, T, S,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
+):  # fmt: skip
+    """Keys of BLOCK_M queries from m0 on: where each query's document starts; blocks from `begin`
+    are masked, from `full_begin` seen by every query, from `full_end` to `end` masked again."""
+    pos_q = offset + rows
+    end = tl.minimum(offset + m0 + BLOCK_M, S)
+    full_end = (offset + m0 + 1) // BLOCK_N * BLOCK_N
+    full_begin = 0
+    begin = 0
+    start_q = pos_q
+    if HAS_DOCUMENTS:
+        starts = DOCUMENT_START + b64 * S
+        start_q = tl.load(starts + pos_q, mask=rows < T, other=0)
+        begin = tl.load(starts + offset + m0) // BLOCK_N * BLOCK_N
+        last_start = tl.load(starts + tl.minimum(offset + m0 + BLOCK_M, S) - 1)
+        full_begin = tl.minimum(tl.cdiv(last_start, BLOCK_N) * BLOCK_N, end)
+        full_end = tl.maximum(full_begin, full_end)
+    return start_q, begin, full_begin, full_end, end
+
+
+@triton.jit
 def _query_step(
     dq1, dq2, q1, q2, dout, lse, delta, k_desc1, k_desc2, v_desc, n0, pos_q, start_q, scale_log2,
     MASKED: tl.constexpr, HAS_DOCUMENTS: tl.constexpr, BLOCK_N: tl.constexpr, D2: tl.constexpr,
@@ -244,18 +267,10 @@ def mla_attention_backward_q_kernel(
     row_base = (b64 * H + head) * T
     lse = tl.load(LSE + row_base + rows, mask=rows < T, other=float("inf")) * LOG2_E
     delta = tl.load(DELTA + row_base + rows, mask=rows < T, other=0.0)
-    end = tl.minimum(offset + m0 + BLOCK_M, S)
-    full_end = (offset + m0 + 1) // BLOCK_N * BLOCK_N
-    full_begin = 0
-    begin = 0
-    start_q = pos_q
+    start_q, begin, full_begin, full_end, end = key_bounds(
+        DOCUMENT_START, b64, m0, rows, offset, T, S, BLOCK_M, BLOCK_N, HAS_DOCUMENTS
+    )
     if HAS_DOCUMENTS:
-        starts = DOCUMENT_START + b64 * S
-        start_q = tl.load(starts + pos_q, mask=rows < T, other=0)
-        begin = tl.load(starts + offset + m0) // BLOCK_N * BLOCK_N
-        last_start = tl.load(starts + tl.minimum(offset + m0 + BLOCK_M, S) - 1)
-        full_begin = tl.minimum(tl.cdiv(last_start, BLOCK_N) * BLOCK_N, end)
-        full_end = tl.maximum(full_begin, full_end)
         for n0 in tl.range(begin, full_begin, BLOCK_N):
             dq1, dq2 = _query_step(
                 dq1, dq2, q1, q2, dout, lse, delta, k_desc1, k_desc2, v_desc, n0, pos_q, start_q,

@@ -60,6 +60,46 @@ def _forward_range(T, S, DOCUMENT_START, m0, b64, BLOCK_M: gl.constexpr, BLOCK_N
 
 
 @gluon.jit
+def key_barriers(STAGES: gl.constexpr):
+    """Barriers of a kernel that keeps its queries and streams keys and values through STAGES
+    buffers to two consumer warpgroups: q_full, k_full, k_empty, v_full, v_empty."""
+    layout: gl.constexpr = mbarrier.MBarrierLayout()
+    q_full = gl.allocate_shared_memory(gl.int64, [1], layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
+    mbarrier.init(q_full, count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=2)
+        mbarrier.init(v_empty.index(i), count=2)
+    fence_async_shared()
+    return q_full, k_full, k_empty, v_full, v_empty
+
+
+@gluon.jit
+def load_keys(k_desc1, k_desc2, v_desc, k1_s, k2_s, v_s, k_full, k_empty, v_full, v_empty,
+              batch, head, last, total, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+              D1: gl.constexpr):  # fmt: skip
+    """Stream `total` blocks of keys and values, from block `last` down."""
+    for i in range(total):
+        stage = i % STAGES
+        phase = ((i // STAGES) & 1) ^ 1
+        n0 = (last - i) * BLOCK_N
+        k_bar = k_full.index(stage)
+        mbarrier.wait(k_empty.index(stage), phase)
+        mbarrier.expect(k_bar, k_desc1.block_type.nbytes + k_desc2.block_type.nbytes)
+        _tma_load(k_desc1, [batch, head, n0, 0], k_bar, k1_s.index(stage))
+        _tma_load(k_desc2, [batch, head, n0, D1], k_bar, k2_s.index(stage))
+        v_bar = v_full.index(stage)
+        mbarrier.wait(v_empty.index(stage), phase)
+        mbarrier.expect(v_bar, v_desc.block_type.nbytes)
+        _tma_load(v_desc, [batch, head, n0, 0], v_bar, v_s.index(stage))
+
+
+@gluon.jit
 def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
                       q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                       BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
@@ -74,19 +114,8 @@ def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT
     for w in gl.static_range(2):
         _tma_load(q_desc1, [batch, head, m0 + 64 * w, 0], q_full, q1_s.index(w))
         _tma_load(q_desc2, [batch, head, m0 + 64 * w, D1], q_full, q2_s.index(w))
-    for i in range(total):
-        stage = i % STAGES
-        phase = ((i // STAGES) & 1) ^ 1
-        n0 = (last - i) * BLOCK_N
-        k_bar = k_full.index(stage)
-        mbarrier.wait(k_empty.index(stage), phase)
-        mbarrier.expect(k_bar, k_desc1.block_type.nbytes + k_desc2.block_type.nbytes)
-        _tma_load(k_desc1, [batch, head, n0, 0], k_bar, k1_s.index(stage))
-        _tma_load(k_desc2, [batch, head, n0, D1], k_bar, k2_s.index(stage))
-        v_bar = v_full.index(stage)
-        mbarrier.wait(v_empty.index(stage), phase)
-        mbarrier.expect(v_bar, v_desc.block_type.nbytes)
-        _tma_load(v_desc, [batch, head, n0, 0], v_bar, v_s.index(stage))
+    load_keys(k_desc1, k_desc2, v_desc, k1_s, k2_s, v_s, k_full, k_empty, v_full, v_empty,
+              batch, head, last, total, BLOCK_N, STAGES, D1)  # fmt: skip
 
 
 @gluon.jit
@@ -216,19 +245,7 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
     k1_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D1], k_desc1.layout)
     k2_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D2], k_desc2.layout)
     v_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, DV], v_desc.layout)
-    bar_layout: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [1], bar_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    mbarrier.init(q_full, count=1)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_empty.index(i), count=2)
-    fence_async_shared()
+    q_full, k_full, k_empty, v_full, v_empty = key_barriers(STAGES)
     gl.warp_specialize(
         [
             (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,

@@ -25,7 +25,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ic.kernels.triton_mla_attention_hopper import _tma_load, _tma_store
+from ic.kernels.triton_mla_attention_hopper import (
+    _tma_load,
+    _tma_store,
+    key_barriers,
+    load_keys,
+)
 
 
 @gluon.jit
@@ -68,19 +73,8 @@ def _q_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc, DOCUMENT_STA
         _tma_load(q_desc1, [batch, head, m0 + 64 * w, 0], q_full, q1_s.index(w))
         _tma_load(q_desc2, [batch, head, m0 + 64 * w, D1], q_full, q2_s.index(w))
         _tma_load(g_desc, [batch, head, m0 + 64 * w, 0], q_full, g_s.index(w))
-    for i in range(total):
-        stage = i % STAGES
-        phase = ((i // STAGES) & 1) ^ 1
-        n0 = (last - i) * BLOCK_N
-        k_bar = k_full.index(stage)
-        mbarrier.wait(k_empty.index(stage), phase)
-        mbarrier.expect(k_bar, k_desc1.block_type.nbytes + k_desc2.block_type.nbytes)
-        _tma_load(k_desc1, [batch, head, n0, 0], k_bar, k1_s.index(stage))
-        _tma_load(k_desc2, [batch, head, n0, D1], k_bar, k2_s.index(stage))
-        v_bar = v_full.index(stage)
-        mbarrier.wait(v_empty.index(stage), phase)
-        mbarrier.expect(v_bar, v_desc.block_type.nbytes)
-        _tma_load(v_desc, [batch, head, n0, 0], v_bar, v_s.index(stage))
+    load_keys(k_desc1, k_desc2, v_desc, k1_s, k2_s, v_s, k_full, k_empty, v_full, v_empty,
+              batch, head, last, total, BLOCK_N, STAGES, D1)  # fmt: skip
 
 
 @gluon.jit
@@ -222,19 +216,7 @@ def hopper_backward_q_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, g_desc,
     k1_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D1], k_desc1.layout)
     k2_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, D2], k_desc2.layout)
     v_s = gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK_N, DV], v_desc.layout)
-    bar_layout: gl.constexpr = mbarrier.MBarrierLayout()
-    q_full = gl.allocate_shared_memory(gl.int64, [1], bar_layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar_layout)
-    mbarrier.init(q_full, count=1)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_empty.index(i), count=2)
-    fence_async_shared()
+    q_full, k_full, k_empty, v_full, v_empty = key_barriers(STAGES)
     gl.warp_specialize(
         [
             (_q_consumer, (dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log2, H, T,
