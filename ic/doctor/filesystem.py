@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ic.doctor.check import Finding
@@ -59,51 +59,47 @@ def writing(folder: Path) -> Iterator[Finding]:
 
 
 def atomic_rename(folder: Path) -> Finding:
-    try:
+    def attempt() -> bool:
         for name, text in (("new", "2"), ("old", "1")):
             (folder / name).write_text(text)
         os.replace(folder / "new", folder / "old")
         (folder / "partial").mkdir()
         (folder / "partial").rename(folder / "whole")
-        works = (folder / "old").read_text() == "2" and (folder / "whole").is_dir()
-    except OSError as error:
-        return Finding(
-            "rename",
-            "fail",
-            f"fails: {error.strerror}",
-            "checkpoints need a POSIX file system; set output_dir= elsewhere",
-        )
-    if not works:
-        return Finding(
-            "rename",
-            "fail",
-            "the old file is still there",
-            "checkpoints need a POSIX file system; set output_dir= elsewhere",
-        )
-    return Finding("rename", "ok", "replaces a file, moves a folder")
+        return (folder / "old").read_text() == "2" and (folder / "whole").is_dir()
+
+    return _attempted(
+        "rename",
+        attempt,
+        ok="replaces a file, moves a folder",
+        failed="the old file is still there",
+        fix="checkpoints need a POSIX file system; set output_dir= elsewhere",
+    )
 
 
 def symbolic_links(folder: Path) -> Finding:
-    try:
+    def attempt() -> bool:
         for target in ("step=1", "step=2"):
             (folder / "link.partial").symlink_to(target)
             (folder / "link.partial").replace(folder / "link")
-        works = os.readlink(folder / "link") == "step=2"
+        return os.readlink(folder / "link") == "step=2"
+
+    return _attempted(
+        "symbolic links",
+        attempt,
+        ok="can be made and replaced",
+        failed="a link cannot be replaced",
+        fix="`last` and `best` are links; set output_dir= to another file system",
+    )
+
+
+def _attempted(
+    name: str, attempt: Callable[[], bool], *, ok: str, failed: str, fix: str
+) -> Finding:
+    try:
+        works = attempt()
     except OSError as error:
-        return Finding(
-            "symbolic links",
-            "fail",
-            f"fail: {error.strerror}",
-            "`last` and `best` are links; set output_dir= to another file system",
-        )
-    if not works:
-        return Finding(
-            "symbolic links",
-            "fail",
-            "a link cannot be replaced",
-            "`last` and `best` are links; set output_dir= to another file system",
-        )
-    return Finding("symbolic links", "ok", "can be made and replaced")
+        return Finding(name, "fail", f"fails: {error.strerror}", fix)
+    return Finding(name, "ok", ok) if works else Finding(name, "fail", failed, fix)
 
 
 def write_speed(folder: Path) -> Finding:
