@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -93,7 +94,12 @@ def main(argv: list[str] | None = None) -> int:
             row = _run(args, length, side)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    write_results(Path(args.output), {k: v for k, v in vars(args).items() if k != "side"}, rows)
+    config = {key: value for key, value in vars(args).items() if key != "side"}
+    arguments = shlex.join(sys.argv[1:] if argv is None else argv)
+    write_results(
+        Path(args.output), config, rows,
+        command=f"python -m ic.training.benchmark_preference {arguments}",
+    )  # fmt: skip
     print(f"results: {args.output}")
     return 0
 

@@ -23,7 +23,9 @@ def test_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     output = tmp_path / "out.json"
     options = ["--lengths", "512", "--model", "mla_tiny", "--steps", "2", "--warmup", "1"]
     assert benchmark.main([*options, "--output", str(output)]) == 0
-    ours, theirs = json.loads(output.read_text())["rows"]
+    written = json.loads(output.read_text())
+    assert written["command"].startswith("python -m ic.training.benchmark_preference --lengths 512")
+    ours, theirs = written["rows"]
     for row, side in ((ours, "ours"), (theirs, "trl")):
         assert row["side"] == side
         assert row["n"] == 2
