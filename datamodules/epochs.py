@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
-from ic.parallel.replica import data_replica
+from ic.parallel.replica import data_replica, length_multiple
 
 Batch = dict[str, Any]
 Example = TypeVar("Example")
@@ -205,6 +205,11 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
             batch_size=None,
             collate_fn=partial(self._collate, setting=setting),
         )
+
+    @property
+    def length_multiple(self) -> int:
+        """What rows of any length are padded to a multiple of."""
+        return length_multiple(self.trainer)
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:

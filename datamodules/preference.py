@@ -137,12 +137,13 @@ def tokenize_pair(
     return TokenizedPair(parts[0], parts[1], parts[2], where)
 
 
-def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int) -> Batch:
-    """A batch of the contract above, as long as its longest sequence."""
+def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int, length_multiple: int = 1) -> Batch:
+    """A batch of the contract above, as long as its longest sequence, rounded up to a multiple."""
     sequences = [(pair.prompt, pair.chosen) for pair in pairs]
     sequences += [(pair.prompt, pair.rejected) for pair in pairs]
     longest = max(pair.num_tokens for pair in pairs)
-    shape = (len(sequences), longest)
+    length = -(-longest // length_multiple) * length_multiple
+    shape = (len(sequences), length)
     input_ids_ST = np.full(shape, pad_token_id, dtype=np.int64)
     labels_ST = np.full(shape, IGNORED_LABEL, dtype=np.int64)
     index_ST = np.zeros(shape, dtype=np.int32)
@@ -154,7 +155,7 @@ def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int) -> Batch:
     return {
         "input_ids": torch.from_numpy(input_ids_ST),
         "labels": torch.from_numpy(labels_ST),
-        "position_ids": torch.arange(longest).repeat(len(sequences), 1),
+        "position_ids": torch.arange(length).repeat(len(sequences), 1),
         "completion_index": torch.from_numpy(index_ST),
         "completion_tokens": torch.tensor([len(completion) for _, completion in sequences]),
         "pair_tokens": torch.tensor([pair.num_tokens for pair in pairs]),
@@ -177,8 +178,8 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, 
         return [p for s in ("train_files", "val_files", "test_files") for p in self.examples(s)]
 
     def collate(self, pairs: list[TokenizedPair]) -> Batch:
-        """`collate_pairs` with the tokenizer's padding."""
-        return collate_pairs(pairs, int(self.tokenizer.pad_token_id or 0))
+        """`collate_pairs` with the tokenizer's padding, to a length that the strategy takes."""
+        return collate_pairs(pairs, int(self.tokenizer.pad_token_id or 0), self.length_multiple)
 
     def _read(self, setting: str) -> list[TokenizedPair]:
         kept, dropped = [], []

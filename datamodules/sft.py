@@ -137,17 +137,22 @@ def tokenize_conversation(
 
 
 def collate_conversations(
-    rows: list[list[TokenizedConversation]], pad_token_id: int, context_length: int | None = None
+    rows: list[list[TokenizedConversation]],
+    pad_token_id: int,
+    context_length: int | None = None,
+    length_multiple: int = 1,
 ) -> Batch:
     """A batch of rows, each of conversations one after the other.
 
     Args:
         context_length: tokens of each row; the longest row's if None.
+        length_multiple: what the longest row's are then rounded up to a multiple of.
 
     Returns:
         `input_ids`, `labels`, `position_ids` (B, T) int64 and `document_ids` (B, T) int32.
     """
-    length = context_length or max(sum(map(len, row)) for row in rows)
+    longest = max(sum(map(len, row)) for row in rows)
+    length = context_length or -(-longest // length_multiple) * length_multiple
     batch = collate_rows([[part.tokens for part in row] for row in rows], length, pad_token_id)
     for labels_T, row in zip(batch["labels"], rows, strict=True):
         is_target = torch.from_numpy(np.concatenate([part.is_target for part in row]))
@@ -216,6 +221,7 @@ class SFTDataModule(EpochDataModule[SFTDataConfig, TokenizedConversation, list[i
             [[conversations[index] for index in row] for row in rows],
             int(self.tokenizer.pad_token_id or 0),
             self.config.context_length if self.config.packing else None,
+            self.length_multiple,
         )
 
     def _digest(self) -> str:

@@ -236,11 +236,11 @@ class RunConfig:
                 f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
                 "objective under preference: data=preference and preference=dpo go together"
             )
-        sharded = self.strategy.name in ("fsdp", "fsdp2")
-        if sharded and (self.preference is not None or self.model.adapter is not None):
+        if self.strategy.name == "fsdp" and (self.preference or self.model.adapter):
+            what = "LoRA (model/adapter)" if self.model.adapter else "preference training"
             raise ValueError(
-                f"strategy={self.strategy.name}: preference training and LoRA run on one device or "
-                "with strategy=ddp; choose one of these"
+                f"strategy=fsdp does not run {what}; choose strategy=fsdp2, which shards too, "
+                "strategy=ddp, or one device"
             )
         needed = getattr(self.data, "max_position", self.data.context_length)
         key = "max_position" if hasattr(self.data, "max_position") else "context_length"

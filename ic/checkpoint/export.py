@@ -61,6 +61,10 @@ class WeightSource:
         self._check(config)
 
     def read(self, name: str) -> Tensor:
+        tensor = self._read_base(name)
+        return tensor if self._adapter is None else merged_tensor(name, tensor, *self._adapter)
+
+    def _read_base(self, name: str) -> Tensor:
         if self._reader is not None:
             return read_tensors(self._reader, MODEL, [name])[name]
         file = self._files[name]
@@ -69,9 +73,7 @@ class WeightSource:
                 tensor: Tensor = tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
-        if self._adapter is None:
-            return tensor
-        return merged_tensor(name, tensor, *self._adapter)
+        return tensor
 
     def _plain_sizes(self) -> Iterator[tuple[str, Tensor]]:
         files = sorted(self.folder.glob("*.safetensors"))

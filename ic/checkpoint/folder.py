@@ -84,13 +84,9 @@ class FolderCheckpointIO(CheckpointIO):
             partial.mkdir(parents=True, exist_ok=True)
             base, adapter = split_adapter(self.weights(checkpoint["state_dict"]))
             save_file(base, partial / WEIGHTS, {"format": "pt"})
-            if self.adapter is not None:
-                save_adapter(adapter, self.adapter, partial / ADAPTER)
-            self.save_description(partial)
+            self.save_description(partial, adapter)
             rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
             torch.save(rest, partial / TRAINER_STATE)
-            if self.adapter is not None:
-                sync_folder(partial / ADAPTER)
             sync_folder(partial)
 
         try:
@@ -122,11 +118,17 @@ class FolderCheckpointIO(CheckpointIO):
             weights = read_weights(folder)
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        weights = self._with_adapter(weights, folder)
+        weights = join_adapter(weights, self.read_adapter(folder))
         state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
         return state
 
-    def _with_adapter(self, base: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    def read_adapter(self, folder: Path) -> dict[str, Tensor]:
+        """The adapter's tensors in a checkpoint, under the model's names; none without an adapter.
+
+        Raises:
+            CheckpointError: the checkpoint has an adapter and the run has none, or the other way
+                round, or of other settings.
+        """
         saved = (folder / ADAPTER).is_dir()
         if saved != (self.adapter is not None):
             raise CheckpointError(
@@ -135,21 +137,26 @@ class FolderCheckpointIO(CheckpointIO):
                 "weights with model.init_from"
             )
         if self.adapter is None:
-            return base
+            return {}
         tensors, config = load_adapter(folder / ADAPTER)
         if config != self.adapter:
             raise CheckpointError(
                 f"{folder} holds an adapter of other settings: {config} (configured {self.adapter})"
             )
-        return join_adapter(base, tensors)
+        return tensors
 
     def remove_checkpoint(self, path: str | Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
-    def save_description(self, folder: Path) -> None:
-        """Write config.json and the tokenizer, which make a folder self-describing."""
+    def save_description(self, folder: Path, adapter: dict[str, Tensor]) -> None:
+        """Write what makes a folder of base weights self-describing: config.json, the tokenizer and
+        the adapter's tensors, if the run has one, flushed to disk.
+        """
         self.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.adapter is not None:
+            save_adapter(adapter, self.adapter, folder / ADAPTER)
+            sync_folder(folder / ADAPTER)
 
     def weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's part of a LightningModule's tensors: Hugging Face's names, tied ones once."""
@@ -213,6 +220,21 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
     """
     config = load_config(folder)
     config.set_backends(backends)
+    model = _base_model(folder, config)
+    if (folder / ADAPTER).is_dir():
+        tensors, adapter_config = load_adapter(folder / ADAPTER)
+        add_adapter(model, adapter_config)
+        incompatible = model.load_state_dict(tensors, strict=False)
+        if incompatible.unexpected_keys:
+            raise CheckpointError(
+                f"{folder / ADAPTER} does not fit the model: {incompatible.unexpected_keys[0]}"
+            )
+        merge_adapter(model)
+        model.requires_grad_(True)
+    return model.eval()
+
+
+def _base_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
     if is_sharded(folder):
         return _load_sharded_model(folder, config)
     files = sorted(folder.glob("*.safetensors"))
@@ -227,17 +249,8 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
-    if (folder / ADAPTER).is_dir():
-        tensors, adapter_config = load_adapter(folder / ADAPTER)
-        add_adapter(model, adapter_config)
-        incompatible = model.load_state_dict(tensors, strict=False)
-        if incompatible.unexpected_keys:
-            raise CheckpointError(
-                f"{folder / ADAPTER} does not fit the model: {incompatible.unexpected_keys[0]}"
-            )
-        merge_adapter(model)
-        model.requires_grad_(True)
-    return model.eval()
+    loaded_model: MLAForCausalLM = model
+    return loaded_model
 
 
 def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
@@ -254,7 +267,8 @@ def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit: {error}") from error
-    return model.eval()
+    loaded: MLAForCausalLM = model
+    return loaded
 
 
 def _optimizer_state(reader: ShardReader, groups: list[dict[str, Any]]) -> dict[str, Any]:

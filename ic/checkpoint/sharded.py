@@ -1,7 +1,7 @@
 """Sharded checkpoints of a model that is spread over several ranks.
 
     step=100/
-        config.json, tokenizer files
+        config.json, tokenizer files, adapter/          as in `ic.checkpoint.folder`
         .metadata, __R_0.distcp, __R_0.distcp.sha256    weights and optimizer state, by name
         trainer.pt                                      schedule, loops, callbacks, data position,
                                                         random states, optimizer settings
@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ic.checkpoint.commit import partial_path
@@ -56,6 +57,7 @@ from ic.checkpoint.storage import (
     load_into,
     tensor_metadata,
 )
+from ic.model.adapter import split_adapter
 
 
 @dataclass
@@ -112,7 +114,9 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         target = Path(self.broadcast(str(filepath)))
         partial = Path(self.broadcast(str(partial_path(target))))
         folder_io = self._folder_io()
-        state: dict[str, Any] = {"model": folder_io.weights(checkpoint.pop("state_dict"))}
+        base, adapter = split_adapter(folder_io.weights(checkpoint.pop("state_dict")))
+        adapter = {name: _whole(tensor) for name, tensor in adapter.items()}
+        state: dict[str, Any] = {"model": base}
         if "optimizer_states" in checkpoint:
             (optimizer,) = checkpoint.pop("optimizer_states")
             state["optimizer"] = _without_prefix(optimizer["state"])
@@ -123,7 +127,7 @@ class ShardedCheckpointStrategy(ParallelStrategy):
 
         def write_rest(folder: Path) -> None:
             (folder / TRAINER_STATE).write_bytes(rest.getbuffer())
-            folder_io.save_description(folder)
+            folder_io.save_description(folder, adapter)
 
         writer = ShardWriter(partial, target, write_rest)
         future = dcp.async_save(state, storage_writer=writer, process_group=self._groups()[0])
@@ -171,7 +175,9 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         check_same_architecture(folder_io.config, load_config(folder), folder)
         rest = read_trainer_state(folder)
         assert self.model is not None
-        state: dict[str, Any] = {"model": folder_io.weights(self.lightning_module_state_dict())}
+        adapter = folder_io.read_adapter(folder)
+        base, _ = split_adapter(folder_io.weights(self.lightning_module_state_dict()))
+        state: dict[str, Any] = {"model": base}
         optimizer_state: Any = None
         if self.optimizers:
             (optimizer,) = self.optimizers
@@ -181,6 +187,8 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         if self.optimizers:
             _check_optimizer(state["optimizer"], reader)
         load_into(state, reader, self._groups()[0])
+        if adapter:
+            self._set_weights({MODULE_PREFIX + name: tensor for name, tensor in adapter.items()})
         if self.optimizers:
             optimizer_state["param_groups"] = rest["optimizer_groups"]
             set_optimizer_state_dict(self.model, optimizer, optimizer_state)
@@ -191,15 +199,20 @@ class ShardedCheckpointStrategy(ParallelStrategy):
 
     def _load_whole(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        self._set_weights(checkpoint.pop("state_dict"))
         if self.optimizers:
             (optimizer,) = self.optimizers
             groups = self.optimizer_state(optimizer)["param_groups"]
             (saved,) = checkpoint.pop("optimizer_states")
             by_name = name_parameters(saved, [name for g in groups for name in g["params"]])
+            options = StateDictOptions(full_state_dict=True)
             set_optimizer_state_dict(self.model, optimizer, by_name, options=options)
         return checkpoint
+
+    def _set_weights(self, whole: dict[str, Any]) -> None:
+        """Give each rank its part of tensors that every rank has whole; others stay as they are."""
+        assert self.model is not None
+        set_model_state_dict(self.model, whole, options=StateDictOptions(full_state_dict=True))
 
     def _folder_io(self) -> FolderCheckpointIO:
         assert isinstance(self.checkpoint_io, FolderCheckpointIO)
@@ -222,6 +235,11 @@ def name_parameters(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
             for group in state["param_groups"]
         ],
     }
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor in host memory; collective if it is sharded."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().clone()
 
 
 def _check_optimizer(state: dict[str, dict[str, Tensor]], reader: ShardReader) -> None:

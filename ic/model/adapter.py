@@ -60,17 +60,18 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> None:
     `lora_B` starts at zero, so the model computes what it did before.
 
     Raises:
-        ValueError: PEFT is not installed, or a target names no linear layer of the model.
+        ValueError: PEFT is not installed, or a target names no linear layer of the decoder. The
+            head is none of them: losses read its weight itself.
     """
     peft = _peft()
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}"
     }
     if unknown := sorted(set(config.target_modules) - linear):
         raise ValueError(
-            f"model.adapter.target_modules: the model has no linear layer {', '.join(unknown)}; "
+            f"model.adapter.target_modules: the decoder has no linear layer {', '.join(unknown)}; "
             f"choose from {', '.join(sorted(linear))}"
         )
     for parameter in model.parameters():

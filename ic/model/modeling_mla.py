@@ -28,11 +28,11 @@ from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
-from ic.model.masks import document_segments, padding_mask
+from ic.model.masks import document_segments, needs_no_mask, num_visible, padding_mask
 from ic.model.mlp import MLAMLP
 from ic.model.norm import MLARMSNorm
 from ic.model.rope import DecoupledRotaryEmbedding
-from ic.model.targets import TargetSums, sum_targets
+from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
 
 if TYPE_CHECKING:
     from ic.parallel.context_parallel import ContextParallel
@@ -200,14 +200,14 @@ class MLAModel(MLAPreTrainedModel):
             raise ValueError("document_ids goes with neither a cache nor an attention_mask")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)")
-        if attention_mask is not None and _needs_no_mask(attention_mask, past, tokens):
+        if attention_mask is not None and needs_no_mask(attention_mask, past, tokens):
             attention_mask = None
         if attention_mask is not None and parallel is not None:
             raise ValueError(
                 "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "
                 "use sequences of equal length, or document_ids"
             )
-        visible_BT = self._visible(attention_mask, document_ids, past, tokens, device)
+        visible_BT = num_visible(attention_mask, document_ids, past, tokens, device)
         if position_ids is None:
             # Padded rows count their own tokens; documents share one line of positions.
             position_ids = (
@@ -247,22 +247,6 @@ class MLAModel(MLAPreTrainedModel):
             return None
         slots = torch.arange(batch * PAGE_TOKENS, device=device)
         return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()
-
-    @staticmethod
-    def _visible(
-        attention_mask: Tensor | None,
-        document_ids: Tensor | None,
-        past: int,
-        tokens: int,
-        device: torch.device,
-    ) -> Tensor:
-        if attention_mask is not None:
-            return attention_mask.long().cumsum(-1)[:, -tokens:].clamp(min=1)
-        index = torch.arange(past, past + tokens, device=device)[None]
-        if document_ids is None:
-            return index + 1
-        starts = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
-        return index - torch.where(starts, index, 0).cummax(-1).values + 1
 
 
 class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
@@ -370,6 +354,17 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             all_tokens=all_tokens,
         )
 
+    def target_log_probs(
+        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None
+    ) -> TargetLogProbs:
+        """Log-probabilities of the targets one by one, without logits of the other tokens;
+        arguments as in `target_sums`.
+        """
+        outputs = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        return log_probs_of_targets(
+            outputs.last_hidden_state, self.lm_head.weight, labels, self.model.context_parallel
+        )
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
@@ -384,15 +379,6 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         return parent._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
-
-
-def _needs_no_mask(attention_mask: Tensor, past: int, tokens: int) -> bool:
-    """Whether causal attention alone hides every padding token from every real one: there is none,
-    or all of it stands behind the real tokens of its row.
-    """
-    if past or attention_mask.shape[1] != tokens:
-        return bool(attention_mask.all())
-    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
 
 
 AutoConfig.register(MLAConfig.model_type, MLAConfig)

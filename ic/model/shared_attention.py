@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from ic.model.adapter import effective_weight
+
 if TYPE_CHECKING:
     from ic.model.attention import AttentionContext, MLAAttention
     from ic.parallel.context_parallel import ContextParallel
@@ -70,9 +72,8 @@ def _decode(
 ) -> Tensor:
     """Without `holds_new` this rank's keys are all older than the queries."""
     config = attention.config
-    weight_HXR = attention.kv_b_proj.weight.to(q_BTHK.dtype).view(
-        config.num_attention_heads, -1, config.kv_lora_rank
-    )
+    weight_XR = effective_weight(attention.kv_b_proj).to(q_BTHK.dtype)
+    weight_HXR = weight_XR.view(config.num_attention_heads, -1, config.kv_lora_rank)
     w_k_HNR, w_v_HVR = weight_HXR.split([config.qk_nope_head_dim, config.v_head_dim], 1)
     q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
     q_BTHC = torch.cat((torch.einsum("bthn,hnr->bthr", q_nope, w_k_HNR), q_rope), dim=-1)

@@ -1,4 +1,5 @@
-"""Sums over the targets of a batch, to be divided by numbers that several batches or ranks share.
+"""Targets of a batch: sums over them, to be divided by numbers that several batches or ranks share,
+and log-probabilities of each.
 
 Legend: B batch, S tokens of a sequence, T of them on this rank, M targets, D hidden, W vocabulary.
 """
@@ -11,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ic.model.loss import IGNORE_INDEX, summed_linear_cross_entropy
+from ic.model.loss import (
+    IGNORE_INDEX,
+    selective_log_probs,
+    shift_labels,
+    summed_linear_cross_entropy,
+)
 
 if TYPE_CHECKING:
     from ic.parallel.context_parallel import ContextParallel
@@ -33,6 +39,37 @@ class TargetSums(NamedTuple):
     answers: Tensor | None = None
     answer_labels: Tensor | None = None
     predicted: Tensor | None = None
+
+
+class TargetLogProbs(NamedTuple):
+    """This rank's targets.
+
+    Attributes:
+        log_probs: (M,) float32.
+        row: (M,) int64, the sequence in the batch that each belongs to.
+        position: (M,) int64, its place in the whole sequence.
+    """
+
+    log_probs: Tensor
+    row: Tensor
+    position: Tensor
+
+
+def log_probs_of_targets(
+    hidden_BTD: Tensor, head_WD: Tensor, labels_BS: Tensor, parallel: ContextParallel | None
+) -> TargetLogProbs:
+    """From this rank's hidden states; only those in front of a target meet the head.
+
+    Args:
+        labels_BS: aligned with the inputs, of the whole sequences.
+    """
+    next_BS = shift_labels(labels_BS)
+    position_BS = torch.arange(1, next_BS.shape[1] + 1, device=next_BS.device).expand_as(next_BS)
+    if parallel is not None:
+        next_BS, position_BS = parallel.split(next_BS), parallel.split(position_BS)
+    row_M, at_M = (next_BS != IGNORE_INDEX).nonzero(as_tuple=True)
+    log_probs_M = selective_log_probs(hidden_BTD[row_M, at_M], head_WD, next_BS[row_M, at_M])
+    return TargetLogProbs(log_probs_M, row_M, position_BS[row_M, at_M])
 
 
 def sum_targets(

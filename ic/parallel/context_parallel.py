@@ -87,6 +87,16 @@ class ContextParallel:
             return parts_GBT[0]
         return self.gather(own_BT)[:, -count:]
 
+    def sum(self, own: Tensor) -> Tensor:
+        """Each rank's tensor added up, the same to the last bit on every rank.
+
+        Differentiable: the gradients of all ranks are added too, as those of `gather` are. If every
+        rank goes on with the same loss, the mean over all ranks that a sharding strategy takes of
+        the parameters' gradients is then the mean over its data-parallel replicas.
+        """
+        parts: Tensor = _AllGather.apply(own, self.group)
+        return parts.sum(0)
+
     def gather_unordered(self, own_BT: Tensor) -> Tensor:
         """As `gather`, in any order: enough for keys that every query sees."""
         parts_GBT: Tensor = _AllGather.apply(own_BT, self.group)

@@ -129,9 +129,12 @@ def shard_model(
     )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    # Embedding, final norm and head: needed from the start of the forward pass to its end.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "target_sums")
+    # Embedding, final norm and head: needed from the start of the forward pass to its end, and then
+    # for the backward pass, which a frozen model does not have.
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not trains)
+    for method in ("target_sums", "target_log_probs"):
+        register_fsdp_forward_method(model, method)
 
 
 def _set_sync(model: MLAForCausalLM, sync: bool) -> None:

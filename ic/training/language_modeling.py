@@ -89,9 +89,7 @@ class LanguageModelingModule(LightningModule):
             correct = (sums.predicted == sums.answer_labels).sum()
         numbers = (loss.detach(), correct, sums.num_targets[0])
         self._step_sums += torch.stack([number.double() for number in numbers])
-        if (
-            batch_idx + 1
-        ) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+        if self.ends_step(batch_idx):
             self._log_step(batch)
         # Lightning divides by the number of micro-batches, and the strategy averages over ranks.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
@@ -149,6 +147,11 @@ class LanguageModelingModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the optimizer steps after this micro-batch."""
+        every = self.trainer.accumulate_grad_batches
+        return (batch_idx + 1) % every == 0 or self.trainer.is_last_batch
 
     def _begin_step(self, batch: dict[str, Any]) -> None:
         counts = batch[NUM_TARGETS] if NUM_TARGETS in batch else count_targets(batch)

@@ -1,7 +1,12 @@
-"""Metrics summed over batches and ranks before they are divided."""
+"""Metrics summed over batches and ranks before they are divided.
+
+Ranks that share a batch each add all of it; sums and counts then grow alike, and means are right.
+Legend: B pairs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,3 +65,53 @@ class Share(Metric):
 
     def compute(self) -> Tensor:
         return self.correct / self.total.clamp(min=1)
+
+
+def bucket_masks(tokens_B: Tensor, edges: Sequence[int]) -> dict[str, Tensor]:
+    """Which pairs (B,) bool lie in a length bucket: `to_<edge>` inclusive, then `above_<last>`."""
+    masks, low = {}, 0
+    for edge in edges:
+        masks[f"to_{edge}"] = (tokens_B > low) & (tokens_B <= edge)
+        low = edge
+    if edges:
+        masks[f"above_{low}"] = tokens_B > low
+    return masks
+
+
+class BucketMeans(Metric):
+    """Means over pairs of any number of named values, of all pairs and by length bucket.
+
+    The names are those of `preference_metrics` and `loss`; a bucket without a pair has no mean.
+    """
+
+    NAMES = (
+        "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+        "logps/chosen", "logps/rejected", "kl/chosen", "kl/rejected",
+    )  # fmt: skip
+
+    def __init__(self, edges: Sequence[int]) -> None:
+        super().__init__()
+        self.edges = list(edges)
+        self.labels = ["", *(f"/{label}" for label in bucket_masks(torch.zeros(0), edges))]
+        shape = (len(self.labels), len(self.NAMES))
+        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(shape[0]), dist_reduce_fx="sum")
+        self.sums: Tensor
+        self.counts: Tensor
+
+    def update(self, values: dict[str, Tensor], tokens_B: Tensor) -> None:
+        """Add pairs: each of `NAMES` (B,), and their lengths (B,)."""
+        stacked_BN = torch.stack([values[name].detach().double() for name in self.NAMES], dim=1)
+        masks = bucket_masks(tokens_B, self.edges)
+        inside_KB = torch.stack([torch.ones_like(tokens_B, dtype=torch.bool), *masks.values()])
+        self.sums += inside_KB.double() @ stacked_BN
+        self.counts += inside_KB.sum(1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`name` and `name/bucket` -> mean."""
+        return {
+            name + label: (self.sums[k, n] / self.counts[k]).float()
+            for k, label in enumerate(self.labels)
+            if self.counts[k] > 0
+            for n, name in enumerate(self.NAMES)
+        }

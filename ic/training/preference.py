@@ -18,15 +18,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
-from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.preference import PreferenceDataModule, TokenizedPair
 from ic.evaluation.passkey import fingerprint_state
 from ic.model import MLAForCausalLM
 from ic.model.adapter import adapter_disabled, has_adapter, split_adapter
-from ic.model.loss import IGNORE_INDEX, selective_log_probs, shift_labels
+from ic.parallel.replica import data_replica, sharing_ranks
 from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
+from ic.training.metrics import BucketMeans
 from ic.training.optimizers import OptimizerConfig
 from ic.training.preference_loss import (
     PairLogProbs,
@@ -54,10 +54,12 @@ class PreferenceModule(LanguageModelingModule):
 
     The reference is the model as it was built (`model.init_from`), or with LoRA the model without
     its adapter. Its log-probabilities come from a file that is written before the first step, or
-    from a frozen model in memory.
+    from a frozen model in memory. The loss is the mean over the micro-batches and data-parallel
+    replicas of an optimizer step.
 
-    Logs `train/loss` and the metrics of `preference_metrics` under `train/`, over whole sets under
-    `val/` and `test/`, each also for the pairs up to each length of `length_buckets`.
+    Logs `loss` and the metrics of `preference_metrics`: means over the pairs of an optimizer step
+    under `train/`, over whole sets under `val/` and `test/`, each also for the pairs up to each
+    length of `length_buckets`.
 
     Raises:
         ValueError: at the start of `fit`, if the cache belongs to another reference.
@@ -79,6 +81,7 @@ class PreferenceModule(LanguageModelingModule):
             self.reference = copy.deepcopy(model).requires_grad_(False).eval()
             # It is built anew from `model.init_from`; checkpoints do not repeat it.
             self.strict_loading = False
+        self.train_means = BucketMeans(preference.length_buckets)
         self.eval_metrics = torch.nn.ModuleDict(
             {stage: BucketMeans(preference.length_buckets) for stage in ("val", "test")}
         )
@@ -131,17 +134,10 @@ class PreferenceModule(LanguageModelingModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pairs = self._pair_log_probs(batch)
         loss = preference_loss(pairs, self.preference)
-        metrics = preference_metrics(pairs, self.preference.beta)
-        log = {f"train/{name}": value.mean() for name, value in metrics.items()}
-        for label, inside in bucket_masks(
-            batch["pair_tokens"], self.preference.length_buckets
-        ).items():
-            if inside.any():
-                log |= {f"train/{name}/{label}": v[inside].mean() for name, v in metrics.items()}
-        size = len(batch["pair_keys"])
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log("train/context_length", float(batch["input_ids"].shape[1]), batch_size=size)
-        self.log_dict(log, batch_size=size)
+        self._add(self.train_means, pairs, loss, batch)
+        if self.ends_step(batch_idx):
+            self._log_means("train", self.train_means)
+            self.log("train/context_length", float(batch["input_ids"].shape[1]), batch_size=1)
         return loss
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
@@ -153,24 +149,30 @@ class PreferenceModule(LanguageModelingModule):
         ]
 
     def on_validation_epoch_end(self) -> None:
-        self._log_means("val")
+        self._log_means("val", self.eval_metrics["val"])
 
     def on_test_epoch_end(self) -> None:
-        self._log_means("test")
+        self._log_means("test", self.eval_metrics["test"])
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         pairs = self._pair_log_probs(batch)
-        size = len(batch["pair_keys"])
+        loss = preference_loss(pairs, self.preference)
+        self._add(self.eval_metrics[stage], pairs, loss, batch)
+
+    def _add(self, means: Any, pairs: PairLogProbs, loss: Tensor, batch: dict[str, Any]) -> None:
         metrics = preference_metrics(pairs, self.preference.beta)
-        metrics["loss"] = preference_loss(pairs, self.preference).expand(size)
-        means: BucketMeans = self.eval_metrics[stage]  # type: ignore[assignment]
+        metrics["loss"] = loss.expand(len(batch["pair_keys"]))
         means.update(metrics, batch["pair_tokens"])
 
-    def _log_means(self, stage: str) -> None:
-        means: BucketMeans = self.eval_metrics[stage]  # type: ignore[assignment]
+    def _log_means(self, stage: str, means: Any) -> None:
+        """Log and begin anew; every rank must call."""
         for name, value in means.compute().items():
-            shown = name in ("loss", "rewards/accuracies")
-            self.log(f"{stage}/{name}", value, prog_bar=shown, rank_zero_only=False)
+            shown = name == "loss" or (stage != "train" and name == "rewards/accuracies")
+            # `compute` has reduced over the ranks: to do it again changes nothing, but Lightning
+            # asks for it where it would take a mean over an epoch.
+            self.log(
+                f"{stage}/{name}", value, prog_bar=shown, batch_size=1, sync_dist=stage != "train"
+            )
         means.reset()
 
     def _pair_log_probs(self, batch: dict[str, Any]) -> PairLogProbs:
@@ -206,15 +208,16 @@ class PreferenceModule(LanguageModelingModule):
         return sums
 
     def _precompute(self, pairs: Sequence[TokenizedPair]) -> None:
-        """Append a row for each pair, a share of them on each rank."""
+        """Append a row for each pair, a share of them on each data-parallel replica."""
         assert self.cache is not None
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        mine = list(pairs[rank::world])
+        replica, num_replicas = data_replica(self.trainer)
+        place, _ = sharing_ranks(self.trainer)
+        mine = list(pairs[replica::num_replicas])
         # Under sharding every rank takes part in every forward pass: the same number each.
-        rounds = -(-len(pairs) // world)
+        rounds = -(-len(pairs) // num_replicas)
         columns = (TextColumn("reference"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         console = Console()
-        quiet = rank > 0 or not console.is_terminal
+        quiet = not self.trainer.is_global_zero or not console.is_terminal
         with (
             Progress(*columns, console=console, disable=quiet) as bar,
             self.trainer.precision_plugin.forward_context(),
@@ -225,9 +228,9 @@ class PreferenceModule(LanguageModelingModule):
                 batch = self._datamodule.collate([pair])
                 batch = self.trainer.strategy.batch_to_device(batch)
                 sums = self._reference_forward(batch)[:2].T.tolist()
-                if index < len(mine):
+                if index < len(mine) and place == 0:
                     row = {"row": pair.where, "chosen": sums[0], "rejected": sums[1]}
-                    self.cache.append(pair.key, row, rank)
+                    self.cache.append(pair.key, row, replica)
 
     @property
     def _datamodule(self) -> PreferenceDataModule:
@@ -242,71 +245,16 @@ class PreferenceModule(LanguageModelingModule):
 def completion_sums(model: MLAForCausalLM, batch: dict[str, Any]) -> Tensor:
     """`sum_per_sequence` of a batch of `PreferenceDataModule`: (3, S) float32.
 
-    Only the hidden states before completion tokens meet the head.
+    Under context parallelism of whole sequences, on every rank that shares them.
     """
-    hidden_STD = model.model(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-    ).last_hidden_state
-    labels_ST = shift_labels(batch["labels"])
-    is_target_ST = labels_ST != IGNORE_INDEX
-    sequence_M, token_M = is_target_ST.nonzero(as_tuple=True)
-    log_probs_M = selective_log_probs(
-        hidden_STD[sequence_M, token_M], model.lm_head.weight, labels_ST[sequence_M, token_M]
-    )
-    # The number of completion tokens up to each; label i + 1 is the target of token i.
-    index_M = batch["completion_index"][sequence_M, token_M + 1]
+    targets = model.target_log_probs(batch["input_ids"], batch["labels"], batch["position_ids"])
+    # The number of completion tokens up to each.
+    index_M = batch["completion_index"][targets.row, targets.position]
     shared_S = torch.minimum(*batch["completion_tokens"].chunk(2)).repeat(2)
-    return sum_per_sequence(log_probs_M, sequence_M, index_M > shared_S[sequence_M], len(labels_ST))
-
-
-def bucket_masks(tokens_B: Tensor, edges: Sequence[int]) -> dict[str, Tensor]:
-    """Which pairs (B,) bool lie in a length bucket: `to_<edge>` inclusive, then `above_<last>`."""
-    masks, low = {}, 0
-    for edge in edges:
-        masks[f"to_{edge}"] = (tokens_B > low) & (tokens_B <= edge)
-        low = edge
-    if edges:
-        masks[f"above_{low}"] = tokens_B > low
-    return masks
-
-
-class BucketMeans(Metric):
-    """Means over pairs of any number of named values, of all pairs and by length bucket.
-
-    The names are those of `preference_metrics` and `loss`; a bucket without a pair has no mean.
-    """
-
-    NAMES = (
-        "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-        "logps/chosen", "logps/rejected", "kl/chosen", "kl/rejected",
-    )  # fmt: skip
-
-    def __init__(self, edges: Sequence[int]) -> None:
-        super().__init__()
-        self.edges = list(edges)
-        self.labels = ["", *(f"/{label}" for label in bucket_masks(torch.zeros(0), edges))]
-        shape = (len(self.labels), len(self.NAMES))
-        self.add_state("sums", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(shape[0]), dist_reduce_fx="sum")
-        self.sums: Tensor
-        self.counts: Tensor
-
-    def update(self, values: dict[str, Tensor], tokens_B: Tensor) -> None:
-        """Add pairs: each of `NAMES` (B,), and their lengths (B,)."""
-        stacked_BN = torch.stack([values[name].detach().double() for name in self.NAMES], dim=1)
-        masks = bucket_masks(tokens_B, self.edges)
-        inside_KB = torch.stack([torch.ones_like(tokens_B, dtype=torch.bool), *masks.values()])
-        self.sums += inside_KB.double() @ stacked_BN
-        self.counts += inside_KB.sum(1)
-
-    def compute(self) -> dict[str, Tensor]:
-        """`name` and `name/bucket` -> mean."""
-        return {
-            name + label: (self.sums[k, n] / self.counts[k]).float()
-            for k, label in enumerate(self.labels)
-            if self.counts[k] > 0
-            for n, name in enumerate(self.NAMES)
-        }
+    is_tail_M = index_M > shared_S[targets.row]
+    sums_3S = sum_per_sequence(targets.log_probs, targets.row, is_tail_M, len(shared_S))
+    parallel = model.model.context_parallel
+    return sums_3S if parallel is None else parallel.sum(sums_3S)
 
 
 def _config_hash(config: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from ic.checkpoint.folder import load_model
-from ic.training.preference import BucketMeans, PreferenceModule, bucket_masks
+from ic.training.metrics import BucketMeans, bucket_masks
+from ic.training.preference import PreferenceModule
 from ic.training.preference_loss import PreferenceConfig
 from tests.training.conftest import PAIRS, write_jsonl
 
