@@ -31,7 +31,7 @@ from ic.training.optimizers import OptimizerConfig
 from ic.training.preference_loss import (
     PairLogProbs,
     PreferenceConfig,
-    preference_loss,
+    preference_losses,
     preference_metrics,
     sum_per_sequence,
 )
@@ -133,12 +133,12 @@ class PreferenceModule(LanguageModelingModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pairs = self._pair_log_probs(batch)
-        loss = preference_loss(pairs, self.preference)
-        self._add(self.train_means, pairs, loss, batch)
+        losses = preference_losses(pairs, self.preference)
+        self._add(self.train_means, pairs, losses, batch)
         if self.ends_step(batch_idx):
             self._log_means("train", self.train_means)
             self.log("train/context_length", float(batch["input_ids"].shape[1]), batch_size=1)
-        return loss
+        return losses.mean()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
         """One row a pair: where it comes from, its metrics."""
@@ -156,12 +156,12 @@ class PreferenceModule(LanguageModelingModule):
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         pairs = self._pair_log_probs(batch)
-        loss = preference_loss(pairs, self.preference)
-        self._add(self.eval_metrics[stage], pairs, loss, batch)
+        self._add(self.eval_metrics[stage], pairs, preference_losses(pairs, self.preference), batch)
 
-    def _add(self, means: Any, pairs: PairLogProbs, loss: Tensor, batch: dict[str, Any]) -> None:
-        metrics = preference_metrics(pairs, self.preference.beta)
-        metrics["loss"] = loss.expand(len(batch["pair_keys"]))
+    def _add(
+        self, means: Any, pairs: PairLogProbs, losses_B: Tensor, batch: dict[str, Any]
+    ) -> None:
+        metrics = {"loss": losses_B, **preference_metrics(pairs, self.preference.beta)}
         means.update(metrics, batch["pair_tokens"])
 
     def _log_means(self, stage: str, means: Any) -> None:

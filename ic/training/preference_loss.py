@@ -143,14 +143,17 @@ class PairLogProbs:
         return self.rejected - self.ref_rejected
 
 
-def preference_loss(pairs: PairLogProbs, config: PreferenceConfig) -> Tensor:
-    """Weighted sum of the configured losses, each a mean over the pairs; scalar."""
+def preference_losses(pairs: PairLogProbs, config: PreferenceConfig) -> Tensor:
+    """Weighted sum of the configured losses of each pair (B,), whose mean is the loss of a batch.
+
+    `sft`, a mean over the tokens of the batch, is the same for all of them.
+    """
     weights = config.loss_weights or [1.0] * len(config.loss_type)
     terms = [
-        weight * LOSS_TYPES[name](pairs, config).mean()
+        weight * LOSS_TYPES[name](pairs, config).expand_as(pairs.chosen)
         for name, weight in zip(config.loss_type, weights, strict=True)
     ]
-    return torch.stack(terms).sum()
+    return torch.stack(terms).sum(0)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from ic.training.preference_loss import (
     LOSS_TYPES,
     PairLogProbs,
     PreferenceConfig,
-    preference_loss,
+    preference_losses,
     preference_metrics,
 )
 from tests.conftest import randomize
@@ -102,7 +102,7 @@ def test_losses_gradients_and_metrics(
         theirs = dpo.compute_loss(model, inputs)
         their_gradients = gradients(model, theirs)
         pairs = PairLogProbs.from_sums(completion_sums(model, batch), reference_2S, config.ld_alpha)
-        ours = preference_loss(pairs, config)
+        ours = preference_losses(pairs, config).mean()
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=f"{case}")
         assert_same_gradients(gradients(model, ours), their_gradients)
         for name, value in preference_metrics(pairs, config.beta).items():
