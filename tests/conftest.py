@@ -34,6 +34,9 @@ SMALL = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
+# What a rank of a sharded run would import while it runs, each rank for itself.
+LATE_IMPORTS = ("torch._dynamo", "torch.distributed.checkpoint.state_dict", "peft")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -95,7 +98,7 @@ def spawn() -> Callable[..., None]:
     # The server imports once what every process needs; forking from it takes no time. A process
     # forked after CUDA was looked for could not use it.
     start_method = "spawn" if torch.cuda.is_available() else "forkserver"
-    multiprocessing.set_forkserver_preload(["tests.parallel.training_run"])
+    multiprocessing.set_forkserver_preload(["tests.parallel.training_run", *LATE_IMPORTS])
 
     def run(function: Callable[..., Any], num_processes: int, *args: Any) -> None:
         torch.multiprocessing.start_processes(

@@ -22,6 +22,7 @@ import ic.build
 import ic.verbs  # imported once, by the server that the ranks are forked from
 from ic.checkpoint.rng import rng_state
 from ic.cli import main
+from tests.conftest import LATE_IMPORTS
 
 TIMEOUT_S = 180
 
@@ -137,7 +138,7 @@ def run_ranks(
 ) -> tuple[list[int | None], str]:
     """Run `fit` with `args` in `folder`; exit codes, and all that the ranks printed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *LATE_IMPORTS])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -67,6 +67,13 @@ def test_lora_saved_by_two_ranks(
     output = fit(1, "one", *LORA, cache, f"ckpt_path={saved}")
     assert "reference log-probabilities" not in output
     same_state(tmp_path, "two", "one")
+    fit(2, "again", *SHARED, *LORA, cache, f"ckpt_path={saved}", "trainer.max_steps=3")
+    ended, started = (
+        torch.load(tmp_path / probe, weights_only=True)
+        for probe in ("two.probe/step=2.pt", "again.probe/start.pt")
+    )
+    assert started.keys() == ended.keys()
+    assert all(tensor.equal(ended[name]) for name, tensor in started.items())
     last = [step(tmp_path, run, 4) for run in ("two", "one")]
     adapters = [load_file(folder / "adapter/adapter_model.safetensors") for folder in last]
     assert adapters[0].keys() == adapters[1].keys()
@@ -83,19 +90,10 @@ def test_lora_saved_by_two_ranks(
         torch.testing.assert_close(exported[name], merged[0][name], rtol=1e-6, atol=1e-7)
 
 
-def test_two_ranks_resume_each_form(fit: Callable[..., str], tmp_path: Path) -> None:
-    """A folder of one device and a sharded one; the reference in memory is in neither."""
+def test_a_frozen_reference_is_in_no_checkpoint(fit: Callable[..., str], tmp_path: Path) -> None:
     fit(1, "one", IN_MEMORY)
     fit(2, "two", *SHARED, IN_MEMORY, f"ckpt_path={step(tmp_path, 'one', 2)}")
     same_state(tmp_path, "one", "two")
     metadata = ShardReader(step(tmp_path, "two", 4)).read_metadata()
     assert metadata.state_dict_metadata
     assert not [name for name in metadata.state_dict_metadata if "reference" in name]
-    fit(2, "adapted", *SHARED, *LORA, "trainer.max_steps=2")
-    fit(2, "again", *SHARED, *LORA, f"ckpt_path={step(tmp_path, 'adapted', 2)}")
-    started, ended = (
-        torch.load(tmp_path / probe, weights_only=True)
-        for probe in ("again.probe/start.pt", "adapted.probe/step=2.pt")
-    )
-    assert started.keys() == ended.keys()
-    assert all(tensor.equal(ended[name]) for name, tensor in started.items())
