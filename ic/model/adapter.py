@@ -88,10 +88,14 @@ def has_adapter(model: nn.Module) -> bool:
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Within it, the model computes without its adapter."""
+    """Within it, the model computes without its adapter; what trains stays marked as such."""
     layers = _layers(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+    # PEFT freezes what it disables, and FSDP remembers from the first forward pass what trains.
+    for parameter in trained:
+        parameter.requires_grad_(True)
     try:
         yield
     finally:

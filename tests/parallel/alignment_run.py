@@ -154,7 +154,10 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
     )
     recorder = Recorder()
     trainer.callbacks.insert(0, recorder)  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=build_datamodule(config.data, tokenizer))
+    data_module = build_datamodule(config.data, tokenizer)
+    trainer.fit(module, datamodule=data_module)
+    if case.on_disk:  # other runs have no reference left to compare with
+        trainer.validate(module, datamodule=data_module, verbose=False)
     reference = getattr(module, "reference", None)
     held = [] if reference is None else list(reference.parameters())
     return {
@@ -163,8 +166,10 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
         "gradients": recorder.gradients,
         "weights": {name: whole(p) for name, p in trainable(module).items()},
         "frozen": {n: whole(p) for n, p in module.model.named_parameters() if not p.requires_grad},
+        "reference_is_split": reference is not None
+        and reference.model.context_parallel is not None,
         "reference_shares": [
-            p.to_local().numel() / p.numel() for p in held if isinstance(p, DTensor)
+            (p.to_local() if isinstance(p, DTensor) else p).numel() / p.numel() for p in held
         ],
     }
 

@@ -62,9 +62,11 @@ def test_equal_to_one_process(
     for rank in range(num_processes):
         got = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         assert len(got["train"]) == STEPS
-        for stage in ("train", "validation"):
-            for given, expected in zip(got[stage], alone[stage], strict=True):
-                same_metrics(given, expected)
+        for given, expected in zip(got["train"], alone["train"], strict=True):
+            same_metrics(given, expected)
+        assert len(got["validation"]) == 1 + case.on_disk
+        for given in got["validation"]:
+            same_metrics(given, alone["validation"][0])
         for given, expected in zip(got["gradients"], alone["gradients"], strict=True):
             compare(given, expected, 5e-5)
         compare(got["weights"], alone["weights"], 5e-5)
@@ -73,6 +75,7 @@ def test_equal_to_one_process(
         if not case.on_disk and not case.lora:
             # Whole only while it computes.
             assert max(got["reference_shares"]) < 0.8
+            assert got["reference_is_split"]
     if case.data == "sft":
         assert answers(tmp_path) == answers(folder)
     elif case.on_disk:

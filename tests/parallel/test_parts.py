@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.adapter import AdapterConfig, adapter_disabled, add_adapter
 from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.fsdp2 import FSDP2Strategy, shard_model
 from ic.parallel.mesh import build_mesh
@@ -119,6 +120,27 @@ def accumulation_reduces_once() -> None:
 
 
 @on_two
+def an_adapter_off_at_first_trains() -> None:
+    gradients = []
+    for reference_first in (False, True):
+        torch.manual_seed(0)
+        model = MLAForCausalLM(MLAConfig(**SMALL))  # type: ignore[arg-type]
+        add_adapter(model, AdapterConfig(r=3, target_modules=["q_b_proj", "kv_b_proj"]))
+        randomize(model)
+        shard_model(model, build_mesh("cpu", 2, 1).shard, torch.bfloat16)
+        ids = torch.arange(8)[None]
+        if reference_first:
+            with torch.no_grad(), adapter_disabled(model):
+                model.target_log_probs(ids, ids)
+        model.target_log_probs(ids, ids).log_probs.sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient.dtype == torch.float32
+        assert gradient.full_tensor().equal(gradients[1][name].full_tensor())  # type: ignore[attr-defined, union-attr]
+
+
+@on_two
 def states_are_dtensors() -> None:
     model, ids = sharded_model()
     optimizer = build_optimizer(model, OptimizerConfig())
@@ -162,7 +184,8 @@ def a_prefill_after_decoding() -> None:
 
 
 PARTS = [
-    muon_equals_torchs, latents_come_back_in_order, accumulation_reduces_once, states_are_dtensors,
+    muon_equals_torchs, latents_come_back_in_order, accumulation_reduces_once,
+    an_adapter_off_at_first_trains, states_are_dtensors,
     a_mesh_that_does_not_divide, a_prefill_after_decoding,
 ]  # fmt: skip
 
