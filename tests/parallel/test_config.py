@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,23 @@ def test_combinations(settings: dict[str, str], run: dict[str, object], message:
 @pytest.mark.parametrize("name", ["auto", "ddp", "fsdp", "fsdp2"])
 def test_good_combinations(name: str) -> None:
     StrategyConfig(name=name).check_run(**RUN)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (("experiment=dpo_tiny",), "does not run preference training"),
+        (("experiment=sft_tiny", "model/adapter=lora"), r"does not run LoRA \(model/adapter\)"),
+    ],
+)
+def test_fsdp_refuses(
+    settings: tuple[str, ...],
+    what: str,
+    ic: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ic("fit", *settings, "strategy=fsdp") == 2
+    assert re.search(f"strategy=fsdp {what}; choose strategy=fsdp2", capsys.readouterr().err)
 
 
 def test_the_command_line_prints_one_line(
