@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
@@ -49,6 +51,7 @@ from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.parallel.replica import sharing_ranks
 from ic.results import passkey_rows, run_rows, write_results
 from ic.resume import forget_checkpoints, is_of_run
 from ic.scaling import run_scaling
@@ -106,11 +109,24 @@ def predict(config: RunConfig) -> int:
     trainer, module, data, _ = build_run(_with_weights(config), training=False)
     batches = trainer.predict(module, datamodule=data)
     path = run_directory(config) / "predictions.jsonl"
-    rows = [row for batch in batches or [] for row in batch]
+    rows = _rows_of_all_ranks(trainer, batches or [])
+    if not trainer.is_global_zero:
+        return 0
     with replacing(path) as partial:
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, Any]]:
+    """Rows of every rank's batches, in the order in which the ranks were dealt them."""
+    dealt = [batches]
+    if trainer.world_size > 1:
+        place, _ = sharing_ranks(trainer)  # ranks that share a batch have the same rows
+        dealt = [[]] * trainer.world_size
+        torch.distributed.all_gather_object(dealt, batches if place == 0 else [])
+    rounds = zip_longest(*dealt, fillvalue=[])
+    return [row for one_each in rounds for batch in one_each for row in batch]
 
 
 def evaluate(config: EvaluateConfig) -> int:

@@ -158,20 +158,38 @@ def test_validate_and_predict_read_the_runs_reference(
     assert "other.jsonl:1: " in capsys.readouterr().err
 
 
-def test_ranks_write_the_same_reference(fit: Run, tmp_path: Path) -> None:
-    settings = ("trainer.max_steps=1", "data.tokens_per_batch=256")
-    assert fit("run_id=one", *settings) == 0
-    command = [
-        sys.executable, "-m", "ic", *BASE, *settings, "run_id=two", "strategy=ddp",
-        "trainer.devices=2",
-    ]  # fmt: skip
+def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_path: Path) -> None:
+    settings = (
+        *BASE[1:], "trainer.max_steps=1", "data.tokens_per_batch=256", "data.test_files=[train.jsonl]"
+    )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one_file, two_file = (
-        (tmp_path / "runs/dpo_tiny" / run / "reference.jsonl").read_text() for run in ("one", "two")
-    )
-    assert two_file == one_file
+
+    def on_two_ranks(verb: str, *more: str) -> None:
+        command = [
+            sys.executable, "-m", "ic", verb, *settings, "run_id=two", "strategy=ddp",
+            "trainer.devices=2", *more,
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    def written(run_id: str, file: str) -> list[str]:
+        return (tmp_path / "runs/dpo_tiny" / run_id / file).read_text().splitlines()
+
+    assert ic("fit", *settings, "run_id=one") == 0
+    on_two_ranks("fit")
+    assert written("two", "reference.jsonl") == written("one", "reference.jsonl")
+    assert ic("predict", *settings, "run_id=two", "ckpt_path=last") == 0
+    alone = [json.loads(row) for row in written("two", "predictions.jsonl")]
+    on_two_ranks("predict", "ckpt_path=last")
+    shared = [json.loads(row) for row in written("two", "predictions.jsonl")]
+    assert len(alone) == len(PAIRS)
+    by_row = {row.pop("row"): row for row in shared}
+    expected = {row.pop("row"): row for row in alone}
+    assert by_row.keys() == expected.keys()
+    for row, values in expected.items():
+        assert by_row[row] == pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
 def test_sft_then_dpo(fit: Run, ic: Run, tmp_path: Path) -> None:
