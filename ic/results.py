@@ -55,10 +55,10 @@ def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str
 def run_rows(run_dir: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a training run: throughput by context length, peak memory, passkey cells."""
     rows: list[dict[str, Any]] = []
-    throughput = _read(run_dir / "throughput.json")
+    throughput = read_json(run_dir / "throughput.json")
     for entry in throughput.get("by_context_length", []):
         rows.append({"what": "training", **entry})
-    memory = _read(run_dir / "memory" / "memory.json")
+    memory = read_json(run_dir / "memory" / "memory.json")
     if memory:
         rows.append(
             {"what": "memory", "meter": memory["meter"], "peak_bytes": memory["run_peak_bytes"]}
@@ -119,5 +119,6 @@ def _git(root: Path, *args: str) -> str:
     ).stdout.strip()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}
