@@ -61,9 +61,9 @@ class AdaptiveContextLength(Callback):
     The average starts again from zero at each length, so that a doubling rests on that length
     alone. State and length survive a resume; the length itself is part of the datamodule's state.
 
-    When training ends, `context_length.json` below `trainer.default_root_dir` says at which step and
-    after how many seconds of training (validation included, the time between two starts of a resumed
-    run not) each length was reached.
+    When training ends, `context_length.json` below `trainer.default_root_dir` says at which step
+    and after how many seconds of training each length was reached: validation included, the time
+    between two starts of a resumed run not.
 
     Attributes:
         history: (step, length in tokens, seconds) of the first length and of each doubling.

@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from ic.ablation.options import AblationConfig
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
 from ic.callbacks.gpu_utilisation import GpuUtilisationConfig
@@ -377,6 +378,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="ladder_schema", node=LadderConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="ablation_schema", node=AblationConfig)
     store.store(name="scaling_schema", node=ScalingConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)

@@ -94,8 +94,7 @@ def run_fits(
                         free.append(place)
                         on_end(index, outcome)
                 stop_if_asked()
-                if len(running) == len(places) or not waiting:
-                    time.sleep(_POLL_S)
+                time.sleep(_POLL_S)
         finally:
             for process, _ in running.values():
                 process.end()

@@ -22,6 +22,8 @@ from ic.evaluation.grid import CONTROL
 from ic.evaluation.heatmap import pool
 from ic.evaluation.statistics import wilson_interval
 
+_STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
+
 
 def write_results(
     path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
@@ -88,13 +90,16 @@ def passkey_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git."""
+    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git.
+
+    Files below docs/results do not count: a measurement that takes hours writes them as it goes.
+    """
     if given := os.environ.get("IC_COMMIT"):
         return given
     root = Path(__file__).resolve().parents[1]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno") else "")
+        return head + ("+changes" if _git(root, *_STATUS) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

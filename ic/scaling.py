@@ -197,11 +197,11 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
         outcome = run_fit(job, TimeLimit(options.case_timeout_s, "scaling.case_timeout_s"))
         row["wall_s"] = outcome.wall_s
         run = Path(folder) / "scaling" / "case"
-        reason = outcome.reason
-        if reason is None and not (run / "throughput.json").is_file():
-            reason = "the run wrote no throughput.json; leave callbacks.throughput on"
-        if reason is not None:
-            return {**row, "status": "failed", "reason": reason, "log_tail": outcome.log_tail}
+        failure = outcome.reason
+        if failure is None and not (run / "throughput.json").is_file():
+            failure = "the run wrote no throughput.json; leave callbacks.throughput on"
+        if failure is not None:
+            return {**row, "status": "failed", "reason": failure, "log_tail": outcome.log_tail}
         return {**row, "status": "measured", **read_run(run)}
 
 
