@@ -20,32 +20,35 @@ def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
 
 
-def test_each_runs_where_it_is_put_and_says_why_it_failed(tmp_path: Path) -> None:
-    bad = ["trainer.max_step=3"]
-    jobs = [FitJob(bad, tmp_path / f"logs/{i}.txt") for i in range(2)]
+def test_runs_in_its_place_and_says_why_it_failed(tmp_path: Path) -> None:
+    log = tmp_path / "logs/fit.txt"
     outcomes: dict[int, FitOutcome] = {}
-    # With IC_TRACEBACK the command line lets the error through instead of one line and code 2.
-    run_fits(jobs, [{"IC_TRACEBACK": "1"}, {}], LIMIT, outcomes.__setitem__)
-    says = "unknown key 'trainer.max_step'; did you mean trainer.max_steps"
+    # With IC_TRACEBACK the command line lets an error through instead of one line and exit code 2.
+    run_fits(
+        [FitJob(["trainer.max_step=3"], log)], [{"IC_TRACEBACK": "1"}], LIMIT,
+        outcomes.__setitem__,
+    )  # fmt: skip
+    assert log.read_text().startswith("Traceback")
+    last = log.read_text().splitlines()[-1]
+    assert "unknown key 'trainer.max_step'; did you mean trainer.max_steps" in last
+    assert outcomes[0].log_tail[-1] == last
     assert outcomes[0].reason is not None
     assert outcomes[0].reason.startswith("exit code 1: ")
-    assert "Traceback" in (tmp_path / "logs/0.txt").read_text()
-    assert outcomes[1].reason is not None
-    assert outcomes[1].reason.startswith(f"exit code 2: ic: {says}")
-    assert outcomes[1].log_tail == (tmp_path / "logs/1.txt").read_text().splitlines()
-    assert outcomes[1].wall_s > 0
 
 
 def test_no_more_at_a_time_than_places(tmp_path: Path) -> None:
-    jobs = [FitJob(["data=nothing"], tmp_path / f"{i}.txt") for i in range(3)]
-    started: list[int] = []
+    jobs = [FitJob(["experiment=mla_tiny"], tmp_path / f"{i}.txt") for i in range(4)]
+    ended: list[tuple[int, int]] = []
 
     def on_end(index: int, outcome: FitOutcome) -> None:
-        assert not psutil.Process().children()  # the next starts once this one is gone
-        started.append(sum((tmp_path / f"{i}.txt").exists() for i in range(3)))
+        assert outcome.reason == "took longer than some.option=0.05"
+        assert outcome.wall_s >= 0.05
+        started = sum((tmp_path / f"{i}.txt").exists() for i in range(4))
+        ended.append((index, started))
 
-    run_fits(jobs, [{}], LIMIT, on_end)
-    assert started == [1, 2, 3]
+    run_fits(jobs, [{}, {}], TimeLimit(0.05, "some.option"), on_end)
+    assert ended == [(0, 2), (1, 2), (2, 4), (3, 4)]
+    assert not psutil.Process().children()
 
 
 @pytest.mark.parametrize(

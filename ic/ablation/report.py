@@ -88,25 +88,25 @@ def draw_ablation(rows: list[Row], path: Path, max_time_s: int) -> None:
     styles = [
         (_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]) for i in range(len(variants))
     ]
-    figure = Figure(figsize=(12, 1.2 + 3.1 * len(tasks)), layout="constrained")
+    figure = Figure(figsize=(14, 1.2 + 3.1 * len(tasks)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]
-    width = 0.86 / len(variants)
+    width = 0.9 / len(variants)
     for axis, task in zip(panels, tasks, strict=True):
         for x in range(0, len(lengths), 2):
             axis.axvspan(x - 0.5, x + 0.5, color="#F3F4F6", zorder=0)
         for i, (variant, (color, marker)) in enumerate(zip(variants, styles, strict=True)):
-            left = -0.43 + i * width
+            left = -0.45 + i * width
             for x, length in enumerate(lengths):
                 by_seed = found.get((variant, task, length), {})
                 if not by_seed:
                     continue
                 y = [100 * by_seed[seed] for seed in sorted(by_seed)]
-                step = width / (len(y) + 1)
-                at = [x + left + step * (k + 1) for k in range(len(y))]
-                axis.plot(at, y, color=color, marker=marker, markersize=5, linestyle="none")
+                step = 0.8 * width / len(y)
+                at = [x + left + 0.1 * width + step * (k + 0.5) for k in range(len(y))]
+                axis.plot(at, y, color=color, marker=marker, markersize=4.5, linestyle="none")
                 mean = sum(y) / len(y)
-                ends = [x + left + 0.08 * width, x + left + 0.92 * width]
+                ends = [x + left + 0.12 * width, x + left + 0.88 * width]
                 axis.plot(ends, [mean, mean], color=color, linewidth=1.5)
         axis.set_ylim(-4, 104)
         axis.set_yticks(range(0, 101, 25), [f"{y} %" for y in range(0, 101, 25)])
@@ -145,9 +145,12 @@ def _percent(shares: Collection[float]) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    mean = f"{sum(values) / len(values):.0f}"
-    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    mean, low, high = (_number(x) for x in (sum(values) / len(values), min(values), max(values)))
     return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def _length(tokens: int) -> str:
