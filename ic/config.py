@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from ic.ablation.options import AblationConfig
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
 from ic.callbacks.gpu_utilisation import GpuUtilisationConfig
@@ -138,11 +139,8 @@ class TrainerConfig:
                 "for example 00:00:07:00"
             )
         for name in (
-            "num_nodes",
-            "accumulate_grad_batches",
-            "val_check_interval",
-            "log_every_n_steps",
-        ):
+            "num_nodes", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
 
@@ -318,16 +316,13 @@ class GenerateConfig:
     rope: str = "torch"
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+        for name in ("max_new_tokens", "prefill_chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}: must be at least 0 (0 is greedy)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
-        if self.prefill_chunk_tokens < 1:
-            raise ValueError(
-                f"prefill_chunk_tokens={self.prefill_chunk_tokens}: must be at least 1"
-            )
         self.backends()
 
     def backends(self) -> Backends:
@@ -377,6 +372,7 @@ def register_schemas() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="ladder_schema", node=LadderConfig)
     store.store(name="plan_schema", node=PlanConfig)
+    store.store(name="ablation_schema", node=AblationConfig)
     store.store(name="scaling_schema", node=ScalingConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="generate_schema", node=GenerateConfig)

@@ -22,6 +22,8 @@ from ic.evaluation.grid import CONTROL
 from ic.evaluation.heatmap import pool
 from ic.evaluation.statistics import wilson_interval
 
+_STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
+
 
 def write_results(
     path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
@@ -55,10 +57,10 @@ def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str
 def run_rows(run_dir: Path, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a training run: throughput by context length, peak memory, passkey cells."""
     rows: list[dict[str, Any]] = []
-    throughput = _read(run_dir / "throughput.json")
+    throughput = read_json(run_dir / "throughput.json")
     for entry in throughput.get("by_context_length", []):
         rows.append({"what": "training", **entry})
-    memory = _read(run_dir / "memory" / "memory.json")
+    memory = read_json(run_dir / "memory" / "memory.json")
     if memory:
         rows.append(
             {"what": "memory", "meter": memory["meter"], "peak_bytes": memory["run_peak_bytes"]}
@@ -88,13 +90,16 @@ def passkey_rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git."""
+    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git.
+
+    Files below docs/results do not count: a measurement that takes hours writes them as it goes.
+    """
     if given := os.environ.get("IC_COMMIT"):
         return given
     root = Path(__file__).resolve().parents[1]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno") else "")
+        return head + ("+changes" if _git(root, *_STATUS) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -119,5 +124,6 @@ def _git(root: Path, *args: str) -> str:
     ).stdout.strip()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file."""
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -12,15 +12,7 @@ rows whose overrides are equal but for `strategy` and the number of devices.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +21,9 @@ import torch
 import yaml
 from rich.console import Console
 
+from ic.fit_process import FitJob, TimeLimit, run_fit
 from ic.overrides import UsageError
-from ic.results import write_results
+from ic.results import read_json, write_results
 from ic.scaling_report import draw_scaling, scaling_line, scaling_table
 
 # What a strategy changes; the other overrides say what is trained.
@@ -42,10 +35,7 @@ _QUIET = (
     "callbacks.memory.every_n_steps=0", "callbacks.memory.oom_snapshot=false",
 )  # fmt: skip
 _DEVICES = "{devices}"
-_LOG_TAIL_LINES = 20
 _TABLE_WIDTH = 120
-# How a failed run names its reason: our one line, or the end of a traceback.
-_REASON = re.compile(r"^(?:\[rank\d+\]: ?)?(ic: .*|[\w.]*(?:Error|Exception)\b.*)$", re.M)
 
 
 @dataclass
@@ -203,52 +193,25 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
             f"callbacks.memory.first_steps={max(2, warmup)}",
             f"output_dir={folder}", "name=scaling", "run_id=case",
         ]  # fmt: skip
-        log = Path(folder) / "log.txt"
-        start = time.perf_counter()
-        failure = _run([sys.executable, "-m", "ic", "fit", *settings], log, options.case_timeout_s)
-        row["wall_s"] = time.perf_counter() - start
+        job = FitJob(settings, Path(folder) / "log.txt")
+        outcome = run_fit(job, TimeLimit(options.case_timeout_s, "scaling.case_timeout_s"))
+        row["wall_s"] = outcome.wall_s
         run = Path(folder) / "scaling" / "case"
+        failure = outcome.reason
         if failure is None and not (run / "throughput.json").is_file():
             failure = "the run wrote no throughput.json; leave callbacks.throughput on"
         if failure is not None:
-            tail = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-            return {**row, "status": "failed", "reason": failure, "log_tail": tail}
+            return {**row, "status": "failed", "reason": failure, "log_tail": outcome.log_tail}
         return {**row, "status": "measured", **read_run(run)}
-
-
-def _run(command: list[str], log: Path, timeout_s: float) -> str | None:
-    """Run in a process group of its own and end all of it -> why it failed, or None."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return f"took longer than scaling.case_timeout_s={timeout_s:g}"
-        finally:
-            _end_group(process)
-    if code == 0:
-        return None
-    reasons = _REASON.findall(log.read_text(errors="replace"))
-    return f"exit code {code}" + (f": {reasons[0]}" if reasons else "")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """A rank that outlives its first process would keep its GPU from the next case."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def read_run(run: Path) -> dict[str, Any]:
     """The measured part of a row, from a run directory."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    speed = _read(run / "throughput.json")
+    speed = read_json(run / "throughput.json")
     (timed,) = speed["by_context_length"]
-    memory = _read(run / "memory" / "memory.json")
-    utilisation = _read(run / "gpu_utilisation.json")
+    memory = read_json(run / "memory" / "memory.json")
+    utilisation = read_json(run / "gpu_utilisation.json")
     if not timed["num_steps_timed"]:
         raise ValueError(f"{run}: no step was timed")
     return {
@@ -271,7 +234,3 @@ def read_run(run: Path) -> dict[str, Any]:
         "peak_bytes_per_gpu": memory.get("run_peak_bytes"),
         "memory_meter": memory.get("meter"),
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}

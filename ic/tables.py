@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ic.ablation.report import ablation_cells
 from ic.atomic_write import replacing
 from ic.evaluation.statistics import wilson_interval
 
@@ -136,14 +137,32 @@ def scaling_table() -> str:
     return "\n".join(lines)
 
 
+def ablation_table() -> str:
+    """Exact answers in per cent by variant, task and length: mean over seeds (lowest-highest)."""
+    data = _load("ablation.json")
+    heads, lines = ablation_cells(data["rows"])
+    devices = sorted({row["device"] for row in data["rows"] if row["status"] == "measured"})
+    return "\n".join(
+        [
+            f"| {' | '.join(heads)} |",
+            "|---|---|" + "--:|" * (len(heads) - 2),
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"{', '.join(devices)}; {data['config']['max_time_s']} s of training a run; commit "
+            f"{data['commit'][:9]}.",
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "passkey": passkey_table,
     "training": training_table,
     "cache": cache_table,
     "plan": plan_table,
     "scaling": scaling_table,
+    "ablation": ablation_table,
 }
-DOCUMENTS = ("README.md", "docs/parallel.md")
+DOCUMENTS = ("README.md", "docs/parallel.md", "docs/ablation.md")
 
 
 def refresh(text: str) -> str:

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ic.ablation.run import run_ablation
 from ic.atomic_write import replacing
 from ic.build import (
     adapt_to_gpu,
@@ -274,6 +275,7 @@ VERBS: dict[str, Any] = {
     "export": export,
     "plan": plan,
     "scaling": run_scaling,
+    "ablation": run_ablation,
     "ladder": run_ladder,
     "doctor": doctor,
     "make-preferences": make_preferences,

@@ -74,7 +74,7 @@ def test_file_says_how_to_run_it(name: str) -> None:
     assert text.startswith(f"# @package _global_\n# python -m ic fit experiment={name}")
 
 
-@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.endswith("_tiny")])
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.endswith(("_tiny", "_small"))])
 def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
     config, _ = compose_config(CONF, "fit", [f"experiment={name}"])
     model = config.model.mla_config(vocab_size=320)
@@ -82,3 +82,13 @@ def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
     assert cache_bytes_per_token(model) == 8192
     assert (model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim) == (128, 64, 128)
     assert config.data.context_length >= 4096
+
+
+def test_mla_small_has_the_recipes_dimensions() -> None:
+    config, _ = compose_config(CONF, "fit", ["experiment=mla_small"])
+    model = config.model.mla_config(vocab_size=320)
+    per_layer = 512 * 8 * 96 + 512 * (128 + 32) + 128 * 8 * (64 + 64) + 8 * 64 * 512
+    mlp, norms, ssmax = 3 * 512 * 1360, 2 * 512 + 128, 8
+    assert num_parameters(model) == 6 * (per_layer + mlp + norms + ssmax) + (2 * 320 + 1) * 512
+    assert cache_bytes_per_token(model) == 1920
+    assert model.max_position_embeddings > 10 * 2**20

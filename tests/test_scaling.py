@@ -72,7 +72,10 @@ def test_cases_are_measured_and_a_failing_one_is_reported(
     assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_case_that_hangs_is_ended(ic: Callable[..., int], tmp_path: Path) -> None:
+def test_a_case_that_hangs_is_ended(
+    ic: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     cases = "[{name: slow, devices: [1], overrides: ['trainer.accelerator=cpu']}]"
     code = ic(
         "scaling", f"scaling.cases={cases}", "scaling.common=[]", "scaling.case_timeout_s=0.2",

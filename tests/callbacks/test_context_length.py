@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +44,7 @@ def test_doubles_when_the_average_passes_at_a_check() -> None:
     # 1 - 0.8^5 = 0.67 passes 0.6 at step 5; the average then begins again.
     assert drive(callback, trainer, [1.0] * 10) == [128] * 4 + [256] * 5 + [512]
     assert drive(callback, trainer, [1.0] * 20) == [512] * 20  # the datamodule's limit
-    assert callback.history == [[0, 128], [5, 256], [10, 512]]
+    assert [row[:2] for row in callback.history] == [(0, 128), (5, 256), (10, 512)]
 
 
 def test_does_not_double_below_the_threshold() -> None:
@@ -54,17 +56,28 @@ def test_does_not_double_below_the_threshold() -> None:
     assert drive(callback, trainer, [1.0] * 10) == [128] * 9 + [256]
 
 
-def test_state_survives() -> None:
+def test_state_and_times_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(
+        "ic.callbacks.context_length.time", SimpleNamespace(perf_counter=lambda: next(clock))
+    )
     config = AdaptiveContextLengthConfig(start_length=128, threshold=0.6, check_every_n_steps=5)
     data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
-    callback.on_train_start(trainer, None)
-    drive(callback, trainer, [1.0] * 7)
-    again = AdaptiveContextLength(config)
-    again.load_state_dict(callback.state_dict())
-    again.on_train_start(trainer, None)
+    callback.on_train_start(trainer, None)  # second 1
+    drive(callback, trainer, [1.0] * 7)  # doubles in second 2
+    again = AdaptiveContextLength(config)  # second 3
+    again.load_state_dict(callback.state_dict())  # second 4: 3 s of training so far
+    again.on_train_start(trainer, None)  # second 5
     assert data.context_length == 256
-    assert drive(again, trainer, [1.0] * 3) == [256, 256, 512]
+    assert drive(again, trainer, [1.0] * 3) == [256, 256, 512]  # second 6
+    trainer.is_global_zero, trainer.default_root_dir = True, tmp_path
+    again.on_train_end(trainer, None)
+    assert json.loads((tmp_path / "context_length.json").read_text())["reached"] == [
+        {"context_length_tokens": 128, "step": 0, "elapsed_s": 0},
+        {"context_length_tokens": 256, "step": 5, "elapsed_s": 1},
+        {"context_length_tokens": 512, "step": 10, "elapsed_s": 4},
+    ]
 
 
 def test_needs_data_whose_length_changes() -> None:
