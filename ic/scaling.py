@@ -46,7 +46,7 @@ class ScalingCase:
         name: names the row, together with the number of GPUs.
         overrides: of `fit`; `{devices}` stands for the number of GPUs.
         devices: one row for each number; empty for 2, 4, 8, ... up to what the host has.
-        warmup_steps, timed_steps: where they differ from the other cases'.
+        warmup_steps, timed_steps, case_timeout_s: where they differ from the other cases'.
     """
 
     name: str = "???"
@@ -54,6 +54,7 @@ class ScalingCase:
     devices: list[int] = field(default_factory=list)
     warmup_steps: int | None = None
     timed_steps: int | None = None
+    case_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         for number in self.devices:
@@ -61,10 +62,14 @@ class ScalingCase:
                 raise ValueError(
                     f"scaling.cases: {self.name!r}: devices={self.devices}: each at least 1"
                 )
-        for name in ("warmup_steps", "timed_steps"):
+        for name, least in (("warmup_steps", 0), ("timed_steps", 1)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"scaling.cases: {self.name!r}: {name}={value}: at least 1")
+            if value is not None and value < least:
+                raise ValueError(f"scaling.cases: {self.name!r}: {name}={value}: at least {least}")
+        if self.case_timeout_s is not None and not self.case_timeout_s > 0:
+            raise ValueError(
+                f"scaling.cases: {self.name!r}: case_timeout_s={self.case_timeout_s}: above 0"
+            )
 
 
 @dataclass
@@ -92,9 +97,9 @@ class ScalingOptions:
     output: str = "docs/results/scaling.json"
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "timed_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"scaling.{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("warmup_steps", 0), ("timed_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"scaling.{name}={getattr(self, name)}: must be at least {least}")
         if not self.case_timeout_s > 0:
             raise ValueError(f"scaling.case_timeout_s={self.case_timeout_s}: must be above 0")
         if not self.output.endswith(".json"):
@@ -182,8 +187,9 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
     if devices > gpus and not on_cpu:
         reason = f"needs {devices} GPUs, this host has {gpus}"
         return {**row, "status": "skipped", "reason": reason}
-    warmup = case.warmup_steps or options.warmup_steps
+    warmup = options.warmup_steps if case.warmup_steps is None else case.warmup_steps
     timed = case.timed_steps or options.timed_steps
+    limit_s = case.case_timeout_s or options.case_timeout_s
     with tempfile.TemporaryDirectory(prefix="ic-scaling-") as folder:
         settings = [
             *overrides, *_QUIET, f"trainer.max_steps={warmup + timed}",
@@ -194,7 +200,7 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
             f"output_dir={folder}", "name=scaling", "run_id=case",
         ]  # fmt: skip
         job = FitJob(settings, Path(folder) / "log.txt")
-        outcome = run_fit(job, TimeLimit(options.case_timeout_s, "scaling.case_timeout_s"))
+        outcome = run_fit(job, TimeLimit(limit_s, "scaling.case_timeout_s"))
         row["wall_s"] = outcome.wall_s
         run = Path(folder) / "scaling" / "case"
         failure = outcome.reason
