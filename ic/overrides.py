@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,13 @@ def compose_config(
         except MissingConfigException as error:
             raise _unknown_option(error) from error
         except HydraException as error:
+            extended = _extend_tables(overrides, _known_keys(conf, verb, overrides))
+            if extended != overrides:
+                return compose_config(conf, verb, extended, check=check)
             raise _explain(error, conf, verb, overrides) from error
         except OmegaConfBaseException as error:
             raise _wrong_value(error) from error
+    _refuse_additions(cfg)
     return (to_dataclasses(verb, cfg) if check else None), OmegaConf.to_yaml(cfg)
 
 
@@ -119,6 +124,28 @@ def describe_groups(conf: Path, verb: str) -> list[tuple[str, list[str]]]:
         for group in groups
         if (conf / group).is_dir()
     ]
+
+
+def _extend_tables(overrides: list[str], known: list[str]) -> list[str]:
+    """`key={new: 1}` of a table that is there: Hydra takes new entries only with `++`."""
+    return [
+        f"++{override}" if override.partition("={")[0] in known else override
+        for override in overrides
+    ]
+
+
+def _refuse_additions(node: DictConfig, path: str = "") -> None:
+    """`++key=value` adds whatever it is given; a key that no dataclass has would be ignored."""
+    kind = OmegaConf.get_type(node)
+    if is_dataclass(kind):
+        known = [f"{path}{field.name}" for field in fields(kind)]
+        for key in node:
+            if f"{path}{key}" not in known:
+                raise UsageError.unknown("key", f"{path}{key}", known)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            _refuse_additions(child, f"{path}{key}.")
 
 
 def _unknown_option(error: MissingConfigException) -> UsageError:

@@ -65,6 +65,17 @@ def test_print_config(ic: Run, capsys: Capture) -> None:
     assert config["logger"]["wandb"]["mode"] == "offline"
 
 
+def test_tables_take_new_entries(ic: Run, capsys: Capture) -> None:
+    tables = (
+        "evaluation.samples_by_length={4096:1}",
+        "evaluation.fillers_by_length={4096:[noise]}",
+    )
+    assert ic("evaluate", "checkpoint=x", "evaluation=long", *tables, "--print_config") == 0
+    evaluation = yaml.safe_load(capsys.readouterr().out)["evaluation"]
+    assert evaluation["samples_by_length"] == {262144: 1, 524288: 1, 1048576: 1, 4096: 1}
+    assert evaluation["fillers_by_length"][4096] == ["noise"]
+
+
 @pytest.mark.parametrize("verb", ["fit", "evaluate", "generate"])
 def test_help_shows_the_backends(ic: Run, capsys: Capture, verb: str) -> None:
     assert ic(verb, "--help") == 0
@@ -80,6 +91,7 @@ BAD = {
     "group option": (["fit", "data=passkeys"], "unknown data 'passkeys'; did you mean passkey"),
     "group": (["fit", "modell=mla_tiny"], "unknown key 'modell'; did you mean model"),
     "key": (["fit", "trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean trainer.max_steps"),
+    "added key": (["fit", "++evaluation.depth=[0]"], "unknown key 'evaluation.depth'; did you mean evaluation.depths"),
     "misplaced key": (["fit", "max_steps=3"], "did you mean trainer.max_steps"),
     "type": (["fit", "trainer.max_steps=soon"], "trainer.max_steps: Value 'soon' of type 'str'"),
     "range": (["fit", "optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),

@@ -23,6 +23,7 @@ class PasskeyGridConfig:
         samples_by_length: other counts for some lengths, `{16384: 2}`; a table, so lengths that
             the grid leaves out may stay in it.
         fillers: `noise` sentences, `random` words.
+        fillers_by_length: other fillers for some lengths, as `samples_by_length`.
         tasks: `single, multi_key, multi_value, multi_query`.
         num_needles: distractors of `multi_key`, values or queries of the others.
         control_samples: samples a length and filler without the needle; 0 for none.
@@ -41,6 +42,7 @@ class PasskeyGridConfig:
     samples: int = 10
     samples_by_length: dict[int, int] = field(default_factory=dict)
     fillers: list[str] = field(default_factory=lambda: list(FILLERS))
+    fillers_by_length: dict[int, list[str]] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=lambda: ["single"])
     num_needles: int = 4
     control_samples: int = 10
@@ -52,10 +54,11 @@ class PasskeyGridConfig:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        for name, allowed in (("fillers", FILLERS), ("tasks", TASKS)):
-            values = getattr(self, name)
-            unknown = [value for value in values if value not in allowed]
-            if unknown or not values:
+        chosen = [("fillers", self.fillers, FILLERS), ("tasks", self.tasks, TASKS)]
+        for length, fillers in self.fillers_by_length.items():
+            chosen.append((f"fillers_by_length.{length}", fillers, FILLERS))
+        for name, values, allowed in chosen:
+            if not values or not set(values) <= set(allowed):
                 raise ValueError(f"evaluation.{name}={values}: one or more of {', '.join(allowed)}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"evaluation.prompt={self.prompt!r}: choose {' or '.join(PROMPTS)}")
@@ -90,10 +93,10 @@ class PasskeyGridConfig:
 
     def cells(self) -> Iterator[Cell]:
         """All cells, short lengths first."""
-        for task in self.tasks:
-            for length in sorted(self.lengths):
-                samples = self.samples_by_length.get(length, self.samples)
-                for filler in self.fillers:
+        for length in sorted(self.lengths):
+            samples = self.samples_by_length.get(length, self.samples)
+            for task in self.tasks:
+                for filler in self.fillers_by_length.get(length, self.fillers):
                     for depth in self.depths:
                         yield Cell(task, length, depth, filler, samples)
                     if self.control_samples:

@@ -175,6 +175,10 @@ def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:
         ({"lengths": [64]}, "at least 128"),
         ({"depths": [1.2]}, r"evaluation.depths=\[1.2\]"),
         ({"tasks": ["double"]}, "evaluation.tasks"),
+        (
+            {"fillers_by_length": {512: ["words"]}},
+            r"fillers_by_length.512=\['words'\]: one or more",
+        ),
         ({"split": "train"}, "choose validation or test"),
         ({"samples": 0}, "evaluation.samples=0"),
     ],
@@ -182,6 +186,20 @@ def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:
 def test_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PasskeyGridConfig(**changes)
+
+
+def test_lengths_may_have_their_own_fillers_and_samples() -> None:
+    grid = PasskeyGridConfig(
+        lengths=[1024, 512], depths=[0.5], samples=3, samples_by_length={1024: 1},
+        fillers_by_length={1024: ["noise"], 4096: ["random"]}, tasks=["single", "multi_key"],
+        control_samples=0,
+    )  # fmt: skip
+    assert list(grid.cells()) == [
+        Cell(task, length, 0.5, filler, samples)
+        for length, samples, fillers in ((512, 3, ("noise", "random")), (1024, 1, ("noise",)))
+        for task in ("single", "multi_key")
+        for filler in fillers
+    ]
 
 
 def test_longer_than_the_model(oracle: Oracle, tmp_path: Path) -> None:
