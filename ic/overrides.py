@@ -140,12 +140,12 @@ def _refuse_additions(node: DictConfig, path: str = "") -> None:
     if is_dataclass(kind):
         known = [f"{path}{field.name}" for field in fields(kind)]
         for key in node:
-            if f"{path}{key}" not in known:
-                raise UsageError.unknown("key", f"{path}{key}", known)
+            if (full := f"{path}{key!s}") not in known:
+                raise UsageError.unknown("key", full, known)
     for key in node:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            _refuse_additions(child, f"{path}{key}.")
+            _refuse_additions(child, f"{path}{key!s}.")
 
 
 def _unknown_option(error: MissingConfigException) -> UsageError:
