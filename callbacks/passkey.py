@@ -131,7 +131,6 @@ class PasskeyEvaluation(Callback):
                 quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
                 ranks=None if sharded else cast(Ranks, strategy), sharded=sharded,
             )  # fmt: skip
-        strategy.barrier("passkey")
         return rows if trainer.is_global_zero else []
 
     def _log(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:

@@ -74,52 +74,45 @@ def evaluate_grid(
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
     own_file = rank_file(results_file, rank) if world > 1 else results_file
+    done: dict[Cell, dict[str, Any]] = {}
     if is_writer:
         results_file.parent.mkdir(parents=True, exist_ok=True)
-        if rank == 0:
-            merge_rank_files(results_file)  # of an evaluation that was interrupted
-    if ranks is not None:
-        ranks.barrier("passkey cells read")
-    done = _rows_of(results_file, identity) if is_writer else {}
+        merge_rank_files(results_file, ranks)  # of an evaluation that was interrupted
+        done = _rows_of(results_file, identity)
     if sharded:
         box = [done]
         torch.distributed.broadcast_object_list(box)  # all have to skip the same cells
         done = box[0]
-    if ranks is not None:
-        ranks.barrier("passkey begins")
     was_training = model.training
     model.eval()
     decoder = GreedyDecoder(model, grid.prefill_chunk_tokens, on_cache)
     cells = list(grid.cells())
-    missing = [cell for cell in cells if _key(cell.key) not in done]
-    seen: set[Cell] = set()
+    missing = [cell for cell in cells if cell not in done]
+    unseen = set(cells)
 
     def show(cell: Cell) -> None:
-        seen.add(cell)
+        unseen.remove(cell)
         if on_cell is not None:
-            on_cell(cell, done[_key(cell.key)])
+            on_cell(cell, done[cell])
 
     for cell in cells:
-        if cell not in missing:
+        if cell in done:
             show(cell)
     for together in share_of_cells(grid, missing, rank, world):
         for cell, row in _evaluate_together(decoder, tokenizer, grid, together):
-            done[_key(cell.key)] = row = {**identity, **row}
+            done[cell] = row = {**identity, **row}
             if is_writer:
                 with own_file.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             show(cell)
     model.train(was_training)
-    if ranks is not None and world > 1:
-        ranks.barrier("passkey ended")
-        if rank == 0:
-            merge_rank_files(results_file)
-        ranks.barrier("passkey cells merged")
+    if world > 1:
+        merge_rank_files(results_file, ranks)
         done = _rows_of(results_file, identity)
         for cell in cells:
-            if cell not in seen:
+            if cell in unseen:
                 show(cell)
-    return [done[_key(cell.key)] for cell in cells]
+    return [done[cell] for cell in cells]
 
 
 def share_of_cells(
@@ -202,24 +195,25 @@ def rank_file(results_file: Path, rank: int) -> Path:
     return results_file.with_name(f"{results_file.stem}.rank{rank}.jsonl")
 
 
-def merge_rank_files(results_file: Path) -> None:
-    """Append the ranks' cells to `results_file` and remove their files."""
-    files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
-    rows = [row for file in (results_file, *files) for row in read_rows(file)]
-    if files:
-        with replacing(results_file) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for file in files:
-        file.unlink()
+def merge_rank_files(results_file: Path, ranks: Ranks | None = None) -> None:
+    """Append the ranks' cells to `results_file` and remove their files; every rank calls this."""
+    if ranks is not None:
+        ranks.barrier("passkey cells written")
+    if ranks is None or ranks.global_rank == 0:
+        files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
+        rows = [row for file in (results_file, *files) for row in read_rows(file)]
+        if files:
+            with replacing(results_file) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for file in files:
+            file.unlink()
+    if ranks is not None:
+        ranks.barrier("passkey cells merged")
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    return json.dumps({name: row[name] for name in _CELL_KEY})
-
-
-def _rows_of(results_file: Path, identity: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _rows_of(results_file: Path, identity: Mapping[str, str]) -> dict[Cell, dict[str, Any]]:
     return {
-        _key(row): row
+        Cell(**{name: row[name] for name in _CELL_KEY}): row
         for row in read_rows(results_file)
         if all(row.get(key) == value for key, value in identity.items())
     }
@@ -239,9 +233,8 @@ def read_rows(results_file: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines) and not line.endswith("\n"):
-                partial = results_file.with_suffix(".partial")
-                partial.write_text("".join(lines[:-1]))
-                partial.replace(results_file)
+                with replacing(results_file) as temporary:
+                    temporary.write_text("".join(lines[:-1]))
                 break
             raise ValueError(
                 f"{results_file}, line {number}: not JSON ({error}); repair or delete the file"

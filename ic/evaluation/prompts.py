@@ -115,10 +115,11 @@ def _draw(grid: PasskeyGridConfig, cell: Cell, index: int) -> _Draw:
 
 
 def _draw_shared(grid: PasskeyGridConfig, cell: Cell, index: int) -> _Draw:
-    own, haystack = _draw(grid, cell, index), haystack_of(grid, cell)
+    haystack = haystack_of(grid, cell)
     # Above the numbers of `_draw`, which end at depth 1.
     rng = _rng(grid, cell, index, 3_000_000 + haystack)
     if cell.task == "single":
+        own = _draw(grid, cell, index)
         # The control has no needle but more filler: cut from as much, it begins alike.
         return _Draw(rng, own.sample, own.statements, own.depths, cell.length_tokens)
     held = grid.num_needles + 1
