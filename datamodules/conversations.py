@@ -7,7 +7,7 @@ Every message names the row: `file:line` of JSON Lines, `file, row n` of parquet
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def prompt_and_completions(
             eos = str(tokenizer.eos_token)
             value = value if value.endswith(eos) else value + eos
             wholes.append(text_ids(tokenizer, prompt + value))
-    cut = min(_common_prefix(prompt_ids, whole) for whole in wholes)
+    cut = min(common_prefix(prompt_ids, whole) for whole in wholes)
     if not cut:
         raise ValueError(f"{where}: the prompt has no token in common with prompt and completion")
     for column, whole in zip(completions, wholes, strict=True):
@@ -170,7 +170,8 @@ def prompt_and_completions(
     return prompt_ids[:cut], [whole[cut:] for whole in wholes]
 
 
-def _common_prefix(left: list[int], right: list[int]) -> int:
+def common_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """Number of items that two sequences begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right)))  # noqa: B905
 
 

@@ -13,7 +13,7 @@ real tokens never looks.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,65 +24,42 @@ from transformers import PreTrainedTokenizerBase
 from ic.datamodules.conversations import (
     Record,
     column_of,
+    common_prefix,
     is_conversation,
     messages_of,
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.epochs import Batch, EpochDataConfig, EpochDataModule
 from ic.datamodules.packing import IGNORED_LABEL
-
-TOO_LONG = ("error", "drop")
 
 
 @dataclass
-class PreferenceDataConfig:
-    """Configuration of `PreferenceDataModule`.
+class PreferenceDataConfig(EpochDataConfig):
+    """Configuration of `PreferenceDataModule`; a row is a pair.
 
     Attributes:
-        train_files, val_files, test_files: paths or globs of `.jsonl` and `.parquet`, folders
-            that `datasets` saved, or `bundled:NAME`.
         prompt_column, chosen_column, rejected_column: names of the columns; a row without the
             prompt's has it as the common beginning of the other two.
-        context_length: most tokens of a sequence.
-        tokens_per_batch: tokens of a micro-batch and rank; a pair takes two context lengths.
+        tokens_per_batch: a pair takes two context lengths.
         too_long: what to do with a pair beyond the context: `error`, or `drop` and report it.
-        shuffle: another order each epoch.
-        num_workers: processes that make batches ahead; the batches do not depend on it.
     """
 
+    TOO_LONG = ("error", "drop")
+    SEQUENCES_PER_ROW = 2
+
     name: str = "preference"
-    train_files: list[str] = field(default_factory=list)
-    val_files: list[str] = field(default_factory=list)
-    test_files: list[str] = field(default_factory=list)
     prompt_column: str = "prompt"
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
-    too_long: str = "error"
-    shuffle: bool = True
-    num_workers: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.too_long not in TOO_LONG:
-            raise ValueError(f"data.too_long={self.too_long!r}: choose from {', '.join(TOO_LONG)}")
-        if self.context_length < 2:
-            raise ValueError(f"data.context_length={self.context_length}: must be at least 2")
+        super().__post_init__()
         if self.tokens_per_batch < 2 * self.context_length:
             raise ValueError(
                 f"data.tokens_per_batch={self.tokens_per_batch}: must hold a pair, two times "
                 f"data.context_length={self.context_length}"
             )
-        for name in ("num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Pairs of a micro-batch and rank."""
-        return self.tokens_per_batch // (2 * self.context_length)
 
 
 @dataclass(frozen=True)
@@ -228,9 +205,7 @@ def _split_prompt(
             f'{where}: "{config.chosen_column}" and "{config.rejected_column}" must both be text '
             "or both messages"
         )
-    at = 0
-    while at < min(len(chosen), len(rejected)) and chosen[at] == rejected[at]:
-        at += 1
+    at = common_prefix(chosen, rejected)
     if isinstance(chosen, str) and at and chosen[at - 1] == " ":
         at -= 1  # a space belongs to the word behind it
     for column, value in ((config.chosen_column, chosen), (config.rejected_column, rejected)):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,62 +29,39 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.epochs import Batch, EpochDataConfig, EpochDataModule
 from ic.datamodules.packing import IGNORED_LABEL, collate_rows, pack_whole
-
-TOO_LONG = ("error", "drop", "split")
 
 
 @dataclass
-class SFTDataConfig:
+class SFTDataConfig(EpochDataConfig):
     """Configuration of `SFTDataModule`.
 
     Attributes:
-        train_files, val_files, test_files: paths or globs of `.jsonl` and `.parquet`, folders
-            that `datasets` saved, or `bundled:NAME`.
         messages_column: conversations; where a row lacks it, `prompt_column` and
             `completion_column` hold text or messages.
         context_length: most tokens of a row.
-        tokens_per_batch: tokens of a micro-batch and rank, a multiple of `context_length`.
+        tokens_per_batch: a multiple of `context_length`.
         packing: several conversations a row, each attending to itself; otherwise one a row.
         too_long: what to do with a conversation beyond the context: `error`, or `drop` it, or
             `split` it into rows that do not see each other; both are counted and reported.
-        shuffle: another order each epoch.
-        num_workers: processes that make batches ahead; the batches do not depend on it.
     """
 
+    TOO_LONG = ("error", "drop", "split")
+
     name: str = "sft"
-    train_files: list[str] = field(default_factory=list)
-    val_files: list[str] = field(default_factory=list)
-    test_files: list[str] = field(default_factory=list)
     messages_column: str = "messages"
     prompt_column: str = "prompt"
     completion_column: str = "completion"
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
     packing: bool = True
-    too_long: str = "error"
-    shuffle: bool = True
-    num_workers: int = 0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.too_long not in TOO_LONG:
-            raise ValueError(f"data.too_long={self.too_long!r}: choose from {', '.join(TOO_LONG)}")
-        if self.context_length < 2:
-            raise ValueError(f"data.context_length={self.context_length}: must be at least 2")
+        super().__post_init__()
         if self.tokens_per_batch < 1 or self.tokens_per_batch % self.context_length:
             raise ValueError(
                 f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
                 f"data.context_length={self.context_length}"
             )
-        for name in ("num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
-
-    @property
-    def rows_per_batch(self) -> int:
-        return self.tokens_per_batch // self.context_length
 
 
 @dataclass(frozen=True)
