@@ -93,10 +93,11 @@ def compose_config(
         except MissingConfigException as error:
             raise _unknown_option(error) from error
         except HydraException as error:
-            extended = _extend_tables(overrides, _known_keys(conf, verb, overrides))
+            known = _known_keys(conf, verb, overrides)
+            extended = _extend_tables(overrides, known)
             if extended != overrides:
                 return compose_config(conf, verb, extended, check=check)
-            raise _explain(error, conf, verb, overrides) from error
+            raise _explain(error, known) from error
         except OmegaConfBaseException as error:
             raise _wrong_value(error) from error
     _refuse_additions(cfg)
@@ -154,7 +155,7 @@ def _unknown_option(error: MissingConfigException) -> UsageError:
     return UsageError.unknown(group or "configuration", given, options)
 
 
-def _explain(error: HydraException, conf: Path, verb: str, overrides: list[str]) -> ValueError:
+def _explain(error: HydraException, known: list[str]) -> ValueError:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -162,7 +163,7 @@ def _explain(error: HydraException, conf: Path, verb: str, overrides: list[str])
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
         key = match.group(1).partition("=")[0].lstrip("+~@")
         if "struct" in message or "No match" in message or "Key" in str(cause):
-            return UsageError.unknown("key", key, _known_keys(conf, verb, overrides))
+            return UsageError.unknown("key", key, known)
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_value(cause)
     return UsageError(message.partition("\nSee ")[0])

@@ -74,8 +74,6 @@ def add_adapter(model: nn.Module, config: AdapterConfig) -> None:
             f"model.adapter.target_modules: the decoder has no linear layer {', '.join(unknown)}; "
             f"choose from {', '.join(sorted(linear))}"
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     peft.inject_adapter_in_model(peft.LoraConfig(**asdict(config)), model, adapter_name=_NAME)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_adapter(name))

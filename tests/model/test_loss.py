@@ -34,8 +34,10 @@ def test_no_targets_is_zero() -> None:
     assert got == 0
 
 
-def test_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
+@pytest.fixture
+def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each product with the head, in chunks of ten."""
+    sizes: list[int] = []
     linear = F.linear
 
     def watch(x: torch.Tensor, w: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -44,9 +46,13 @@ def test_never_holds_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(F, "linear", watch)
     monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 10)
+    return sizes
+
+
+def test_never_holds_all_logits(projected: list[int]) -> None:
     hidden = torch.randn(95, 4, requires_grad=True)
     linear_cross_entropy(hidden, torch.randn(50, 4), torch.zeros(95, dtype=torch.long)).backward()
-    assert max(sizes) == 10
+    assert max(projected) == 10
 
 
 def test_shift() -> None:
@@ -88,19 +94,10 @@ def test_selective_log_probs_of_a_frozen_head_and_of_no_tokens() -> None:
     assert selective_log_probs(none, weight, torch.tensor([], dtype=torch.long)).shape == (0,)
 
 
-def test_selective_log_probs_hold_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    linear = F.linear
-
-    def watch(x: torch.Tensor, w: torch.Tensor, *rest: object) -> torch.Tensor:
-        sizes.append(x.shape[0])
-        return linear(x, w, *rest)
-
-    monkeypatch.setattr(F, "linear", watch)
-    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 10)
+def test_selective_log_probs_hold_one_chunk_of_logits(projected: list[int]) -> None:
     hidden = torch.randn(95, 4, requires_grad=True)
     selective_log_probs(
         hidden, torch.randn(50, 4), torch.zeros(95, dtype=torch.long)
     ).sum().backward()
-    assert len(sizes) == 20
-    assert max(sizes) == 10
+    assert len(projected) == 20
+    assert max(projected) == 10

@@ -23,13 +23,12 @@ from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
 from ic.datamodules.preference import PreferenceDataConfig
 from ic.datamodules.sft import SFTDataConfig
-from ic.evaluation.grid import PasskeyGridConfig
 from ic.model.adapter import AdapterConfig
 from ic.parallel.config import StrategyConfig
 from ic.training.optimizers import OptimizerConfig
 from ic.training.preference_loss import PreferenceConfig
 from tests.conftest import SMALL, randomize
-from tests.parallel.training_run import join, whole
+from tests.parallel.training_run import GRID, join, whole
 
 STEPS, ROWS = 3, 4
 CONTEXT_TOKENS = 128
@@ -139,10 +138,7 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
             passkey=PasskeyEvaluationConfig() if case.data == "sft" else None,
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
-        evaluation=PasskeyGridConfig(
-            lengths=[160], depths=[0.5], samples=3, tokens_per_batch=320, control_samples=0,
-            prefill_chunk_tokens=64,
-        ),
+        evaluation=GRID,
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")

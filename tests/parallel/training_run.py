@@ -33,6 +33,10 @@ from tests.conftest import SMALL, randomize
 
 ROWS, TOKENS, STEPS = 4, 64, 4
 VOCAB = 320
+GRID = PasskeyGridConfig(
+    lengths=[160], depths=[0.5], samples=3, tokens_per_batch=320, control_samples=0,
+    prefill_chunk_tokens=64,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
             progress=False, passkey=PasskeyEvaluationConfig() if case.passkey else None
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
-        evaluation=PasskeyGridConfig(
-            lengths=[160], depths=[0.5], samples=3, tokens_per_batch=320, control_samples=0,
-            prefill_chunk_tokens=64,
-        ),
+        evaluation=GRID,
     )  # fmt: skip
     torch.manual_seed(0)
     tokenizer = ByteTokenizer()
