@@ -272,6 +272,8 @@ class EvaluateConfig:
         trained_length: drawn as a line in the heatmap; default from the checkpoint.
         devices, num_nodes: processes of a host, each with the whole model, and hosts; they share
             the cells. In a SLURM job both are the job's.
+        context_parallel_size: 1, or the number of processes: they then share each prompt and its
+            cache instead of the cells, for prompts that are too long for one.
     """
 
     checkpoint: str = "???"
@@ -281,13 +283,14 @@ class EvaluateConfig:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    context_parallel_size: int = 1
     dtype: str = "auto"
     attention: str = "torch"
     norm: str = "torch"
     rope: str = "torch"
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes"):
+        for name in ("devices", "num_nodes", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         self.backends()

@@ -52,6 +52,7 @@ from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png
 from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.replica import sharing_ranks
 from ic.results import passkey_rows, run_rows, write_results
 from ic.resume import forget_checkpoints, is_of_run
@@ -133,13 +134,22 @@ def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, A
 def evaluate(config: EvaluateConfig) -> int:
     """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
     ranks = launch_ranks(config.accelerator, config.devices, config.num_nodes)
+    sharing = config.context_parallel_size
+    if sharing not in (1, ranks.world_size):
+        raise ValueError(
+            f"context_parallel_size={sharing} with {ranks.world_size} processes: choose 1 or "
+            f"{ranks.world_size}, or change devices or num_nodes"
+        )
     model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
+    if sharing > 1:
+        model.model.context_parallel = ContextParallel.of_all_processes(model.device)
     folder = Path(config.checkpoint)
     output = Path(config.output) if config.output else folder / "passkey"
     is_first = ranks.global_rank == 0
     rows = run_grid(
-        model, tokenizer, config.evaluation, output / "cells.jsonl", quiet=not is_first, ranks=ranks
-    )
+        model, tokenizer, config.evaluation, output / "cells.jsonl", quiet=not is_first,
+        ranks=ranks if sharing == 1 else None, sharded=sharing > 1,
+    )  # fmt: skip
     if not is_first:
         return 0
     write_csv(rows, output / "heatmap.csv")

@@ -20,7 +20,7 @@ class GreedyDecoder:
     """Answers prompts one batch after another.
 
     What a prompt has in common with the one before, from its first token on, is not processed
-    again: the cache is cropped to it. Context-parallel caches cannot be cropped and begin anew.
+    again: the cache is cropped to it; a context-parallel cache to the last whole piece of it.
 
     Args:
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
@@ -61,12 +61,14 @@ class GreedyDecoder:
         return out
 
     def _common_tokens(self, ids_BT: Tensor) -> int:
-        """Tokens that each row shares with the same row before; the last one is left to compute."""
-        if self._cache is None or self._cached_BT is None or not self._cache.is_croppable:
+        """Cached tokens that each row shares with the same row before; the last one of a prompt is
+        left to compute.
+        """
+        if self._cache is None or self._cached_BT is None:
             return 0
         if len(ids_BT) != len(self._cached_BT):
             return 0
         tokens = min(ids_BT.shape[1], self._cached_BT.shape[1])
         differs_T = (ids_BT[:, :tokens] != self._cached_BT[:, :tokens]).any(0)
         first = int(differs_T.int().argmax()) if bool(differs_T.any()) else tokens
-        return min(first, ids_BT.shape[1] - 1)
+        return self._cache.croppable_length(min(first, ids_BT.shape[1] - 1))

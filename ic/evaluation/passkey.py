@@ -7,8 +7,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from ic.atomic_write import replacing
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.decoding import GreedyDecoder, OnCache
-from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.prompts import Prompt, build_prompt, haystack_of
+from ic.evaluation.grid import Cell, PasskeyGridConfig
+from ic.evaluation.prompts import Prompt, build_prompt
+from ic.evaluation.shares import share_of_cells
 from ic.model import MLAForCausalLM
 
 _CELL_KEY = tuple(field.name for field in fields(Cell))
@@ -54,9 +53,9 @@ def evaluate_grid(
     A line is written as each cell ends, so an interrupted evaluation continues where it stopped.
     Returns this grid's rows, old and new, in the grid's order; `on_cell` sees each, those of other
     processes at the end. With `ranks`, every process calls this and takes a share of the cells;
-    each writes to a file of its own, which is merged at the end. With `sharded`, the model lies
-    spread over all processes: every one of them calls this and runs the same cells, rank 0 alone
-    reads and writes.
+    each writes to a file of its own, which is merged at the end. With `sharded`, the model or each
+    prompt lies spread over all processes: every one of them calls this and runs the same cells,
+    rank 0 alone reads and writes.
 
     Raises:
         ValueError: a length beyond the model's positions, or too short for the needles.
@@ -113,29 +112,6 @@ def evaluate_grid(
             if cell in unseen:
                 show(cell)
     return [done[cell] for cell in cells]
-
-
-def share_of_cells(
-    grid: PasskeyGridConfig, cells: list[Cell], rank: int, world: int
-) -> list[list[Cell]]:
-    """What a rank evaluates: lists of cells that are answered together.
-
-    The cells of a task, length and filler are spread over the ranks. With `share_haystack` a list
-    holds those of one haystack after another, the deepest first, which begins like most.
-    """
-    lists: list[list[Cell]] = []
-    key = attrgetter("task", "length_tokens", "filler")
-    for number, (_, same) in enumerate(groupby(cells, key=key)):
-        group = list(same)
-        if grid.share_haystack:
-            group.sort(
-                key=lambda c: (haystack_of(grid, c), -2.0 if c.depth == CONTROL else -c.depth)
-            )
-        # Whoever has one more than the others changes from group to group.
-        place = (rank + number) % world
-        share = group[place * len(group) // world : (place + 1) * len(group) // world]
-        lists += [share] if grid.share_haystack else [[cell] for cell in share]
-    return [together for together in lists if together]
 
 
 def _evaluate_together(

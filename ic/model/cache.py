@@ -115,6 +115,10 @@ class LatentLayer(CacheLayerMixin):
 
     get_max_cache_shape = get_max_length
 
+    def croppable_length(self, at_most: int) -> int:
+        """The most tokens, up to `at_most`, to which the layer can be cropped."""
+        return min(at_most, self.length)
+
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` tokens; a negative number drops that many."""
         if max_length < 0:
@@ -151,6 +155,11 @@ class LatentCache(Cache):
 
     def __init__(self, num_layers: int, capacity_tokens: int = 0) -> None:
         super().__init__(layers=[LatentLayer(capacity_tokens) for _ in range(num_layers)])
+
+    def croppable_length(self, at_most: int) -> int:
+        """The most tokens, up to `at_most`, to which the cache can be cropped."""
+        first: Any = self.layers[0]
+        return int(first.croppable_length(at_most))
 
     @property
     def nbytes(self) -> int:

@@ -14,7 +14,8 @@ class ShardedLatentLayer(LatentLayer):
 
     Tokens of a prefill lie spread over the ranks, evenly; tokens that every rank computed
     (decoding) are kept by one rank alone. The order of the tokens within a rank carries no meaning
-    beyond the newest being last: keys are rotated before they are cached.
+    beyond the newest being last: keys are rotated before they are cached. It can be cropped to
+    where a piece of the prefill ended: elsewhere the ranks would be left with unequal parts.
 
     Attributes:
         total: tokens on all ranks.
@@ -27,6 +28,7 @@ class ShardedLatentLayer(LatentLayer):
         self.holds_replicated = holds_replicated
         self.total = 0
         self.has_replicated = False
+        self._own_lengths: dict[int, int] = {0: 0}  # by total, after each piece of the prefill
 
     def append_split(self, own_B1TR: Tensor, own_B1TP: Tensor, num_tokens: int) -> None:
         """This rank's part of `num_tokens` new tokens.
@@ -42,6 +44,7 @@ class ShardedLatentLayer(LatentLayer):
             )
         super().update(own_B1TR, own_B1TP)
         self.total += num_tokens
+        self._own_lengths[self.total] = self.length
 
     def append_replicated(self, latent_B1TR: Tensor, k_rope_B1TP: Tensor) -> None:
         """Tokens that every rank has."""
@@ -63,13 +66,27 @@ class ShardedLatentLayer(LatentLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.total + query_length, 0
 
+    def croppable_length(self, at_most: int) -> int:
+        """See `LatentLayer`."""
+        return max(total for total in self._own_lengths if total <= at_most)
+
     def crop(self, max_length: int) -> None:
-        raise ValueError("a sharded cache cannot be cropped: start with a new one")
+        """Keep the first `max_length` tokens of all ranks.
+
+        Raises:
+            ValueError: no piece of the prefill ended there.
+        """
+        if max_length not in self._own_lengths:
+            raise ValueError(
+                f"a context-parallel cache cannot be cropped to {max_length} tokens, only to where "
+                f"a piece of its prefill ended: {', '.join(map(str, self._own_lengths))}"
+            )
+        kept = {total: own for total, own in self._own_lengths.items() if total <= max_length}
+        self._set_length(kept[max_length])
+        self._own_lengths, self.total, self.has_replicated = kept, max_length, False
 
     def reset(self) -> None:
-        super().reset()
-        self.total = 0
-        self.has_replicated = False
+        self.crop(0)
 
 
 class ShardedLatentCache(LatentCache):

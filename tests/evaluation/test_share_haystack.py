@@ -19,8 +19,9 @@ from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.decoding import GreedyDecoder
 from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey import evaluate_grid, rank_file, read_rows, share_of_cells
+from ic.evaluation.passkey import evaluate_grid, rank_file, read_rows
 from ic.evaluation.prompts import Prompt, build_prompt, haystack_of
+from ic.evaluation.shares import share_of_cells
 from ic.model import MLAForCausalLM
 from tests.conftest import SHORT
 from tests.evaluation.oracle import Oracle
@@ -128,13 +129,29 @@ def test_ranks_share_the_cells(world: int, share: bool) -> None:
     shares = [share_of_cells(grid, cells, rank, world) for rank in range(world)]
     taken = [cell for lists in shares for together in lists for cell in together]
     assert sorted(map(str, taken)) == sorted(map(str, cells))
-    counts = [sum(map(len, lists)) for lists in shares]
-    assert max(counts) - min(counts) <= 4  # at most one for each task and length
     for together in (together for lists in shares for together in lists):
         assert share or len(together) == 1
         assert len({(cell.task, cell.length_tokens) for cell in together}) == 1
         order = [(haystack_of(grid, cell), -cell.depth) for cell in together if cell.depth >= 0]
         assert order == sorted(order)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("share", [True, False])
+def test_ranks_have_equal_work(world: int, share: bool) -> None:
+    grid = shared(share_haystack=share, lengths=[512, 2048], samples=1)
+    work = []
+    for rank in range(world):
+        pairs, before = 0, ""
+        for together in share_of_cells(grid, list(grid.cells()), rank, world):
+            for cell in together:
+                text = text_of(build_prompt(TOKENIZER, grid, cell, 0))
+                kept = common(before, text) if share and len(before) == len(text) else 0
+                pairs += len(text) ** 2 - kept**2
+                before = text
+        work.append(pairs)
+    # Two groups of 2048 tokens, of seven prompts and of two haystacks, do not divide by four.
+    assert max(work) < 1.2 * sum(work) / world
 
 
 class ThreadRanks:
@@ -178,16 +195,29 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     assert len(read_rows(file)) == len(alone)  # the cell of the earlier run was not computed again
 
 
-def test_evaluate_on_two_devices_equals_one(ic: Callable[..., int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["evaluation.depths=[0,1]"],
+        # Pieces of 64 tokens: the cache goes over to the next prompt up to the last whole one.
+        ["context_parallel_size=2", "evaluation.depths=[0.3,0.7]", "evaluation.share_haystack=true",
+         "evaluation.tasks=[single,multi_key]", "evaluation.num_needles=1",
+         "evaluation.prefill_chunk_tokens=64"],
+    ],
+    ids=["cells", "prompts"],
+)  # fmt: skip
+def test_evaluate_on_two_devices_equals_one(
+    ic: Callable[..., int], tmp_path: Path, settings: list[str]
+) -> None:
     assert ic(*SHORT, "trainer.max_steps=1", "callbacks.passkey=null") == 0
-    settings = [
+    command = [
         "evaluate", "checkpoint=runs/debug/default/checkpoints/last", "accelerator=cpu",
-        "evaluation.lengths=[256]", "evaluation.depths=[0,1]", "evaluation.samples=2",
-        "evaluation.control_samples=1",
+        "evaluation.lengths=[256]", "evaluation.samples=2", "evaluation.control_samples=1",
     ]  # fmt: skip
-    assert ic(*settings, "output=one") == 0
+    alone = [setting for setting in settings if not setting.startswith("context")]
+    assert ic(*command, *alone, "output=one") == 0
     done = subprocess.run(
-        [sys.executable, "-m", "ic", *settings, "output=two", "devices=2"],
+        [sys.executable, "-m", "ic", *command, *settings, "output=two", "devices=2"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -196,6 +226,14 @@ def test_evaluate_on_two_devices_equals_one(ic: Callable[..., int], tmp_path: Pa
     assert sorted(json.dumps([row[k] for k in key]) for row in one) == sorted(
         json.dumps([row[k] for k in key]) for row in two
     )
+
+
+def test_refuses_prompts_shared_by_some(
+    ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ic("evaluate", "checkpoint=runs", "accelerator=cpu", "context_parallel_size=2") == 2
+    error = capsys.readouterr().err
+    assert "context_parallel_size=2 with 1 processes: choose 1 or 1" in error
 
 
 def test_refuses_other_tasks() -> None:

@@ -179,14 +179,31 @@ def a_prefill_after_decoding() -> None:
     assert layer.latents().shape[1] == 4 + (dist.get_rank() == 0)
     with pytest.raises(ValueError, match="a prefill of 8 tokens after decoding"):
         layer.append_split(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, 2), num_tokens=8)
-    with pytest.raises(ValueError, match="cannot be cropped"):
+    with pytest.raises(ValueError, match=r"cannot be cropped to 2 tokens.*ended: 0, 8$"):
         layer.crop(2)
+
+
+@on_two
+def a_cache_is_cropped_where_a_piece_ended() -> None:
+    cache = ContextParallel(dist.group.WORLD).new_cache(num_layers=1, capacity_tokens=8)
+    (layer,) = cache.layers
+    pieces = [torch.full((1, 1, 2, 3), float(i)) for i in range(3)]
+    for piece in pieces:
+        layer.append_split(piece, piece[..., :2], num_tokens=4)
+    layer.append_replicated(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 1, 2))
+    assert [cache.croppable_length(n) for n in (13, 12, 11, 4, 3)] == [12, 12, 8, 4, 0]
+    cache.crop(8)
+    assert cache.get_seq_length() == 8
+    layer.append_split(pieces[0], pieces[0][..., :2], num_tokens=4)
+    assert layer.latents()[0, :, 0].tolist() == [0, 0, 1, 1, 0, 0]
+    assert cache.croppable_length(20) == 12
 
 
 PARTS = [
     muon_equals_torchs, latents_come_back_in_order, accumulation_reduces_once,
     an_adapter_off_at_first_trains, states_are_dtensors,
     a_mesh_that_does_not_divide, a_prefill_after_decoding,
+    a_cache_is_cropped_where_a_piece_ended,
 ]  # fmt: skip
 
 
