@@ -133,8 +133,10 @@ def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, A
 
 def evaluate(config: EvaluateConfig) -> int:
     """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
-    ranks = launch_ranks(config.accelerator, config.devices, config.num_nodes)
     sharing = config.context_parallel_size
+    ranks = launch_ranks(
+        config.accelerator, config.devices, config.num_nodes, exchange_tensors=sharing > 1
+    )
     if sharing not in (1, ranks.world_size):
         raise ValueError(
             f"context_parallel_size={sharing} with {ranks.world_size} processes: choose 1 or "
@@ -142,7 +144,7 @@ def evaluate(config: EvaluateConfig) -> int:
         )
     model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
     if sharing > 1:
-        model.model.context_parallel = ContextParallel.of_all_processes(model.device)
+        model.model.context_parallel = ContextParallel(torch.distributed.group.WORLD)
     folder = Path(config.checkpoint)
     output = Path(config.output) if config.output else folder / "passkey"
     is_first = ranks.global_rank == 0

@@ -121,7 +121,7 @@ def test_default_cases_are_valid_overrides_of_fit() -> None:
             run, _ = compose_config(CONF, "fit", [*options.common, *overrides])
             assert run.data.tokens_per_batch >= run.data.context_length
             assert run.strategy.context_parallel_size in (1, n)
-            assert run.optimizer.name == "adamw"
+            assert run.optimizer.name == "adamw" or case.devices == [1]
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,6 @@ class ContextParallel:
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
 
-    @classmethod
-    def of_all_processes(cls, device: torch.device) -> ContextParallel:
-        """All processes share each sequence, in a group of their own; collective."""
-        return cls(dist.new_group(backend="nccl" if device.type == "cuda" else "gloo"))
-
     def chunks(self, tokens: int) -> tuple[Chunk, Chunk]:
         """The two chunks of a sequence of `tokens` that this rank holds.
 

@@ -122,10 +122,14 @@ def shard_model(
     model: MLAForCausalLM, mesh: DeviceMesh, parameter_dtype: torch.dtype | None
 ) -> None:
     """Shard a model in place over a mesh of one axis; its parameters become `DTensor`s."""
+    # The model casts its hidden states itself; cast inputs would include the rotations, which bf16
+    # rounds to 8 bits.
     policy = (
         MixedPrecisionPolicy()
         if parameter_dtype is None
-        else MixedPrecisionPolicy(param_dtype=parameter_dtype, reduce_dtype=torch.float32)
+        else MixedPrecisionPolicy(
+            param_dtype=parameter_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)

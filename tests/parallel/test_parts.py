@@ -96,6 +96,20 @@ def sharded_model() -> tuple[MLAForCausalLM, Tensor]:
 
 
 @on_two
+def rotations_are_not_rounded() -> None:
+    model = MLAForCausalLM(MLAConfig(**SMALL))  # type: ignore[arg-type]
+    shard_model(model, build_mesh("cpu", 2, 1).shard, torch.bfloat16)
+    seen: list[Tensor] = []
+    model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda module, args: seen.append(args[1].cos_BTF)
+    )
+    ids = torch.arange(8)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        model.target_sums(ids, ids, position_ids=ids + 4000)
+    assert seen[0].equal(model.model.rotary_emb(ids + 4000)[0])
+
+
+@on_two
 def accumulation_reduces_once() -> None:
     model, ids = sharded_model()
     strategy = FSDP2Strategy()
@@ -200,7 +214,8 @@ def a_cache_is_cropped_where_a_piece_ended() -> None:
 
 
 PARTS = [
-    muon_equals_torchs, latents_come_back_in_order, accumulation_reduces_once,
+    muon_equals_torchs, latents_come_back_in_order, rotations_are_not_rounded,
+    accumulation_reduces_once,
     an_adapter_off_at_first_trains, states_are_dtensors,
     a_mesh_that_does_not_divide, a_prefill_after_decoding,
     a_cache_is_cropped_where_a_piece_ended,
