@@ -22,31 +22,32 @@ RESULTS = ROOT / "docs" / "results"
 RUNS = (
     ("`mla_tiny`", "mla_tiny-fit.json", "mla_tiny-fit.json"),
     *((f"`{name}`", f"{name}-fit.json", f"{name}-passkey.json")
-      for name in ("mla_32k", "mla_128k", "mla_1m")
+      for name in ("infinitecontext_1b", "mla_128k", "mla_1m")
       if (RESULTS / f"{name}-passkey.json").is_file()),
 )  # fmt: skip
 
 
 def passkey_table() -> str:
-    """Accuracy by run and length, depths and fillers pooled, with interval and control."""
+    """Accuracy by run, task and length, depths and fillers pooled, with interval and control."""
     lines = [
-        "| run | tokens | exact answers | 95 % interval | worst depth | no needle | commit |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        "| run | task | tokens | exact answers | 95 % interval | worst depth | no needle | commit |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for name, _, file in RUNS:
         data = _load(file)
         rows = [r for r in data["rows"] if r["what"] == "passkey"]
-        for length in sorted({r["length_tokens"] for r in rows}):
-            here = [r for r in rows if r["length_tokens"] == length and r["depth"] != "control"]
-            control = [r for r in rows if r["length_tokens"] == length and r["depth"] == "control"]
-            n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
+        for task, length in sorted({(r["task"], r["length_tokens"]) for r in rows}):
+            here = [r for r in rows if (r["task"], r["length_tokens"]) == (task, length)]
+            control = [r for r in here if r["depth"] == "control"]
+            hidden = [r for r in here if r["depth"] != "control"]
+            n, correct = sum(r["n"] for r in hidden), sum(r["correct"] for r in hidden)
             low, high = wilson_interval(correct, n)
-            worst = min(here, key=lambda r: r["accuracy"])
+            worst = min(hidden, key=lambda r: r["accuracy"])
             without = f"{control[0]['correct']}/{control[0]['n']}" if control else "-"
             lines.append(
-                f"| {name} | {length:,} | {correct}/{n} | {100 * low:.1f}-{100 * high:.1f} % "
-                f"| {worst['correct']}/{worst['n']} | {without} "
-                f"| {data['commit'][:9]} |"
+                f"| {name} | {task} | {length:,} | {correct}/{n} "
+                f"| {100 * low:.1f}-{100 * high:.1f} % | {worst['correct']}/{worst['n']} "
+                f"| {without} | {data['commit'][:9]} |"
             )
     return "\n".join(lines)
 

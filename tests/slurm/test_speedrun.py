@@ -29,7 +29,7 @@ def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> No
         else:
             shutil.copy(source, target)
     environment = {
-        **os.environ, "IC_PYTHON": sys.executable, "SPEEDRUN_STAGES": "mla_32k mla_128k",
+        **os.environ, "IC_PYTHON": sys.executable, "SPEEDRUN_STAGES": "infinitecontext_1b mla_128k",
         "OMP_NUM_THREADS": "1", "IC_COMMIT": "speedrun",
     }  # fmt: skip
     done = subprocess.run(
@@ -37,13 +37,15 @@ def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> No
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    for stage, start in (("mla_32k", None), ("mla_128k", "runs/mla_32k/speedrun/checkpoints/last")):
+    first = "infinitecontext_1b"
+    for stage, start in ((first, None), ("mla_128k", f"runs/{first}/speedrun/checkpoints/last")):
         fit = json.loads((tmp_path / f"docs/results/{stage}-fit.json").read_text())
         assert fit["config"]["model"]["init_from"] == start
         passkey = json.loads((tmp_path / f"docs/results/{stage}-passkey.json").read_text())
-        (row,) = passkey["rows"]
-        fillers = passkey["config"]["evaluation"]["fillers"]
-        assert (row["length_tokens"], row["n"]) == (256, len(fillers))
+        grid = passkey["config"]["evaluation"]
+        assert [(row["task"], row["length_tokens"], row["n"]) for row in passkey["rows"]] == [
+            (task, 256, len(grid["fillers"])) for task in sorted(grid["tasks"])
+        ]
     readme = (tmp_path / "README.md").read_text()
-    assert "| `mla_128k` | 256 | " in readme
+    assert "| `mla_128k` | single | 256 | " in readme
     assert "| speedrun |" in readme
