@@ -30,7 +30,8 @@ RUNS = (
 def passkey_table() -> str:
     """Accuracy by run, task and length, depths and fillers pooled, with interval and control."""
     lines = [
-        "| run | task | tokens | exact answers | 95 % interval | worst depth | no needle | commit |",
+        "| run | task | tokens | exact answers | 95 % interval | worst depth | no needle "
+        "| commit |",
         "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for name, _, file in RUNS:
