@@ -25,7 +25,7 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from transformers import TrainerCallback
 
-from ic.build import build_model
+from ic.build import vocabulary_size
 from ic.cli import CONF
 from ic.config import ModelConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
@@ -79,12 +79,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ic.training.benchmark_preference")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32768, 65536], metavar="TOKENS")
     parser.add_argument("--model", default="mla_1b", help="an option of the group model")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        default=129280,
+        help="rows of embedding and head, 129280 in DeepSeek-V3; the text is bytes all the same",
+    )
     parser.add_argument("--attention", default="torch", help="torch or triton, for both sides")
     parser.add_argument("--steps", type=int, default=5, help="steps timed, after --warmup")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--output", default="docs/results/preference-memory.json")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.vocab_size < (least := vocabulary_size(ByteTokenizer())):
+        parser.error(f"--vocab-size {args.vocab_size}: at least {least}")
     if args.side:
         print(json.dumps(_measure(args)))
         return 0
@@ -109,6 +117,7 @@ def _run(args: argparse.Namespace, length: int, side: str) -> dict[str, Any]:
         sys.executable, "-m", "ic.training.benchmark_preference", "--side", side,
         "--lengths", str(length), "--model", args.model, "--attention", args.attention,
         "--steps", str(args.steps), "--warmup", str(args.warmup),
+        "--vocab-size", str(args.vocab_size),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     key = {"side": side, "length_tokens": length}
@@ -125,10 +134,16 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     composed, _ = compose_config(CONF, "fit", [f"model={args.model}"])
     model_config: ModelConfig = composed.model
     model_config.attention = args.attention
-    model_config.gradient_checkpointing = True
     seed_everything(0, verbose=False)
     tokenizer = ByteTokenizer()
-    model = build_model(model_config, tokenizer)
+    model = MLAForCausalLM(
+        model_config.mla_config(
+            args.vocab_size, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
     total = args.steps + args.warmup
     pairs = MakePreferencesConfig(output="pairs.jsonl", lengths=[length], depths=[0.5], samples=2)
     with tempfile.TemporaryDirectory() as folder:
