@@ -144,7 +144,7 @@ def evaluate(config: EvaluateConfig) -> int:
         )
     model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
     if sharing > 1:
-        model.model.context_parallel = ContextParallel(torch.distributed.group.WORLD)
+        model.model.context_parallel = ContextParallel()
     folder = Path(config.checkpoint)
     output = Path(config.output) if config.output else folder / "passkey"
     is_first = ranks.global_rank == 0

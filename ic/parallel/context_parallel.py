@@ -37,9 +37,13 @@ class Chunk:
 
 
 class ContextParallel:
-    """This rank's part of every sequence, and the exchange with the ranks that hold the others."""
+    """This rank's part of every sequence, and the exchange with the ranks that hold the others.
 
-    def __init__(self, group: ProcessGroup) -> None:
+    Args:
+        group: ranks that share each sequence; all processes by default.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
@@ -125,7 +129,7 @@ class _AllGather(torch.autograd.Function):
     """(...) of each rank -> (G, ...); the gradient is reduce-scattered."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, own: Tensor, group: ProcessGroup | None) -> Tensor:
         ctx.group = group
         size = dist.get_world_size(group)
         parts = own.new_empty(size, *own.shape)
