@@ -46,7 +46,6 @@ from ic.model.adapter import add_adapter
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.parallel.fsdp import LayerFSDPStrategy
 from ic.parallel.fsdp2 import FSDP2Strategy
-from ic.parallel.rendezvous import choose_port
 from ic.parallel.watchdog import Watchdog, record_collectives
 from ic.resume import is_of_run, starting_checkpoint
 from ic.slurm_job import SlurmJob
@@ -220,8 +219,6 @@ def build_trainer(
     check_accelerator(config.trainer.accelerator)
     t = config.trainer
     job = SlurmJob.current()
-    if job is None and t.devices != 1:
-        choose_port()
     return Trainer(
         default_root_dir=run_dir,
         callbacks=build_callbacks(config) if training else [],
@@ -313,8 +310,6 @@ def launch_ranks(
     if on_gpu and devices > gpus:
         raise ValueError(f"devices={devices}: this host has {gpus} GPUs")
     alone = devices * num_nodes == 1
-    if job is None and not alone:
-        choose_port()
     backend = "cpu:gloo,cuda:nccl" if exchange_tensors and on_gpu else "gloo"
     fabric = Fabric(
         accelerator=accelerator,

@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import multiprocessing
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import torch.multiprocessing
 
 from ic.cli import main
 from ic.model import MLAConfig, MLAForCausalLM
-from ic.parallel.rendezvous import free_port
 
 # One thread: sums are then the same on every machine of a kind, and two workers share two cores.
 torch.set_num_threads(1)
@@ -84,6 +84,12 @@ def ic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return int(exit_.value.code or 0)
 
     return run
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ SHRINK = (
     "data.num_workers=0", "data.val_batches=1", "callbacks.context_length.start_length=128",
     "evaluation.lengths=[256]", "evaluation.depths=[0.5]", "evaluation.samples=1",
     "evaluation.control_samples=0", "callbacks.memory=null", "trainer.val_check_interval=1",
-    "model.attention=torch",
+    "model.attention=torch", "strategy=auto",
 )  # fmt: skip
 
 
