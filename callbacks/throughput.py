@@ -154,6 +154,8 @@ class Throughput(Callback):
         start = self._timer.mark()
         if self._last_end is not None:
             self._step.waits.append((self._last_end, start))
+        elif self._step.begin is None:
+            self._step.begin = start  # of the process's first step, whose wait is not known
 
     def on_train_batch_end(
         self,
