@@ -88,7 +88,7 @@ def cache_table() -> str:
         here = {row["limit_gb"]: row for row in rows if row["cache"] == name}
         first = here[limits[0]]
         cells = [
-            f"{size / 2**30:.2f} GiB" if size else "does not fit"
+            f"{size / 2**30:.2f} GiB" if size else "did not fit"
             for size in first["cache_bytes_by_tokens"].values()
         ]
         cells.append(f"{first['bytes_per_token'] * 1000 / 1e6:.2f}")
@@ -99,18 +99,44 @@ def cache_table() -> str:
 
 def plan_table() -> str:
     """Predicted against measured peak memory of a training step."""
-    data = _load("plan-memory.json")
     lines = [
-        "| case | predicted | measured | error | commit |",
-        "|---|--:|--:|--:|---|",
+        "| case | device | predicted | measured | error | measured at |",
+        "|---|---|--:|--:|--:|---|",
     ]
-    for row in data["rows"]:
-        lines.append(
-            f"| `{' '.join(row['overrides'])}` | {row['predicted_peak_bytes'] / 2**30:.2f} GiB "
-            f"| {row['measured_peak_bytes'] / 2**30:.2f} GiB | {100 * row['error_share']:+.1f} % "
-            f"| {data['commit'][:9]} |"
-        )
+    for file in sorted(RESULTS.glob("plan-*.json")):
+        data = _load(file.name)
+        for row in data["rows"]:
+            lines.append(
+                f"| {row['case']} | {row['device_name']} "
+                f"| {row['predicted_peak_bytes'] / 2**30:.2f} GiB "
+                f"| {row['measured_peak_bytes'] / 2**30:.2f} GiB "
+                f"| {100 * row['error_share']:+.1f} % "
+                f"| {row.get('measured_commit', data['commit'])[:9]} |"
+            )
     return "\n".join(lines)
+
+
+def preference_table() -> str:
+    """Preference training, ours beside TRL's: every row of the `preference-memory*.json` files."""
+    lines = [
+        "| context | vocabulary | side | step, median | tokens/s | peak memory | commit |",
+        "|--:|--:|---|--:|--:|--:|---|",
+    ]
+    shown = []
+    for file in RESULTS.glob("preference-memory*.json"):
+        data = _load(file.name)
+        vocabulary = data["config"]["vocab_size"]
+        for row in data["rows"]:
+            start = f"| {row['length_tokens']:,} | {vocabulary:,} | {row['side']} "
+            end = f"| {data['commit'][:9]} |"
+            cells = (
+                f"| {row['error']} | - | - "
+                if "error" in row
+                else f"| {row['step_median_s']:.2f} s | {row['tokens_per_s']:,.0f} "
+                f"| {row['peak_bytes'] / 2**30:.1f} GiB "
+            )
+            shown.append((vocabulary, row["length_tokens"], row["side"], start + cells + end))
+    return "\n".join([*lines, *(line for *_, line in sorted(shown))])
 
 
 def scaling_table() -> str:
@@ -161,10 +187,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training_table,
     "cache": cache_table,
     "plan": plan_table,
+    "preference": preference_table,
     "scaling": scaling_table,
     "ablation": ablation_table,
 }
-DOCUMENTS = ("README.md", "docs/parallel.md", "docs/ablation.md")
+DOCUMENTS = (
+    "README.md", "docs/ablation.md", "docs/alignment.md", "docs/parallel.md", "docs/planning.md",
+)  # fmt: skip
 
 
 def refresh(text: str) -> str:

@@ -228,6 +228,7 @@ def export(config: ExportConfig) -> int:
 def plan(config: PlanConfig) -> int:
     """Predict memory and speed; or measure what the predictions are compared with."""
     from ic.planning.cache_memory import measure_caches
+    from ic.planning.compare import compare_with_scaling
     from ic.planning.measure import measure_cases
     from ic.planning.plan import Planner
     from ic.planning.report import print_plan
@@ -236,6 +237,8 @@ def plan(config: PlanConfig) -> int:
         return measure_cases(config)
     if config.plan.cache:
         return measure_caches(config)
+    if config.plan.compare:
+        return compare_with_scaling(config)
     report = Planner(config).report()
     if config.json:
         print(json.dumps(report, indent=2))

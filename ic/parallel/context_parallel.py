@@ -74,12 +74,17 @@ class ContextParallel:
         chunks = self.chunks(whole_BS.shape[1])
         return torch.cat([whole_BS[:, chunk.start : chunk.end] for chunk in chunks], dim=1)
 
+    def all_gather(self, own: Tensor) -> Tensor:
+        """(...) of each rank -> (N, ...); gradients are summed over the ranks and scattered."""
+        parts: Tensor = _AllGather.apply(own, self.group)
+        return parts
+
     def gather(self, own_BT: Tensor) -> Tensor:
         """The parts (B, T, ...) of all ranks -> (B, S, ...) in the sequence's order.
 
         Differentiable: gradients are summed over the ranks and scattered.
         """
-        parts_GBT: Tensor = _AllGather.apply(own_BT, self.group)
+        parts_GBT = self.all_gather(own_BT)
         head, tail = parts_GBT.chunk(2, dim=2)
         return torch.cat((*head.unbind(0), *reversed(tail.unbind(0))), dim=1)
 
@@ -87,7 +92,7 @@ class ContextParallel:
         """The last `count` of all tokens (all of them if 0), on every rank."""
         if 0 < count <= own_BT.shape[1] // 2:
             # Rank 0 holds the last chunk.
-            parts_GBT: Tensor = _AllGather.apply(own_BT[:, -count:].contiguous(), self.group)
+            parts_GBT = self.all_gather(own_BT[:, -count:].contiguous())
             return parts_GBT[0]
         return self.gather(own_BT)[:, -count:]
 
@@ -98,12 +103,12 @@ class ContextParallel:
         rank goes on with the same loss, the mean over all ranks that a sharding strategy takes of
         the parameters' gradients is then the mean over its data-parallel replicas.
         """
-        parts: Tensor = _AllGather.apply(own, self.group)
+        parts = self.all_gather(own)
         return parts.sum(0)
 
     def gather_unordered(self, own_BT: Tensor) -> Tensor:
         """As `gather`, in any order: enough for keys that every query sees."""
-        parts_GBT: Tensor = _AllGather.apply(own_BT, self.group)
+        parts_GBT = self.all_gather(own_BT)
         return parts_GBT.transpose(0, 1).flatten(1, 2)
 
     def merge(self, out_BTHR: Tensor, lse_BTH: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class ContextParallel:
             lse_BTH: log-sum-exp of the rank's scores, -inf without keys.
         """
         packed = torch.cat((out_BTHR.float(), lse_BTH.float()[..., None]), dim=-1)
-        parts_GBTHR: Tensor = _AllGather.apply(packed, self.group)
+        parts_GBTHR = self.all_gather(packed)
         weights_GBTH1 = parts_GBTHR[..., -1:].softmax(dim=0)
         return (parts_GBTHR[..., :-1] * weights_GBTH1).sum(0).to(out_BTHR.dtype)
 

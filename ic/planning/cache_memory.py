@@ -26,6 +26,8 @@ CACHE_FILE = "cache-memory.json"
 LENGTHS = (4096, 131072, 1048576)
 LIMITS_GB = (8, 24, 40, 80)
 _GQA_HEADS, _GQA_DIM = 8, 64
+# A large buffer takes whole blocks of this from the CUDA caching allocator.
+_BLOCK_BYTES = 2 * 2**20
 _BF16, _E4M3 = torch.bfloat16, torch.float8_e4m3fn
 KINDS: dict[str, tuple[str, torch.dtype]] = {
     "MHA, bf16": ("mha", _BF16),
@@ -64,7 +66,8 @@ def measure_caches(config: PlanConfig) -> int:
     if not torch.cuda.is_available():
         raise ValueError("plan.cache=true: PyTorch sees no CUDA GPU here")
     model = ModelConfig().mla_config(vocabulary_size(build_tokenizer("bytes")))
-    rows = cache_rows(model, torch.device("cuda"), LENGTHS, LIMITS_GB)
+    device = torch.device("cuda", torch.cuda.current_device())
+    rows = cache_rows(model, device, LENGTHS, LIMITS_GB)
     output = Path(config.plan.output) if config.plan.output else RESULTS / CACHE_FILE
     write_results(output, {"model": asdict(ModelConfig())}, rows)
     Console().print(f"cache memory: {output}", soft_wrap=True, highlight=False)
@@ -78,6 +81,7 @@ def cache_rows(
     before = _allocated(device, [])
     model = _weights(config, device)
     weight_bytes = _allocated(device, list(model.parameters())) - before
+    taken = torch.cuda.memory_reserved(device) if device.type == "cuda" else weight_bytes
     rows: list[dict[str, Any]] = []
     for name, (kind, dtype) in KINDS.items():
         cache_bytes: dict[str, int | None] = {}
@@ -90,9 +94,13 @@ def cache_rows(
             except torch.OutOfMemoryError:
                 cache_bytes[str(tokens)] = None
             _return_memory(device)
-        per_token = (cache_bytes[str(lengths[0])] or 0) / lengths[0]
+        # Of the longest that fitted: what short buffers are rounded up by is a large share of them.
+        longest, nbytes = [(n, size) for n, size in cache_bytes.items() if size][-1]
+        per_token = nbytes / int(longest)
         for limit in limits_gb:
-            fits = int((limit * 10**9 - weight_bytes) / per_token) // 1024 * 1024
+            blocks = (limit * 10**9 - taken) // config.num_hidden_layers // _BLOCK_BYTES
+            room = blocks * _BLOCK_BYTES * config.num_hidden_layers
+            fits = int(room / per_token) // 1024 * 1024
             rows.append(
                 {
                     "cache": name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ALLOCATION_BYTES = 512
+# What a sharding strategy spreads over the ranks.
+SHARDED_PARTS = ("parameters", "gradients", "optimizer", "optimizer_step")
 
 
 class LiveMemory(TorchDispatchMode):
@@ -26,6 +28,11 @@ class LiveMemory(TorchDispatchMode):
     A storage belongs to the part that was named when it was made (`part`), until it is moved to
     another one (`move`). A copy of a weight in another dtype, which autocast makes and keeps,
     belongs to `weight_copies`.
+
+    Attributes:
+        live: bytes alive, by part.
+        peak_bytes, peak: the highest total since `forget_peak`, and its parts.
+        shards: number of ranks that share `SHARDED_PARTS`; the peak counts one rank's share.
     """
 
     def __init__(self) -> None:
@@ -33,6 +40,7 @@ class LiveMemory(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: dict[str, int] = {}
         self.peak_bytes = 0
+        self.shards = 1
         self._part = "other"
         self._held: dict[int, tuple[str, int]] = {}
         self._weights: set[int] = set()
@@ -75,9 +83,9 @@ class LiveMemory(TorchDispatchMode):
         self.live[old] -= size
         self.live[part] += size
 
-    def forget_peak(self) -> None:
-        """Begin anew from what is alive now."""
-        self.peak_bytes, self.peak = 0, {}
+    def forget_peak(self, shards: int = 1) -> None:
+        """Begin anew from what is alive now, for one of `shards` ranks."""
+        self.shards, self.peak_bytes, self.peak = shards, 0, {}
         self._look()
 
     def extra(self, part: str, nbytes: int) -> None:
@@ -105,6 +113,15 @@ class LiveMemory(TorchDispatchMode):
         self.live[part] -= size
 
     def _look(self) -> None:
-        total = sum(self.live.values())
+        held = one_share(self.live, self.shards)
+        total = sum(held.values())
         if total > self.peak_bytes:
-            self.peak_bytes, self.peak = total, {k: v for k, v in self.live.items() if v}
+            self.peak_bytes, self.peak = total, {k: v for k, v in held.items() if v}
+
+
+def one_share(parts_bytes: Mapping[str, int], shards: int) -> dict[str, int]:
+    """Bytes by part on one of `shards` ranks."""
+    return {
+        part: -(-size // shards) if part in SHARDED_PARTS else size
+        for part, size in parts_bytes.items()
+    }

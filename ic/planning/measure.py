@@ -13,13 +13,13 @@ import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
-from rich.table import Table
 
 import ic.model.mlp
 from ic.build import build_run, run_directory
 from ic.config import PlanConfig
 from ic.planning.measured import MEMORY_FILE, RESULTS
 from ic.planning.plan import Planner
+from ic.planning.report import comparison_table
 from ic.results import write_results
 
 CASES = Path(__file__).with_name("cases.yaml")
@@ -59,6 +59,7 @@ def measure_cases(config: PlanConfig) -> int:
     from ic.overrides import compose_config
 
     asked = config.plan
+    output = Path(asked.output) if asked.output else RESULTS / MEMORY_FILE
     rows: list[dict[str, Any]] = []
     for overrides in read_cases(Path(asked.cases) if asked.cases else CASES):
         with tempfile.TemporaryDirectory() as folder:
@@ -69,14 +70,15 @@ def measure_cases(config: PlanConfig) -> int:
             except torch.cuda.OutOfMemoryError as error:
                 rank_zero_info(f"{' '.join(overrides)}: left out, {error}")
                 continue
-        rows.append({"overrides": overrides, **row})
+        rows.append({"case": " ".join(overrides), "overrides": overrides, **row})
+        write_results(output, asdict(asked), rows)  # what is measured stays if a later case fails
         rank_zero_info(
             f"{' '.join(overrides)}: predicted {row['predicted_peak_bytes'] / 2**30:.2f} GiB, "
             f"measured {row['measured_peak_bytes'] / 2**30:.2f} GiB"
         )
-    output = Path(asked.output) if asked.output else RESULTS / MEMORY_FILE
-    write_results(output, asdict(asked), rows)
-    Console().print(_table(rows))
+    if not rows:
+        raise ValueError("plan.measure=true: no case fits this GPU; give smaller ones in plan.cases=")
+    Console().print(comparison_table(rows))
     return 0
 
 
@@ -116,18 +118,3 @@ def _measure(case: PlanConfig) -> dict[str, Any]:
         "tokens_per_s": timed.get("tokens_per_s"),
         "mfu": timed.get("mfu"),
     }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Peak memory of a training step, GiB")
-    for name in ("case", "predicted", "measured", "error", "reserved"):
-        table.add_column(name, justify="left" if name == "case" else "right")
-    for row in rows:
-        table.add_row(
-            " ".join(row["overrides"]),
-            f"{row['predicted_peak_bytes'] / 2**30:.2f}",
-            f"{row['measured_peak_bytes'] / 2**30:.2f}",
-            f"{100 * row['error_share']:+.1f} %",
-            f"{row['measured_reserved_bytes'] / 2**30:.2f}",
-        )
-    return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ic.planning.gpus import GPUS
 
@@ -22,8 +22,10 @@ class PlanOptions:
         measure: run a few steps of each case on this machine's GPU and write prediction and
             measurement to `output`.
         cache: allocate the caches of the 1B shape on this machine's GPU and write `output`.
+        compare: results files of `scaling`; predict the memory of their runs and write prediction
+            and measurement to `output`.
         cases: YAML list of the cases to measure; null for `ic/planning/cases.yaml`.
-        output: JSON file of `measure` and `cache`; null for the one in `docs/results`.
+        output: JSON file of `measure`, `cache` and `compare`; null for the one in `docs/results`.
     """
 
     gpu: str = "h100"
@@ -33,6 +35,7 @@ class PlanOptions:
     liger: bool = True
     measure: bool = False
     cache: bool = False
+    compare: list[str] = field(default_factory=list)
     cases: str | None = None
     output: str | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,11 @@ class Layout:
     num_gpus: int
     strategy: str
     context_parallel: int
+
+    @property
+    def shards(self) -> int:
+        """Ranks that parameters, gradients and optimizer state are spread over."""
+        return 1 if self.strategy == "ddp" else self.num_gpus
 
 
 class Planner:
@@ -67,9 +72,13 @@ class Planner:
     ) -> Peak:
         """Peak of a training step on one GPU of the layout."""
         layout = layout or self.layout
-        local = -(-tokens // layout.context_parallel)
-        peak = self.fake.training_step(rows, local, checkpointing=checkpointing)
-        return self._spread(peak, layout, rows * tokens, checkpointing)
+        shared = layout.context_parallel
+        tokens = -(-tokens // (2 * shared)) * 2 * shared  # as rows are padded
+        peak = self.fake.training_step(
+            rows, tokens, checkpointing=checkpointing, shards=layout.shards,
+            context_parallel_size=shared,
+        )  # fmt: skip
+        return self._with_exchange(peak, layout)
 
     def evaluation(self) -> Peak | None:
         """Peak of the passkey evaluation within training, or None without one. It runs on one GPU
@@ -81,8 +90,9 @@ class Planner:
             ((max(1, grid.tokens_per_batch // n), n) for n in grid.lengths),
             key=lambda shape: (shape[0] * shape[1], shape[1]),
         )
-        peak = self.fake.prefill(rows, tokens, grid.prefill_chunk_tokens)
-        return self._spread(peak, replace(self.layout, context_parallel=1), 0, None)
+        shards = self.layout.shards
+        peak = self.fake.prefill(rows, tokens, grid.prefill_chunk_tokens, shards=shards)
+        return self._with_exchange(peak, self.layout)
 
     def needed_bytes(self, peak: Peak) -> int:
         """What the GPU must have for a peak: tensors, the allocator's slack and the context."""
@@ -191,32 +201,18 @@ class Planner:
             **self.speed(),
         }
 
-    def _spread(
-        self, peak: Peak, layout: Layout, batch_tokens: int, checkpointing: bool | None
-    ) -> Peak:
-        """One GPU's share of a single GPU's peak."""
-        parts, config, size = dict(peak.parts_bytes), self.model_config, layout.num_gpus
-        layer = sum(p.numel() for p in self.fake.model.model.layers[0].parameters())
-        if layout.strategy == "ddp" and size > 1:
+    def _with_exchange(self, peak: Peak, layout: Layout) -> Peak:
+        """The peak and what a rank holds to exchange gradients or parameters with the others."""
+        parts, model = dict(peak.parts_bytes), self.fake.model
+        layer = sum(p.numel() for p in model.model.layers[0].parameters())
+        if layout.strategy == "ddp" and layout.num_gpus > 1:
             # The reducer's buckets hold a second copy of the gradients.
             parts["communication"] = self.fake.parameter_bytes()
         elif layout.strategy != "ddp":
-            for name in ("parameters", "gradients", "optimizer"):
-                parts[name] = -(-parts.get(name, 0) // size)
             # Two layers are whole at a time, this and the next: bf16 weights, fp32 gradients.
-            root = self.fake.model.num_parameters() - config.num_hidden_layers * layer
+            root = model.num_parameters() - self.model_config.num_hidden_layers * layer
             parts["weight_copies"] = 2 * (2 * layer + root)
             parts["communication"] = 4 * 2 * layer
-        if layout.context_parallel > 1:
-            if checkpointing is None:
-                checkpointing = self.config.model.gradient_checkpointing
-            kept_layers = 1 if checkpointing else config.num_hidden_layers
-            latents = 2 * config.latent_dim * batch_tokens * kept_layers
-            expanded = 2 * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-            parts["communication"] = parts.get("communication", 0) + latents
-            parts["attention_workspace"] = (
-                parts.get("attention_workspace", 0) + expanded * batch_tokens
-            )
         return Peak(sum(parts.values()), parts)
 
 

@@ -73,3 +73,18 @@ def print_plan(report: dict[str, Any]) -> None:
 
 def _gib(nbytes: float | None) -> str:
     return "-" if not nbytes else f"{nbytes / 2**30:.2f}"
+
+
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """Predicted and measured peaks, a row a case."""
+    table = Table(title="Peak memory of a training step, GiB")
+    for name in ("case", "predicted", "measured", "error"):
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for row in rows:
+        table.add_row(
+            row["case"],
+            _gib(row["predicted_peak_bytes"]),
+            _gib(row["measured_peak_bytes"]),
+            f"{100 * row['error_share']:+.1f} %",
+        )
+    return table

@@ -25,8 +25,9 @@ from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
 from ic.model.loss import shift_labels
 from ic.model.targets import sum_targets
+from ic.parallel.context_parallel import ContextParallel
 from ic.planning.gpu_operators import gpu_operators
-from ic.planning.live_memory import LiveMemory
+from ic.planning.live_memory import LiveMemory, one_share
 from ic.training.optimizers import build_optimizer
 
 # Precision by Lightning's name: the parameters' dtype, and autocast's or None.
@@ -92,20 +93,39 @@ class FakeRun:
         """Bytes of the parameters as the run keeps them."""
         return self.model.num_parameters() * self._dtype.itemsize
 
-    def training_step(self, rows: int, tokens: int, *, checkpointing: bool | None = None) -> Peak:
+    def training_step(
+        self,
+        rows: int,
+        tokens: int,
+        *,
+        checkpointing: bool | None = None,
+        shards: int = 1,
+        context_parallel_size: int = 1,
+    ) -> Peak:
         """Peak of a step in mid-run on a batch (rows, tokens): optimizer state and the last step's
         gradients exist when it begins.
+
+        Args:
+            shards: ranks over which parameters, gradients and optimizer state are spread.
+            context_parallel_size: ranks that share the tokens; the peak is of the first, which
+                holds the last chunk and so expands the most keys.
+
+        Raises:
+            ValueError: tokens that the ranks cannot share evenly.
         """
         if checkpointing is None:
             checkpointing = self.config.model.gradient_checkpointing
         model = self.model.train()
+        model.model.context_parallel = (
+            FirstRank(context_parallel_size) if context_parallel_size > 1 else None
+        )
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
         with self._fake() as memory:
             self._make_gradients()
-            memory.forget_peak()
+            memory.forget_peak(shards)
             batch = self._batch(memory, rows, tokens)
             with memory.part("activations"), self._autocast():
                 loss = self._loss(model, batch, memory)
@@ -113,13 +133,15 @@ class FakeRun:
             with memory.part("backward"):
                 loss.backward()
             step = Peak(memory.peak_bytes, memory.peak)
-        return max(step, self._optimizer_peak, key=lambda peak: peak.total_bytes)
+        update = one_share(self._optimizer_peak.parts_bytes, shards)
+        return max(step, Peak(sum(update.values()), update), key=lambda peak: peak.total_bytes)
 
-    def prefill(self, rows: int, tokens: int, chunk_tokens: int) -> Peak:
+    def prefill(self, rows: int, tokens: int, chunk_tokens: int, *, shards: int = 1) -> Peak:
         """Peak of an evaluation's prefill of (rows, tokens) into a cache, in chunks, within a
-        training run: gradients and optimizer state stay.
+        training run: gradients and optimizer state (one of `shards` shares of them) stay.
         """
         model = self.model.eval()
+        model.model.context_parallel = None
         with self._fake() as memory:
             self._make_gradients()
             ids = self._batch(memory, rows, tokens)["input_ids"]
@@ -133,7 +155,7 @@ class FakeRun:
                 for layer in layers:
                     memory.move(layer.buffer, "cache")
                 cache.reset()
-                memory.forget_peak()
+                memory.forget_peak(shards)
                 for chunk in ids.split(chunk_tokens, dim=1):
                     if chunk.shape[1] >= least:
                         model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -179,7 +201,8 @@ class FakeRun:
     def _autocast(self) -> Any:
         if self._autocast_dtype is None:
             return nullcontext()
-        return torch.autocast("cpu", dtype=self._autocast_dtype)
+        # Like Lightning's precision plugin: each use of a weight casts it anew.
+        return torch.autocast("cpu", dtype=self._autocast_dtype, cache_enabled=False)
 
     def _batch(self, memory: LiveMemory, rows: int, tokens: int) -> dict[str, Tensor]:
         with memory.part("batch"):
@@ -204,7 +227,7 @@ class FakeRun:
         with memory.part("loss"), _AnswerPositions():
             sums = sum_targets(
                 outputs.last_hidden_state, model.lm_head.weight, labels, marks,
-                parallel=None, all_tokens=everywhere > 0,
+                parallel=model.model.context_parallel, all_tokens=everywhere > 0,
             )  # fmt: skip
             num_answers, num_all = sums.num_targets.clamp(min=1)
             terms = []
@@ -213,6 +236,30 @@ class FakeRun:
             if sums.all_tokens is not None:
                 terms.append(everywhere * sums.all_tokens / num_all)
             return torch.stack(terms).sum()
+
+
+class FirstRank(ContextParallel):
+    """Rank 0 of `size` that share each sequence; the others' parts have shapes and nothing else."""
+
+    def __init__(self, size: int) -> None:
+        self.group, self.rank, self.size = None, 0, size
+
+    def all_gather(self, own: Tensor) -> Tensor:
+        parts: Tensor = _GatheredShapes.apply(own, self.size)
+        return parts
+
+
+class _GatheredShapes(torch.autograd.Function):
+    """What `ContextParallel.all_gather` allocates, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, size: int) -> Tensor:
+        return own.new_empty(size, *own.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad.new_empty(grad.shape[1:]), None
 
 
 class _AnswerPositions(TorchDispatchMode):

@@ -14,6 +14,7 @@ from ic.cli import CONF
 from ic.config import PlanConfig
 from ic.model import MLAForCausalLM
 from ic.overrides import compose_config
+from ic.planning.compare import compare_file
 from ic.planning.simulate import FakeRun
 from ic.training.optimizers import build_optimizer
 
@@ -131,14 +132,24 @@ def test_cache_of_the_prefill() -> None:
     assert peak.parts_bytes["cache"] == 2 * (4096 + 8) * 3 * 80 * 4
 
 
-def test_measured_cases_are_within_ten_per_cent() -> None:
-    path = RESULTS / "plan-memory.json"
-    if not path.is_file():
-        pytest.skip("plan.measure=true has not been run on a GPU yet")
-    rows = json.loads(path.read_text())["rows"]
-    assert len(rows) >= 6
+@pytest.mark.parametrize(
+    ("file", "num_cases"),
+    [("scaling.json", 5), ("scaling-fastest.json", 2), ("scaling-128k.json", 2),
+     ("scaling-1m.json", 1)],
+)  # fmt: skip
+def test_measured_runs_are_within_ten_per_cent(file: str, num_cases: int) -> None:
+    """One GPU, DDP, FSDP, FSDP2 and context parallelism, 4k to 1M tokens."""
+    rows = compare_file(RESULTS / file)
+    assert len(rows) == num_cases
     for row in rows:
-        assert abs(row["error_share"]) <= 0.1, row["overrides"]
+        assert abs(row["error_share"]) <= 0.1, row["case"]
+
+
+def test_comparison_wants_files_of_scaling(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no measured runs of `scaling`"):
+        compare_file(RESULTS / "mla_32k-fit.json")
+    with pytest.raises(ValueError, match=r"holds no measured runs of `scaling`"):
+        compare_file(tmp_path / "missing.json")
 
 
 def test_unknown_precision() -> None:
