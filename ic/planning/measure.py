@@ -77,7 +77,9 @@ def measure_cases(config: PlanConfig) -> int:
             f"measured {row['measured_peak_bytes'] / 2**30:.2f} GiB"
         )
     if not rows:
-        raise ValueError("plan.measure=true: no case fits this GPU; give smaller ones in plan.cases=")
+        raise ValueError(
+            "plan.measure=true: no case fits this GPU; give smaller ones in plan.cases="
+        )
     Console().print(comparison_table(rows))
     return 0
 
