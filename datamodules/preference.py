@@ -1,10 +1,14 @@
 """Preference pairs in TRL's format: explicit or implicit prompt, conversations or text.
 
 Batch contract, an extension of `ic.datamodules.passkey`'s. Legend: B pairs, S = 2B sequences (the
-chosen ones first, then the rejected), T tokens, padded on the right, where causal attention from
-real tokens never looks.
-    input_ids, labels, position_ids (S, T) int64: labels are -100 but at completion tokens.
-    completion_index (S, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.
+chosen ones first, then the rejected), N rows, T tokens, padded on the right, where causal attention
+from real tokens never looks. With `share_prompt` a row is a pair (N = B): the prompt but its last
+token, then that token and the chosen completion, then it again and the rejected one, since it
+predicts the first token of both. Otherwise a row is a sequence (N = S).
+    input_ids, labels, position_ids (N, T) int64: labels are -100 but at completion tokens.
+    branches: bounds of both completions of each row (`ic.model.branches`), or None.
+    completion_index (N, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.
+    completion_sequence (N, T) int64: the sequence in 0..S that a completion token belongs to.
     completion_tokens (S,) int64: number of completion tokens.
     pair_tokens (B,) int64: tokens of the longer sequence of a pair.
     pair_keys, pair_rows: hash of each pair's tokens, and where it stands; lists of B strings.
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +45,8 @@ class PreferenceDataConfig(EpochDataConfig):
     Attributes:
         prompt_column, chosen_column, rejected_column: names of the columns; a row without the
             prompt's has it as the common beginning of the other two.
-        tokens_per_batch: a pair takes two context lengths.
+        share_prompt: run a pair's prompt through the model once, not twice. The loss is the same.
+        tokens_per_batch: a pair counts as two context lengths, whether its prompt is shared or not.
         too_long: what to do with a pair beyond the context: `error`, or `drop` and report it.
     """
 
@@ -52,6 +57,7 @@ class PreferenceDataConfig(EpochDataConfig):
     prompt_column: str = "prompt"
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
+    share_prompt: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,31 +120,84 @@ def tokenize_pair(
     return TokenizedPair(parts[0], parts[1], parts[2], where)
 
 
-def collate_pairs(pairs: list[TokenizedPair], pad_token_id: int, length_multiple: int = 1) -> Batch:
-    """A batch of the contract above, as long as its longest sequence, rounded up to a multiple."""
-    sequences = [(pair.prompt, pair.chosen) for pair in pairs]
-    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
-    longest = max(pair.num_tokens for pair in pairs)
-    length = -(-longest // length_multiple) * length_multiple
-    shape = (len(sequences), length)
-    input_ids_ST = np.full(shape, pad_token_id, dtype=np.int64)
-    labels_ST = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    index_ST = np.zeros(shape, dtype=np.int32)
-    for row, (prompt, completion) in enumerate(sequences):
-        start, end = len(prompt), len(prompt) + len(completion)
-        input_ids_ST[row, :start] = prompt
-        input_ids_ST[row, start:end] = labels_ST[row, start:end] = completion
-        index_ST[row, start:end] = np.arange(1, len(completion) + 1)
+def collate_pairs(
+    pairs: list[TokenizedPair],
+    pad_token_id: int,
+    length_multiple: int = 1,
+    *,
+    share_prompt: bool = True,
+) -> Batch:
+    """A batch of the contract above, as long as its longest row, rounded up to a multiple."""
+    rows = _shared_rows(pairs) if share_prompt else _separate_rows(pairs)
+    longest = max(sum(len(part.ids) for part in row) for row in rows)
+    shape = (len(rows), -(-longest // length_multiple) * length_multiple)
+    input_ids_NT = np.full(shape, pad_token_id, dtype=np.int64)
+    labels_NT = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    position_NT = np.tile(np.arange(shape[1]), (shape[0], 1))
+    index_NT = np.zeros(shape, dtype=np.int32)
+    sequence_NT = np.zeros(shape, dtype=np.int64)
+    branches = []
+    for row, parts in enumerate(rows):
+        start, starts = 0, []
+        for part in parts:
+            end = start + len(part.ids)
+            completion = slice(end - part.num_targets, end)
+            input_ids_NT[row, start:end] = part.ids
+            labels_NT[row, completion] = input_ids_NT[row, completion]
+            index_NT[row, completion] = np.arange(1, part.num_targets + 1)
+            sequence_NT[row, completion] = part.sequence
+            starts.append(start)
+            start = end
+        if share_prompt:
+            _, shared, second = starts
+            position_NT[row, second:] -= second - shared
+            branches.append((shared, second))
+    completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return {
-        "input_ids": torch.from_numpy(input_ids_ST),
-        "labels": torch.from_numpy(labels_ST),
-        "position_ids": torch.arange(length).repeat(len(sequences), 1),
-        "completion_index": torch.from_numpy(index_ST),
-        "completion_tokens": torch.tensor([len(completion) for _, completion in sequences]),
+        "input_ids": torch.from_numpy(input_ids_NT),
+        "labels": torch.from_numpy(labels_NT),
+        "position_ids": torch.from_numpy(position_NT),
+        "branches": branches or None,
+        "completion_index": torch.from_numpy(index_NT),
+        "completion_sequence": torch.from_numpy(sequence_NT),
+        "completion_tokens": torch.tensor([len(completion) for completion in completions]),
         "pair_tokens": torch.tensor([pair.num_tokens for pair in pairs]),
         "pair_keys": [pair.key for pair in pairs],
         "pair_rows": [pair.where for pair in pairs],
     }
+
+
+class _Part(NamedTuple):
+    """Tokens of a row, the last `num_targets` of them of the completion of `sequence`."""
+
+    ids: np.ndarray
+    num_targets: int
+    sequence: int
+
+
+def _separate_rows(pairs: list[TokenizedPair]) -> list[list[_Part]]:
+    completions = [(pair.prompt, pair.chosen) for pair in pairs]
+    completions += [(pair.prompt, pair.rejected) for pair in pairs]
+    return [
+        [_Part(np.concatenate((prompt, completion)), len(completion), sequence)]
+        for sequence, (prompt, completion) in enumerate(completions)
+    ]
+
+
+def _shared_rows(pairs: list[TokenizedPair]) -> list[list[_Part]]:
+    rows = []
+    for index, pair in enumerate(pairs):
+        before, last = pair.prompt[:-1], pair.prompt[-1:]
+        rows.append(
+            [
+                _Part(before, 0, index),
+                _Part(np.concatenate((last, pair.chosen)), len(pair.chosen), index),
+                _Part(
+                    np.concatenate((last, pair.rejected)), len(pair.rejected), len(pairs) + index
+                ),
+            ]
+        )
+    return rows
 
 
 class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, int]):
@@ -156,7 +215,10 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, 
 
     def collate(self, pairs: list[TokenizedPair]) -> Batch:
         """`collate_pairs` with the tokenizer's padding, to a length that the strategy takes."""
-        return collate_pairs(pairs, int(self.tokenizer.pad_token_id or 0), self.length_multiple)
+        return collate_pairs(
+            pairs, int(self.tokenizer.pad_token_id or 0), self.length_multiple,
+            share_prompt=self.config.share_prompt,
+        )  # fmt: skip
 
     def _read(self, setting: str) -> list[TokenizedPair]:
         kept, dropped = [], []

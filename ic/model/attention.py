@@ -12,6 +12,7 @@ K = N + P, V v_head, R kv_lora_rank, C = R + P.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.cache_utils import Cache
 
 from ic.model.adapter import effective_weight
 from ic.model.backends import triton_kernels
+from ic.model.branches import Branches, branched_attention
 from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
 from ic.model.norm import MLARMSNorm
@@ -41,6 +43,7 @@ class AttentionContext:
         mask_BTS: True where a key is visible; None for plain causal attention.
         segments: documents as (row, start, end), or None.
         document_ids_BT: the same documents as ids, or None.
+        branches: bounds of each row's two continuations, in whole sequences, or None.
         lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
         append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
             (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
@@ -56,6 +59,7 @@ class AttentionContext:
     mask_BTS: Tensor | None = None
     segments: Segments | None = None
     document_ids_BT: Tensor | None = None
+    branches: Branches | None = None
     lengths_B: Tensor | None = None
     append_slots_M: Tensor | None = None
     parallel: ContextParallel | None = None
@@ -211,6 +215,9 @@ class MLAAttention(nn.Module):
     ) -> Tensor:
         """Attention (B, T, H, V) of the last T of S positions over keys made from the latents."""
         config = self.config
+        if context.branches is not None:
+            attend = partial(self.expanded, context=replace(context, branches=None))
+            return branched_attention(attend, q_BTHK, latent_BSR, k_rope_BSP, context.branches)
         kv = self.kv_b_proj(latent_BSR).view(*latent_BSR.shape[:2], config.num_attention_heads, -1)
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
         k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)

@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ic.model.attention import AttentionContext, MLAAttention
+from ic.model.branches import Branches, check_branches, num_visible_in_branches
 from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.init import init_weights
@@ -119,6 +120,7 @@ class MLAModel(MLAPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         document_ids: Tensor | None = None,
+        branches: Branches | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -130,6 +132,8 @@ class MLAModel(MLAPreTrainedModel):
             position_ids: (B, T) int64; rotation only, any values below `max_position_embeddings`.
             past_key_values: cache of earlier tokens; made here if `use_cache` and None.
             document_ids: (B, T), contiguous runs; a token attends only within its run.
+            branches: of each row, where two continuations of one beginning lie
+                (`ic.model.branches`).
 
         Raises:
             ValueError: inputs that exclude each other, or a length beyond the model's positions.
@@ -153,15 +157,9 @@ class MLAModel(MLAPreTrainedModel):
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         context = self._context(
-            batch,
-            tokens,
-            hidden_BTD.device,
-            attention_mask,
-            position_ids,
-            document_ids,
-            past,
-            is_split,
-        )
+            batch, tokens, hidden_BTD.device, attention_mask, position_ids, document_ids, branches,
+            past, is_split,
+        )  # fmt: skip
         all_hidden = [hidden_BTD] if output_hidden_states else None
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, context, past_key_values)
@@ -187,11 +185,16 @@ class MLAModel(MLAPreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         document_ids: Tensor | None,
+        branches: Branches | None,
         past: int,
         is_split: bool,
     ) -> AttentionContext:
         config, parallel = self.config, self.context_parallel
-        if past + tokens > config.max_position_embeddings:
+        if branches is not None:
+            if past or attention_mask is not None or document_ids is not None:
+                raise ValueError("branches go without cache, attention_mask and document_ids")
+            check_branches(branches, batch, tokens)
+        elif past + tokens > config.max_position_embeddings:
             raise ValueError(
                 f"{past + tokens} tokens: the model has {config.max_position_embeddings} positions "
                 "(max_position_embeddings); shorten the input"
@@ -207,12 +210,16 @@ class MLAModel(MLAPreTrainedModel):
                 "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "
                 "use sequences of equal length, or document_ids"
             )
-        visible_BT = num_visible(attention_mask, document_ids, past, tokens, device)
+        if branches is None:
+            visible_BT = num_visible(attention_mask, document_ids, past, tokens, device)
+        else:
+            visible_BT = num_visible_in_branches(branches, tokens, device)
         if position_ids is None:
-            # Padded rows count their own tokens; documents share one line of positions.
+            # Padded rows and branches count their own tokens; documents share one line of
+            # positions.
             position_ids = (
                 torch.arange(past, past + tokens, device=device)[None]
-                if attention_mask is None
+                if attention_mask is None and branches is None
                 else visible_BT - 1
             )
         if parallel is not None and is_split:
@@ -231,6 +238,7 @@ class MLAModel(MLAPreTrainedModel):
             mask_BTS=padding_mask(attention_mask, past, tokens),
             segments=document_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
             document_ids_BT=document_ids,
+            branches=branches,
             lengths_B=lengths_B,
             append_slots_M=self._append_slots(batch, tokens, device),
             parallel=parallel,
@@ -355,12 +363,18 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         )
 
     def target_log_probs(
-        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        branches: Branches | None = None,
     ) -> TargetLogProbs:
         """Log-probabilities of the targets one by one, without logits of the other tokens;
-        arguments as in `target_sums`.
+        arguments as in `target_sums` and `MLAModel.forward`.
         """
-        outputs = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        outputs = self.model(
+            input_ids=input_ids, position_ids=position_ids, branches=branches, use_cache=False
+        )
         return log_probs_of_targets(
             outputs.last_hidden_state, self.lm_head.weight, labels, self.model.context_parallel
         )

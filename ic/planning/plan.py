@@ -8,6 +8,7 @@ from typing import Any
 
 from ic.build import build_tokenizer, vocabulary_size
 from ic.config import PlanConfig
+from ic.datamodules.preference import PreferenceDataConfig
 from ic.model.config import MLAConfig
 from ic.model.cost import cache_bytes_per_token, forward_flops_per_token, train_flops_per_token
 from ic.planning.gpus import GPUS
@@ -61,7 +62,10 @@ class Planner:
     def batch_shape(self) -> tuple[int, int]:
         """Rows and tokens of one micro-batch and replica at full length."""
         data = self.config.data
-        return max(1, data.tokens_per_batch // data.context_length), data.context_length
+        length = data.context_length
+        # Two sequences that share a prompt are a row, as long as one if the prompt fills it.
+        shared = isinstance(data, PreferenceDataConfig) and data.share_prompt
+        return max(1, data.tokens_per_batch // (2 * length if shared else length)), length
 
     def training(
         self,
@@ -202,8 +206,14 @@ class Planner:
         }
 
     def _with_exchange(self, peak: Peak, layout: Layout) -> Peak:
-        """The peak and what a rank holds to exchange gradients or parameters with the others."""
+        """The peak, a frozen reference, and what a rank holds to exchange gradients or parameters
+        with the others.
+        """
         parts, model = dict(peak.parts_bytes), self.fake.model
+        preference = self.config.preference
+        if preference is not None and not preference.precompute_ref_log_probs:
+            # A second model, as it is before its first step (`PreferenceModule`).
+            parts["reference"] = -(-self.fake.parameter_bytes() // layout.shards)
         layer = sum(p.numel() for p in model.model.layers[0].parameters())
         if layout.strategy == "ddp" and layout.num_gpus > 1:
             # The reducer's buckets hold a second copy of the gradients.

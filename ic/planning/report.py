@@ -9,6 +9,7 @@ from rich.table import Table
 
 PARTS = {
     "parameters": "parameters, as the optimizer keeps them",
+    "reference": "frozen reference",
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "weight_copies": "weights in the compute dtype",

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ic.callbacks.memory_accounting import optimizer_state
 from ic.config import RunConfig
 from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.preference import PreferenceDataConfig
 from ic.datamodules.text import TextDataConfig
 from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
@@ -70,12 +71,14 @@ class FakeRun:
         liger: with `on_gpu`, Liger's kernels.
 
     Raises:
-        ValueError: a precision that this cannot simulate.
+        ValueError: a precision that this cannot simulate, or LoRA.
     """
 
     def __init__(
         self, config: RunConfig, model_config: MLAConfig, *, on_gpu: bool = True, liger: bool = True
     ) -> None:
+        if config.model.adapter is not None:
+            raise ValueError("plan does not know LoRA (model/adapter); plan without it")
         if config.trainer.precision not in PRECISIONS:
             raise ValueError(
                 f"trainer.precision={config.trainer.precision!r}: plan knows "
@@ -218,6 +221,8 @@ class FakeRun:
 
     def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
         """What `LanguageModelingModule.training_step` does with a micro-batch."""
+        if isinstance(self.config.data, PreferenceDataConfig):
+            return self._preference_loss(model, batch, memory)
         outputs = model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"],
             document_ids=batch.get("document_ids"), use_cache=False,
@@ -236,6 +241,20 @@ class FakeRun:
             if sums.all_tokens is not None:
                 terms.append(everywhere * sums.all_tokens / num_all)
             return torch.stack(terms).sum()
+
+    def _preference_loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
+        """What `PreferenceModule` does with a micro-batch, the completions' share aside."""
+        assert isinstance(self.config.data, PreferenceDataConfig)
+        branches = None
+        if self.config.data.share_prompt:
+            rows, tokens = batch["input_ids"].shape
+            completion = tokens // (2 * _TOKENS_PER_ANSWER_TOKEN)
+            branches = [(tokens - 2 * completion, tokens - completion)] * rows
+        with memory.part("activations"), _AnswerPositions():
+            targets = model.target_log_probs(
+                batch["input_ids"], batch["labels"], batch["position_ids"], branches
+            )
+        return targets.log_probs.sum()
 
 
 class FirstRank(ContextParallel):

@@ -137,7 +137,7 @@ class PreferenceModule(LanguageModelingModule):
         self._add(self.train_means, pairs, losses, batch)
         if self.ends_step(batch_idx):
             self._log_means("train", self.train_means)
-            self.log("train/context_length", float(batch["input_ids"].shape[1]), batch_size=1)
+            self.log("train/context_length", batch["pair_tokens"].max().float(), batch_size=1)
         return losses.mean()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
@@ -247,12 +247,15 @@ def completion_sums(model: MLAForCausalLM, batch: dict[str, Any]) -> Tensor:
 
     Under context parallelism of whole sequences, on every rank that shares them.
     """
-    targets = model.target_log_probs(batch["input_ids"], batch["labels"], batch["position_ids"])
-    # The number of completion tokens up to each.
+    targets = model.target_log_probs(
+        batch["input_ids"], batch["labels"], batch["position_ids"], batch["branches"]
+    )
+    # The number of completion tokens up to each, and the sequence that each belongs to.
     index_M = batch["completion_index"][targets.row, targets.position]
+    sequence_M = batch["completion_sequence"][targets.row, targets.position]
     shared_S = torch.minimum(*batch["completion_tokens"].chunk(2)).repeat(2)
-    is_tail_M = index_M > shared_S[targets.row]
-    sums_3S = sum_per_sequence(targets.log_probs, targets.row, is_tail_M, len(shared_S))
+    is_tail_M = index_M > shared_S[sequence_M]
+    sums_3S = sum_per_sequence(targets.log_probs, sequence_M, is_tail_M, len(shared_S))
     parallel = model.model.context_parallel
     return sums_3S if parallel is None else parallel.sum(sums_3S)
 

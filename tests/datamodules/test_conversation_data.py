@@ -134,16 +134,38 @@ def test_prompts_of_pairs(
 
 def test_pair_batch(tmp_path: Path) -> None:
     rows = [PAIR, {"prompt": "ab", "chosen": "cdefgh", "rejected": "x"}]
-    data = preference(write(tmp_path, "jsonl", rows))
+    data = preference(write(tmp_path, "jsonl", rows), share_prompt=False)
     batch = data.collate(data.examples("train_files"))
+    assert batch["branches"] is None
     S, T = batch["input_ids"].shape
     assert (4, max(p.num_tokens for p in data.examples("train_files"))) == (S, T)
     assert batch["input_ids"][3].tolist() == [*b"abx", 257] + [258] * (T - 4)
     assert batch["labels"][3].tolist() == [-100, -100, ord("x"), 257] + [-100] * (T - 4)
     assert batch["completion_index"][3].tolist() == [0, 0, 1, 2] + [0] * (T - 4)
+    assert batch["completion_sequence"][3].tolist() == [0, 0, 3, 3] + [0] * (T - 4)
     assert batch["completion_tokens"].tolist() == [5, 7, 4, 2]
     assert batch["position_ids"].equal(torch.arange(T).expand(S, T))
     assert len(set(batch["pair_keys"])) == 2
+
+
+def test_pair_batch_with_shared_prompts(tmp_path: Path) -> None:
+    """The prompt's last token stands before both completions, since it predicts their first."""
+    rows = [PAIR, {"prompt": "ab", "chosen": "cdefgh", "rejected": "x"}]
+    data = preference(write(tmp_path, "jsonl", rows))
+    batch = data.collate(data.examples("train_files"))
+    N, T = batch["input_ids"].shape
+    first = data.examples("train_files")[0]
+    assert (2, len(first.prompt) + len(first.chosen) + len(first.rejected) + 1) == (N, T)
+    pad = [0] * (T - 12)
+    chosen, rejected = [*b"cdefgh", 257], [ord("x"), 257]
+    assert batch["branches"][1] == (1, 9)
+    assert batch["input_ids"][1, :12].tolist() == [*b"ab", *chosen, ord("b"), *rejected]
+    assert batch["labels"][1, :12].tolist() == [-100, -100, *chosen, -100, *rejected]
+    assert batch["completion_index"][1].tolist() == [0, 0, *range(1, 8), 0, 1, 2, *pad]
+    assert batch["completion_sequence"][1].tolist() == [0, 0, *[1] * 7, 0, 3, 3, *pad]
+    assert batch["position_ids"][1].tolist() == [*range(9), *range(1, T - 8)]
+    assert batch["completion_tokens"].tolist() == [5, 7, 4, 2]
+    assert batch["pair_tokens"].tolist() == [first.num_tokens, 9]
 
 
 def test_packed_rows(tmp_path: Path) -> None:

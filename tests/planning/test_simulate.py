@@ -15,6 +15,7 @@ from ic.config import PlanConfig
 from ic.model import MLAForCausalLM
 from ic.overrides import compose_config
 from ic.planning.compare import compare_file
+from ic.planning.plan import Planner
 from ic.planning.simulate import FakeRun
 from ic.training.optimizers import build_optimizer
 
@@ -143,6 +144,46 @@ def test_measured_runs_are_within_ten_per_cent(file: str, num_cases: int) -> Non
     assert len(rows) == num_cases
     for row in rows:
         assert abs(row["error_share"]) <= 0.1, row["case"]
+
+
+@pytest.mark.parametrize("length", [32768, 65536])
+def test_preference_training_is_what_the_benchmark_measured(length: int) -> None:
+    """A pair on one H200 that sent its prompt through the model twice; TRL took the same."""
+    data = json.loads((RESULTS / "preference-memory-bytes.json").read_text())
+    measured = [r["peak_bytes"] for r in data["rows"] if r["length_tokens"] == length]
+    config, _ = compose_config(
+        CONF, "plan",
+        ["experiment=dpo_32k", "model.init_from=null", f"data.context_length={length}",
+         f"data.tokens_per_batch={2 * length}", "data.share_prompt=false"],
+    )  # fmt: skip
+    peak = Planner(config).training(*Planner(config).batch_shape())
+    for nbytes in measured:
+        assert peak.total_bytes == pytest.approx(nbytes, rel=0.02)
+
+
+def test_shared_prompt_and_frozen_reference() -> None:
+    def peak(*overrides: str) -> int:
+        config, _ = compose_config(CONF, "plan", ["experiment=dpo_tiny", *overrides])
+        planner = Planner(config)
+        return planner.training(*planner.batch_shape()).total_bytes
+
+    shared = peak("data.context_length=1024", "data.tokens_per_batch=8192")
+    apart = peak(
+        "data.context_length=1024", "data.tokens_per_batch=8192", "data.share_prompt=false"
+    )
+    memory = peak(
+        "data.context_length=1024", "data.tokens_per_batch=8192",
+        "preference.precompute_ref_log_probs=false",
+    )  # fmt: skip
+    assert shared < 0.7 * apart
+    with torch.device("meta"):
+        model = MLAForCausalLM(tiny().model.mla_config(320))
+    assert 0 <= memory - shared - 4 * sum(p.numel() for p in model.parameters()) < 10_000
+
+
+def test_lora_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"plan does not know LoRA \(model/adapter\)"):
+        FakeRun(tiny("model/adapter=lora"), tiny().model.mla_config(320))
 
 
 def test_comparison_wants_files_of_scaling(tmp_path: Path) -> None:

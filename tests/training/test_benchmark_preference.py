@@ -28,8 +28,8 @@ def test_measures_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert benchmark.main([*options, "--output", str(output)]) == 0
     written = json.loads(output.read_text())
     assert written["command"].startswith("python -m ic.training.benchmark_preference --lengths 512")
-    ours, theirs = written["rows"]
-    for row, side in ((ours, "ours"), (theirs, "trl")):
+    sides = ("ours", "ours, prompt twice", "trl")
+    for row, side in zip(written["rows"], sides, strict=True):
         assert row["side"] == side
         assert row["n"] == 2
         assert row["tokens_per_s"] == pytest.approx(2 * 512 / row["step_median_s"], rel=1e-2)

@@ -72,14 +72,17 @@ def dpo(byte_model: MLAForCausalLM, tmp_path: Path) -> Any:
     )  # fmt: skip
 
 
-@pytest.fixture
-def batch() -> dict[str, Any]:
-    config = PreferenceDataConfig(context_length=128, tokens_per_batch=1024)
+@pytest.fixture(params=[True, False], ids=["prompt shared", "prompt twice"])
+def batch(request: pytest.FixtureRequest) -> dict[str, Any]:
+    config = PreferenceDataConfig(
+        context_length=128, tokens_per_batch=1024, share_prompt=request.param
+    )
     data = PreferenceDataModule(config, ByteTokenizer())
     pairs = [tokenize_pair(ByteTokenizer(), p, f"row {i}", config) for i, p in enumerate(PAIRS)]
     return data.collate(pairs)
 
 
+@pytest.mark.parametrize("batch", [False], indirect=True)
 def test_batch_is_the_collators(dpo: Any, batch: dict[str, Any]) -> None:
     theirs = dpo.data_collator([dict(row) for row in dpo.train_dataset])
     assert batch["input_ids"].equal(theirs["input_ids"])
