@@ -53,8 +53,8 @@ class GuardrailsConfig:
         loss_threshold: z-score of the loss from which a step is bad; null looks for non-finite
             values alone.
         grad_norm_threshold: likewise of the gradient norm, whose good values vary more.
-        window_steps: good steps that the median is taken over; begun anew when the context length
-            changes.
+        window_steps: good steps that the median is taken over; begun anew when a curriculum changes
+            the context length.
         min_steps: good steps before a spike can be told.
         max_in_a_row: bad steps in a row that lead to a rollback.
         max_rollbacks: rollbacks of one run; the next ends it.
@@ -108,7 +108,10 @@ class Guardrails(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         length = batch["input_ids"].shape[1]
-        if length != self._context_length:
+        # The loss jumps where a curriculum goes on to longer texts. Other data mixes lengths, each
+        # rank its own: windows that began anew with each of them would never fill, nor agree.
+        has_curriculum = hasattr(trainer.datamodule, "set_context_length")  # type: ignore[attr-defined]
+        if has_curriculum and length != self._context_length:
             self._context_length = length
             self._losses.clear()
             self._norms.clear()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from ic.build import build_module, build_tokenizer
+from ic.build import build_module, build_run, build_tokenizer
 from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
 from ic.callbacks.guardrails import (
     Guardrails,
@@ -195,6 +195,38 @@ def test_a_spike_is_skipped(tmp_path: Path) -> None:
     assert guard._judge(1.0, 12.0, True, False) == "gradient norm 12 has z-score 110.0 (limit 100)"
     assert guard._judge(1.0, math.inf, False, False) == "gradient norm is not finite"
     assert guard._judge(1.0, math.inf, False, True) is None
+
+
+def window_after(
+    steps: int, *overrides: str, length_from_step: tuple[int, int] | None = None
+) -> int:
+    """Good steps in the window at the end of a run."""
+
+    class Curriculum(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if length_from_step is not None and trainer.global_step == length_from_step[0]:
+                trainer.datamodule.set_context_length(length_from_step[1])
+
+    config, _ = compose_config(
+        CONF, "fit",
+        [*overrides, "model.hidden_size=32", "model.num_hidden_layers=1", "model.intermediate_size=48",
+         f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "callbacks.checkpoint=null",
+         "callbacks.memory=null", "callbacks.passkey=null", "callbacks.context_length=null",
+         "callbacks.progress=false", "logger=none", "overwrite=true"],
+    )  # fmt: skip
+    trainer, module, data, _ = build_run(config, training=True)
+    trainer.callbacks.append(Curriculum())
+    trainer.fit(module, datamodule=data)
+    (guard,) = (c for c in trainer.callbacks if isinstance(c, Guardrails))
+    return len(guard._losses)
+
+
+def test_window_outlasts_mixed_lengths(tmp_path: Path) -> None:
+    """Pairs one at a time, all of different lengths; a curriculum's change empties the window."""
+    pairs = ("experiment=dpo_tiny", f"output_dir={tmp_path}", "data.tokens_per_batch=384")
+    assert window_after(6, *pairs, "trainer.num_sanity_val_steps=0") == 6
+    passkey = ("experiment=mla_tiny", f"output_dir={tmp_path}", "data.tokens_per_batch=1024")
+    assert window_after(6, *passkey, length_from_step=(2, 256)) == 4
 
 
 def test_robust_z_score() -> None:
