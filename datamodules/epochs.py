@@ -158,6 +158,10 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         """A batch of rows of a setting."""
 
     @abstractmethod
+    def _uncounted(self, batch: Batch, num_rows: int) -> Batch:
+        """The batch with its last rows out of what is measured."""
+
+    @abstractmethod
     def _digest(self) -> str:
         """Hash of the training data, kept in checkpoints to refuse other data."""
 
@@ -224,18 +228,28 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         return self._rows("train_files", order)
 
     def _fixed(self, setting: str) -> DataLoader:
-        """Rows in the files' order; ranks make equally many, so the last may repeat a row."""
+        """Rows in the files' order; ranks make equally many, so the last may repeat a row, which
+        then does not count.
+        """
         rank, world = self._rank_and_world
         rows = self._rows(setting, list(range(len(self.examples(setting)))))
         each = -(-len(rows) // world)
-        mine = [rows[(rank + i * world) % len(rows)] for i in range(each)]
+        places = [rank + i * world for i in range(each)]
         size = self.config.rows_per_batch
-        batches = [mine[i : i + size] for i in range(0, each, size)]
+        batches = [
+            ([rows[place % len(rows)] for place in part], sum(place >= len(rows) for place in part))
+            for part in (places[i : i + size] for i in range(0, each, size))
+        ]
         return DataLoader(
             batches,  # type: ignore[arg-type]
             batch_size=None,
-            collate_fn=partial(self._collate, setting=setting),
+            collate_fn=partial(self._collate_counted, setting=setting),
         )
+
+    def _collate_counted(self, rows_and_repeats: tuple[list[Row], int], setting: str) -> Batch:
+        rows, num_repeats = rows_and_repeats
+        batch = self._collate(rows, setting)
+        return self._uncounted(batch, num_repeats) if num_repeats else batch
 
     @property
     def length_multiple(self) -> int:

@@ -12,6 +12,7 @@ predicts the first token of both. Otherwise a row is a sequence (N = S).
     completion_tokens (S,) int64: number of completion tokens.
     pair_tokens (B,) int64: tokens of the longer sequence of a pair.
     pair_keys, pair_rows: hash of each pair's tokens, and where it stands; lists of B strings.
+    pairs_counted: the first so many are measured; the others only keep ranks in step.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ def collate_pairs(
         "pair_tokens": torch.tensor([pair.num_tokens for pair in pairs]),
         "pair_keys": [pair.key for pair in pairs],
         "pair_rows": [pair.where for pair in pairs],
+        "pairs_counted": len(pairs),
     }
 
 
@@ -249,6 +251,9 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, 
     def _collate(self, rows: list[int], setting: str = "train_files") -> Batch:
         pairs = self.examples(setting)
         return self.collate([pairs[index] for index in rows])
+
+    def _uncounted(self, batch: Batch, num_rows: int) -> Batch:
+        return {**batch, "pairs_counted": batch["pairs_counted"] - num_rows}
 
     def _digest(self) -> str:
         keys = "".join(pair.key for pair in self.examples("train_files"))

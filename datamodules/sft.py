@@ -201,6 +201,11 @@ class SFTDataModule(EpochDataModule[SFTDataConfig, TokenizedConversation, list[i
             self.length_multiple,
         )
 
+    def _uncounted(self, batch: Batch, num_rows: int) -> Batch:
+        labels = batch["labels"].clone()
+        labels[-num_rows:] = IGNORED_LABEL
+        return {**batch, "labels": labels}
+
     def _digest(self) -> str:
         digest = hashlib.sha256(
             repr((self.config.context_length, self.config.packing, self.config.seed)).encode()

@@ -145,7 +145,7 @@ class PreferenceModule(LanguageModelingModule):
         metrics = preference_metrics(self._pair_log_probs(batch), self.preference.beta)
         return [
             {"row": where, **{name: float(value[i]) for name, value in metrics.items()}}
-            for i, where in enumerate(batch["pair_rows"])
+            for i, where in enumerate(batch["pair_rows"][: batch["pairs_counted"]])
         ]
 
     def on_validation_epoch_end(self) -> None:
@@ -162,7 +162,10 @@ class PreferenceModule(LanguageModelingModule):
         self, means: Any, pairs: PairLogProbs, losses_B: Tensor, batch: dict[str, Any]
     ) -> None:
         metrics = {"loss": losses_B, **preference_metrics(pairs, self.preference.beta)}
-        means.update(metrics, batch["pair_tokens"])
+        counted = slice(batch["pairs_counted"])
+        means.update(
+            {name: value[counted] for name, value in metrics.items()}, batch["pair_tokens"][counted]
+        )
 
     def _log_means(self, stage: str, means: Any) -> None:
         """Log and begin anew; every rank must call."""

@@ -53,10 +53,12 @@ class Case:
 
 
 def write_data(folder: Path) -> None:
-    """Pairs and conversations of odd lengths, `{preference,sft}-{train,val}.jsonl`."""
+    """Pairs and conversations of odd lengths, `{preference,sft}-{train,val}.jsonl`; an odd number for
+    validation, which two ranks cannot share evenly.
+    """
     text = "a latent keeps what every key and value of the past would have held in the cache"
     words = text.split() * 2
-    for split, count, shift in (("train", 8, 0), ("val", 4, 5)):
+    for split, count, shift in (("train", 8, 0), ("val", 5, 5)):
         pairs = []
         for start in range(shift, shift + count):
             parts = [words[start + k :][: 2 + (5 * start + k) % 7] for k in range(3)]

@@ -21,6 +21,7 @@ WAYS = {
         2, Case(lora=True, strategy="fsdp2", accumulate=2, on_disk=False),
     ),
     "LoRA, cp2": (2, Case(lora=True, strategy="fsdp2", context=2)),
+    "SFT, LoRA, dp2": (2, Case("sft", lora=True, strategy="fsdp2")),
     "SFT, LoRA, cp2": (2, Case("sft", lora=True, strategy="fsdp2", context=2, accumulate=2)),
 }  # fmt: skip
 
