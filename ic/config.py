@@ -240,6 +240,15 @@ class RunConfig:
                 f"strategy=fsdp does not run {what}; choose strategy=fsdp2, which shards too, "
                 "strategy=ddp, or one device"
             )
+        mixes_lengths = self.preference is not None or (
+            isinstance(self.data, SFTDataConfig) and not self.data.packing
+        )
+        if self.model.compile and mixes_lengths:
+            raise ValueError(
+                "model.compile=true compiles anew for each length, and the rows of "
+                f"data={self.data.name} all have their own; set model.compile=false"
+                + ("" if self.preference else ", or data.packing=true")
+            )
         needed = getattr(self.data, "max_position", self.data.context_length)
         key = "max_position" if hasattr(self.data, "max_position") else "context_length"
         if needed > positions:

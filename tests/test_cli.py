@@ -103,6 +103,12 @@ BAD = {
     "evaluation length": (
         ["fit", "evaluation.lengths=[4194304]"], "4194304 tokens, but the model has 1048576 positions",
     ),
+    "compiled pairs": (
+        ["fit", "experiment=dpo_tiny", "model.compile=true"], "the rows of data=preference all have their own; set",
+    ),
+    "compiled conversations": (
+        ["fit", "experiment=sft_tiny", "model.compile=true", "data.packing=false"], "or data.packing=true",
+    ),
     "time": (["fit", "trainer.max_time=7min"], "write days:hours:minutes:seconds"),
     "attention": (["fit", "model.attention=triton"], "attention=triton: PyTorch sees no CUDA GPU"),
     "norm": (["fit", "model.norm=triton"], "norm=triton: PyTorch sees no CUDA GPU"),
