@@ -77,8 +77,8 @@ class GpuUtilisation(Callback):
             return
         self._device = device
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._device is None or self._thread is not None:
             return
