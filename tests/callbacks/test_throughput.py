@@ -165,6 +165,13 @@ def test_grouped_by_context_length_with_mfu(run, make_module):
     assert report["peak_bf16_flops_per_device"] == peak
 
 
+def test_without_warmup_the_first_step_counts_without_its_wait(run):
+    report = run([8], config=ThroughputConfig(warmup_steps=0))
+    assert (report["num_steps"], report["num_steps_timed"]) == (1, 1)
+    assert report["step_time_median_s"] == pytest.approx(COMPUTE_S)
+    assert report["data_wait_share"] == 0
+
+
 def test_accumulated_batches_are_one_step(run):
     report = run(8, accumulate_grad_batches=2, config=ThroughputConfig(warmup_steps=1))
     assert (report["num_steps"], report["num_steps_timed"]) == (4, 3)

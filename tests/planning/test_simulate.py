@@ -146,6 +146,14 @@ def test_measured_runs_are_within_ten_per_cent(file: str, num_cases: int) -> Non
         assert abs(row["error_share"]) <= 0.1, row["case"]
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("plan-*.json")), ids=lambda path: path.name)
+def test_listed_cases_are_within_ten_per_cent(path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) >= 6
+    for row in rows:
+        assert abs(row["error_share"]) <= 0.1, row["case"]
+
+
 @pytest.mark.parametrize("length", [32768, 65536])
 def test_preference_training_is_what_the_benchmark_measured(length: int) -> None:
     """A pair on one H200 that sent its prompt through the model twice; TRL took the same."""
