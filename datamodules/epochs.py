@@ -112,6 +112,11 @@ class EpochDataConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
 
     @property
+    def mixes_lengths(self) -> bool:
+        """Whether batches differ in length."""
+        return True
+
+    @property
     def rows_per_batch(self) -> int:
         """Rows of a micro-batch and rank."""
         return self.tokens_per_batch // (self.SEQUENCES_PER_ROW * self.context_length)

@@ -2,9 +2,9 @@
 
 Batch contract, an extension of `ic.datamodules.passkey`'s. Legend: B pairs, S = 2B sequences (the
 chosen ones first, then the rejected), N rows, T tokens, padded on the right, where causal attention
-from real tokens never looks. With `share_prompt` a row is a pair (N = B): the prompt but its last
-token, then that token and the chosen completion, then it again and the rejected one, since it
-predicts the first token of both. Otherwise a row is a sequence (N = S).
+from real tokens never looks. With `share_prompt` a row is a pair (N = B): the prompt, the chosen
+completion, then the prompt's last token again, since it predicts the first token of both, and the
+rejected completion. Otherwise a row is a sequence (N = S).
     input_ids, labels, position_ids (N, T) int64: labels are -100 but at completion tokens.
     branches: bounds of both completions of each row (`ic.model.branches`), or None.
     completion_index (N, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.
@@ -129,36 +129,34 @@ def collate_pairs(
     share_prompt: bool = True,
 ) -> Batch:
     """A batch of the contract above, as long as its longest row, rounded up to a multiple."""
-    rows = _shared_rows(pairs) if share_prompt else _separate_rows(pairs)
-    longest = max(sum(len(part.ids) for part in row) for row in rows)
+    rows = _rows_of_pairs(pairs) if share_prompt else _rows_of_sequences(pairs)
+    longest = max(sum(len(p.before) + len(p.completion) for p in parts) for parts in rows)
     shape = (len(rows), -(-longest // length_multiple) * length_multiple)
     input_ids_NT = np.full(shape, pad_token_id, dtype=np.int64)
     labels_NT = np.full(shape, IGNORED_LABEL, dtype=np.int64)
     position_NT = np.tile(np.arange(shape[1]), (shape[0], 1))
     index_NT = np.zeros(shape, dtype=np.int32)
     sequence_NT = np.zeros(shape, dtype=np.int64)
-    branches = []
     for row, parts in enumerate(rows):
-        start, starts = 0, []
-        for part in parts:
-            end = start + len(part.ids)
-            completion = slice(end - part.num_targets, end)
-            input_ids_NT[row, start:end] = part.ids
-            labels_NT[row, completion] = input_ids_NT[row, completion]
-            index_NT[row, completion] = np.arange(1, part.num_targets + 1)
-            sequence_NT[row, completion] = part.sequence
-            starts.append(start)
-            start = end
-        if share_prompt:
-            _, shared, second = starts
+        end = 0
+        for before, completion, sequence in parts:
+            start, first = end, end + len(before)
+            end = first + len(completion)
+            input_ids_NT[row, start:first] = before
+            input_ids_NT[row, first:end] = labels_NT[row, first:end] = completion
+            index_NT[row, first:end] = np.arange(1, len(completion) + 1)
+            sequence_NT[row, first:end] = sequence
+    branches = None
+    if share_prompt:
+        branches = [(len(p.prompt) - 1, len(p.prompt) + len(p.chosen)) for p in pairs]
+        for row, (shared, second) in enumerate(branches):
             position_NT[row, second:] -= second - shared
-            branches.append((shared, second))
     completions = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return {
         "input_ids": torch.from_numpy(input_ids_NT),
         "labels": torch.from_numpy(labels_NT),
         "position_ids": torch.from_numpy(position_NT),
-        "branches": branches or None,
+        "branches": branches,
         "completion_index": torch.from_numpy(index_NT),
         "completion_sequence": torch.from_numpy(sequence_NT),
         "completion_tokens": torch.tensor([len(completion) for completion in completions]),
@@ -170,36 +168,28 @@ def collate_pairs(
 
 
 class _Part(NamedTuple):
-    """Tokens of a row, the last `num_targets` of them of the completion of `sequence`."""
+    """A completion of a row, the tokens in front of it, and the sequence that it belongs to."""
 
-    ids: np.ndarray
-    num_targets: int
+    before: np.ndarray
+    completion: np.ndarray
     sequence: int
 
 
-def _separate_rows(pairs: list[TokenizedPair]) -> list[list[_Part]]:
-    completions = [(pair.prompt, pair.chosen) for pair in pairs]
-    completions += [(pair.prompt, pair.rejected) for pair in pairs]
-    return [
-        [_Part(np.concatenate((prompt, completion)), len(completion), sequence)]
-        for sequence, (prompt, completion) in enumerate(completions)
+def _rows_of_sequences(pairs: list[TokenizedPair]) -> list[list[_Part]]:
+    chosen = [[_Part(pair.prompt, pair.chosen, i)] for i, pair in enumerate(pairs)]
+    return chosen + [
+        [_Part(pair.prompt, pair.rejected, i)] for i, pair in enumerate(pairs, len(pairs))
     ]
 
 
-def _shared_rows(pairs: list[TokenizedPair]) -> list[list[_Part]]:
-    rows = []
-    for index, pair in enumerate(pairs):
-        before, last = pair.prompt[:-1], pair.prompt[-1:]
-        rows.append(
-            [
-                _Part(before, 0, index),
-                _Part(np.concatenate((last, pair.chosen)), len(pair.chosen), index),
-                _Part(
-                    np.concatenate((last, pair.rejected)), len(pair.rejected), len(pairs) + index
-                ),
-            ]
-        )
-    return rows
+def _rows_of_pairs(pairs: list[TokenizedPair]) -> list[list[_Part]]:
+    return [
+        [
+            _Part(pair.prompt, pair.chosen, i),
+            _Part(pair.prompt[-1:], pair.rejected, len(pairs) + i),
+        ]
+        for i, pair in enumerate(pairs)
+    ]
 
 
 class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, int]):

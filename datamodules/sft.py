@@ -55,6 +55,10 @@ class SFTDataConfig(EpochDataConfig):
     completion_column: str = "completion"
     packing: bool = True
 
+    @property
+    def mixes_lengths(self) -> bool:
+        return not self.packing
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokens_per_batch < 1 or self.tokens_per_batch % self.context_length:

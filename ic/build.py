@@ -81,10 +81,16 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> MLAForCausalLM:
-    """A fresh model, or the weights of `init_from` in this configuration."""
+def build_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+) -> MLAForCausalLM:
+    """A fresh model, or the weights of `init_from` in this configuration.
+
+    Args:
+        vocab_size: rows of embedding and head; by default the tokenizer's.
+    """
     wanted = config.mla_config(
-        vocabulary_size(tokenizer), pad_token_id=tokenizer.pad_token_id,
+        vocab_size or vocabulary_size(tokenizer), pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     if config.init_from is None:

@@ -23,6 +23,7 @@ from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.callbacks.profiler import ProfilerConfig
 from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig
+from ic.checkpoint.export import ExportConfig
 from ic.datamodules.needle_pairs import MakePreferencesConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.preference import PreferenceDataConfig
@@ -240,10 +241,7 @@ class RunConfig:
                 f"strategy=fsdp does not run {what}; choose strategy=fsdp2, which shards too, "
                 "strategy=ddp, or one device"
             )
-        mixes_lengths = self.preference is not None or (
-            isinstance(self.data, SFTDataConfig) and not self.data.packing
-        )
-        if self.model.compile and mixes_lengths:
+        if self.model.compile and getattr(self.data, "mixes_lengths", False):
             raise ValueError(
                 "model.compile=true compiles anew for each length, and the rows of "
                 f"data={self.data.name} all have their own; set model.compile=false"
@@ -341,32 +339,6 @@ class GenerateConfig:
         """The switches above, checked."""
         check_choice("dtype", self.dtype, DTYPE_NAMES)
         return Backends(self.attention, self.norm, self.rope, self.dtype)
-
-
-@dataclass
-class ExportConfig:
-    """The verb `export`: a checkpoint as Hugging Face safetensors.
-
-    Attributes:
-        checkpoint: folder, sharded or not.
-        output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
-        dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
-        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
-        overwrite: replace an existing output.
-    """
-
-    checkpoint: str = "???"
-    output: str = "???"
-    dtype: str | None = None
-    max_shard_size: str = "5GB"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"dtype={self.dtype!r}: choose one of float32, bfloat16, float16, or null to keep "
-                "the checkpoint's"
-            )
 
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:

@@ -45,8 +45,8 @@ from ic.callbacks.checkpoint import (
 from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.passkey import PasskeyEvaluation, run_grid
 from ic.callbacks.requeue import SlurmRequeue
-from ic.checkpoint.export import export_checkpoint
-from ic.config import EvaluateConfig, ExportConfig, GenerateConfig, PlanConfig, RunConfig
+from ic.checkpoint.export import ExportConfig, export_checkpoint
+from ic.config import EvaluateConfig, GenerateConfig, PlanConfig, RunConfig
 from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, write_pairs
 from ic.doctor.examination import doctor
 from ic.evaluation.heatmap import summary_table, write_csv, write_png

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ic.model.branches import Branches, num_visible_in_branches
 from ic.model.sdpa import Segments
 
 
@@ -33,6 +34,7 @@ def padding_mask(attention_mask: Tensor | None, past: int, tokens: int) -> Tenso
 def num_visible(
     attention_mask: Tensor | None,
     document_ids: Tensor | None,
+    branches: Branches | None,
     past: int,
     tokens: int,
     device: torch.device,
@@ -40,6 +42,8 @@ def num_visible(
     """Keys that each new token sees, itself included: (B or 1, T)."""
     if attention_mask is not None:
         return attention_mask.long().cumsum(-1)[:, -tokens:].clamp(min=1)
+    if branches is not None:
+        return num_visible_in_branches(branches, tokens, device)
     index = torch.arange(past, past + tokens, device=device)[None]
     if document_ids is None:
         return index + 1

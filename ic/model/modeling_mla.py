@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ic.model.attention import AttentionContext, MLAAttention
-from ic.model.branches import Branches, check_branches, num_visible_in_branches
+from ic.model.branches import Branches, check_branches
 from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.init import init_weights
@@ -210,10 +210,7 @@ class MLAModel(MLAPreTrainedModel):
                 "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "
                 "use sequences of equal length, or document_ids"
             )
-        if branches is None:
-            visible_BT = num_visible(attention_mask, document_ids, past, tokens, device)
-        else:
-            visible_BT = num_visible_in_branches(branches, tokens, device)
+        visible_BT = num_visible(attention_mask, document_ids, branches, past, tokens, device)
         if position_ids is None:
             # Padded rows and branches count their own tokens; documents share one line of
             # positions.

@@ -48,24 +48,21 @@ def compare_file(path: Path) -> list[dict[str, Any]]:
             f"plan.compare: {path} holds no measured runs of `scaling`; give files that "
             "python -m ic scaling wrote"
         )
-    common = data["config"]["common"]
-    cases = {case["name"]: case["overrides"] for case in data["config"]["cases"]}
-    return [_compare(row, [*common, *cases[row["name"]]], data["commit"]) for row in rows]
+    return [_compare(row, data["commit"]) for row in rows]
 
 
-def _compare(row: dict[str, Any], overrides: list[str], commit: str) -> dict[str, Any]:
+def _compare(row: dict[str, Any], commit: str) -> dict[str, Any]:
     from ic.cli import CONF
 
     devices = row["num_gpus"]
-    settings = [override.replace("{devices}", str(devices)) for override in overrides]
-    case, _ = compose_config(CONF, "plan", [*settings, f"trainer.devices={devices}"])
+    case, _ = compose_config(CONF, "plan", row["overrides"])
     planner = Planner(case)
     predicted = planner.training(*planner.batch_shape()).total_bytes
     measured = row["peak_bytes_per_gpu"]
     return {
         "case": f"{row['name']}, {devices} GPU{'s' if devices > 1 else ''}",
         "device_name": row["device"],
-        "overrides": settings,
+        "overrides": row["overrides"],
         "measured_commit": commit,
         "predicted_peak_bytes": predicted,
         "measured_peak_bytes": measured,

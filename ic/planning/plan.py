@@ -62,10 +62,10 @@ class Planner:
     def batch_shape(self) -> tuple[int, int]:
         """Rows and tokens of one micro-batch and replica at full length."""
         data = self.config.data
-        length = data.context_length
-        # Two sequences that share a prompt are a row, as long as one if the prompt fills it.
-        shared = isinstance(data, PreferenceDataConfig) and data.share_prompt
-        return max(1, data.tokens_per_batch // (2 * length if shared else length)), length
+        if isinstance(data, PreferenceDataConfig) and data.share_prompt:
+            # A pair is a row, as long as one sequence if the prompt fills it.
+            return data.rows_per_batch, data.context_length
+        return max(1, data.tokens_per_batch // data.context_length), data.context_length
 
     def training(
         self,

@@ -222,7 +222,7 @@ class FakeRun:
     def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
         """What `LanguageModelingModule.training_step` does with a micro-batch."""
         if isinstance(self.config.data, PreferenceDataConfig):
-            return self._preference_loss(model, batch, memory)
+            return self._preference_loss(model, batch, self.config.data.share_prompt)
         outputs = model.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"],
             document_ids=batch.get("document_ids"), use_cache=False,
@@ -242,15 +242,14 @@ class FakeRun:
                 terms.append(everywhere * sums.all_tokens / num_all)
             return torch.stack(terms).sum()
 
-    def _preference_loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
+    def _preference_loss(self, model: Any, batch: dict[str, Tensor], share_prompt: bool) -> Tensor:
         """What `PreferenceModule` does with a micro-batch, the completions' share aside."""
-        assert isinstance(self.config.data, PreferenceDataConfig)
         branches = None
-        if self.config.data.share_prompt:
+        if share_prompt:
             rows, tokens = batch["input_ids"].shape
             completion = tokens // (2 * _TOKENS_PER_ANSWER_TOKEN)
             branches = [(tokens - 2 * completion, tokens - completion)] * rows
-        with memory.part("activations"), _AnswerPositions():
+        with _AnswerPositions():
             targets = model.target_log_probs(
                 batch["input_ids"], batch["labels"], batch["position_ids"], branches
             )

@@ -25,7 +25,7 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from transformers import TrainerCallback
 
-from ic.build import vocabulary_size
+from ic.build import build_model, vocabulary_size
 from ic.cli import CONF
 from ic.config import ModelConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
@@ -135,16 +135,10 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     composed, _ = compose_config(CONF, "fit", [f"model={args.model}"])
     model_config: ModelConfig = composed.model
     model_config.attention = args.attention
+    model_config.gradient_checkpointing = True
     seed_everything(0, verbose=False)
     tokenizer = ByteTokenizer()
-    model = MLAForCausalLM(
-        model_config.mla_config(
-            args.vocab_size, pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    model = build_model(model_config, tokenizer, args.vocab_size)
     total = args.steps + args.warmup
     pairs = MakePreferencesConfig(output="pairs.jsonl", lengths=[length], depths=[0.5], samples=2)
     with tempfile.TemporaryDirectory() as folder:
