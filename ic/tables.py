@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ic.ablation.report import ablation_cells
+from ic.ablation.report import ablation_cells, training_share
 from ic.atomic_write import replacing
 from ic.evaluation.statistics import wilson_interval
 
@@ -170,14 +170,14 @@ def ablation_table() -> str:
     data = _load("ablation.json")
     heads, lines = ablation_cells(data["rows"])
     devices = sorted({row["device"] for row in data["rows"] if row["status"] == "measured"})
+    share = training_share(data["rows"], data["config"]["max_time_s"])
     return "\n".join(
         [
             f"| {' | '.join(heads)} |",
             "|---|---|" + "--:|" * (len(heads) - 2),
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
-            f"{', '.join(devices)}; {data['config']['max_time_s']} s of training a run; commit "
-            f"{data['commit'][:9]}.",
+            f"{', '.join(devices)}; {share} of training a run; commit {data['commit'][:9]}.",
         ]
     )
 

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from ic.ablation.options import AblationOptions, AblationVariant
 from ic.ablation.plan import plan_runs
-from ic.ablation.report import ablation_cells, draw_ablation
+from ic.ablation.report import ablation_cells, draw_ablation, training_share
 from ic.ablation.run import visible_gpus
 from ic.cli import CONF
 from ic.overrides import compose_config, split_flags
@@ -258,3 +258,19 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_bad_plans(variants: list[AblationVariant], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan_runs(AblationOptions(variants, seeds=[0]))
+
+
+def test_equal_steps() -> None:
+    shared = ["experiment=mla_tiny", "trainer.max_steps=7"]
+    options = AblationOptions([A, B], seeds=[0], common=shared, max_time_s=None)
+    trainers = [run.config.trainer for run in plan_runs(options)]
+    assert [(t.max_steps, t.max_time) for t in trainers] == [(7, None), (7, None)]
+    longer = AblationVariant("b", ["trainer.max_steps=8"])
+    with pytest.raises(ValueError, match="'b': trainer.max_steps=8, but 'a' has 7"):
+        plan_runs(AblationOptions([A, longer], seeds=[0], common=shared, max_time_s=None))
+
+
+def test_training_share() -> None:
+    rows = [{"steps": 1200}, {"status": "failed"}, {"steps": 1200}]
+    assert training_share(rows, None) == "1,200 steps"
+    assert training_share(rows, 80) == "80 s"

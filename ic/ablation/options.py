@@ -44,7 +44,8 @@ class AblationOptions:
         only: names of the variants to run now; empty for all.
         seeds: each variant is run with each.
         common: overrides of every run.
-        max_time_s: training time of each run in seconds of wall clock.
+        max_time_s: training time of each run in seconds of wall clock; null for equal steps, which
+            trainer.max_steps in common sets.
         jobs_per_gpu: runs at a time on each visible GPU.
         jobs: runs at a time where there is no GPU, or trainer.accelerator=cpu.
         run_timeout_s: a run that takes longer, evaluation included, is ended and reported.
@@ -59,7 +60,7 @@ class AblationOptions:
     only: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     common: list[str] = field(default_factory=list)
-    max_time_s: int = 80
+    max_time_s: int | None = 80
     jobs_per_gpu: int = 1
     jobs: int = 1
     run_timeout_s: float = 1800.0
@@ -70,9 +71,10 @@ class AblationOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_time_s", "jobs_per_gpu", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ablation.{name}={getattr(self, name)}: must be at least 1")
-        if not self.run_timeout_s > self.max_time_s:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"ablation.{name}={value}: must be at least 1")
+        if self.max_time_s is not None and not self.run_timeout_s > self.max_time_s:
             raise ValueError(
                 f"ablation.run_timeout_s={self.run_timeout_s:g}: must be above "
                 f"ablation.max_time_s={self.max_time_s}, the evaluation comes after the training"

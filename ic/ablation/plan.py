@@ -87,7 +87,7 @@ def plan_runs(options: AblationOptions) -> list[PlannedRun]:
     runs: list[PlannedRun] = []
     for seed in options.seeds:
         for variant in options.variants:
-            limit = f"trainer.max_time={_days_to_seconds(options.max_time_s)}"
+            limit = f"trainer.max_time={_max_time(options.max_time_s)}"
             overrides = [*options.common, *variant.overrides, limit]
             run_id = f"{variant.folder},seed={seed}"
             arguments = [
@@ -108,6 +108,13 @@ def plan_runs(options: AblationOptions) -> list[PlannedRun]:
             raise ValueError(
                 f"ablation, variant {run.variant!r}: its evaluation is not that of "
                 f"{runs[0].variant!r}; set evaluation in ablation.common alone"
+            )
+        steps = run.config.trainer.max_steps
+        if options.max_time_s is None and steps != runs[0].config.trainer.max_steps:
+            raise ValueError(
+                f"ablation, variant {run.variant!r}: trainer.max_steps={steps}, but "
+                f"{runs[0].variant!r} has {runs[0].config.trainer.max_steps}; with "
+                "ablation.max_time_s=null runs take equal steps, so set trainer.max_steps in ablation.common alone"
             )
     return runs
 
@@ -136,7 +143,9 @@ def write_sweep(path: Path, todo: Iterable[PlannedRun]) -> None:
         partial.write_text("".join(lines))
 
 
-def _days_to_seconds(seconds: int) -> str:
+def _max_time(seconds: int | None) -> str:
     """As `trainer.max_time` wants it."""
+    if seconds is None:
+        return "null"
     days, rest = divmod(seconds, 86400)
     return f"{days:02d}:{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"

@@ -59,11 +59,21 @@ def ablation_cells(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return heads, lines
 
 
-def ablation_table(rows: list[Row], max_time_s: int) -> Table:
+def training_share(rows: list[Row], max_time_s: int | None) -> str:
+    """What every run was given: `80 s` of wall clock, or `300 steps`."""
+    if max_time_s is not None:
+        return f"{max_time_s} s"
+    return (
+        " or ".join(f"{n:,}" for n in sorted({row["steps"] for row in rows if "steps" in row}))
+        + " steps"
+    )
+
+
+def ablation_table(rows: list[Row], max_time_s: int | None) -> Table:
     """Exact answers in per cent, mean and range over the seeds."""
     heads, lines = ablation_cells(rows)
     table = Table(
-        title=f"Exact answers on synthetic text after {max_time_s} s of training",
+        title=f"Exact answers on synthetic text, {training_share(rows, max_time_s)} of training",
         caption="per cent: mean over seeds (lowest-highest)",
     )
     for head in heads:
@@ -73,7 +83,7 @@ def ablation_table(rows: list[Row], max_time_s: int) -> Table:
     return table
 
 
-def draw_ablation(rows: list[Row], path: Path, max_time_s: int) -> None:
+def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:
     """Accuracy by length, a panel a task: a marker a seed, a bar at the mean of a variant."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,7 +133,8 @@ def draw_ablation(rows: list[Row], path: Path, max_time_s: int) -> None:
     ]
     figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False)
     figure.suptitle(
-        f"Synthetic passkeys after {max_time_s} s of training; a marker a seed, a bar their mean",
+        f"Synthetic passkeys after {training_share(rows, max_time_s)} of training; "
+        "a marker a seed, a bar their mean",
         fontsize=11,
     )
     with replacing(path) as partial:

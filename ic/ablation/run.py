@@ -3,7 +3,7 @@
 A run is a `fit` in a process of its own, with the passkey grid at its end. **Equal time** is
 `max_time_s` of wall clock from the first training step on, whatever the variant does with it:
 starting up, and the evaluation, do not count; compilation and slower steps do. Runs that share a
-GPU (`jobs_per_gpu`) slow each other down.
+GPU (`jobs_per_gpu`) slow each other down; `max_time_s=null` gives all of them equal steps instead.
 
 The results file is written anew after each run. A run whose row is in it already (same overrides,
 seed and commit), or whose folder holds the result of the very same `fit`, is not repeated; failed
