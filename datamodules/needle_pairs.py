@@ -1,7 +1,8 @@
 """Preference pairs for long-context retrieval: one named key among others, hidden in filler.
 
 A pair asks for one key. The chosen answer gives it; the rejected one gives a distractor's key, a
-key that is one digit off, or refuses. Prompts are conversations in TRL's format.
+key that is one digit off, or refuses. Prompts are conversations or text to continue, in TRL's
+format.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from ic.datamodules.needles import (
     FILLERS,
     KEY_DIGITS,
     SPLITS,
+    NeedleSample,
+    ask_named,
     draw_filler,
     draw_keys,
     draw_names,
+    draw_sample,
     named_needle,
 )
 from ic.datamodules.text_files import resolve_files
 
 REJECTED = ("distractor", "near_miss", "refusal")
+PROMPTS = ("chat", "plain")
 
 
 @dataclass
@@ -41,8 +46,13 @@ class MakePreferencesConfig:
         lengths: tokens of a pair's longer sequence, prompt and completion.
         depths: needle positions, 0 the beginning and 1 right before the question.
         samples: pairs of each length and depth.
-        num_distractors: other named keys in the text.
-        rejected: how often each kind is the rejected answer.
+        samples_by_length: other numbers for some lengths, `{512: 200}`.
+        prompt: `chat`, a question in a conversation, or `plain` text that the model continues, as
+            pre-training and the passkey evaluation ask.
+        num_distractors: other named keys in the text. With none, `plain` hides the one unnamed key
+            of the task `single`.
+        rejected: how often each kind is the rejected answer; empty for all kinds alike, of which
+            `distractor` needs some.
         filler: `noise` sentences or `random` words,
         text_files: or, if given, the user's own text files.
         split: keys of `train`, `validation` or `test`; the passkey evaluation uses the last two.
@@ -53,8 +63,10 @@ class MakePreferencesConfig:
     lengths: list[int] = field(default_factory=lambda: [4096])
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     samples: int = 20
+    samples_by_length: dict[int, int] = field(default_factory=dict)
+    prompt: str = "chat"
     num_distractors: int = 8
-    rejected: dict[str, float] = field(default_factory=lambda: dict.fromkeys(REJECTED, 1.0))
+    rejected: dict[str, float] = field(default_factory=dict)
     filler: str = "noise"
     text_files: list[str] = field(default_factory=list)
     split: str = "train"
@@ -71,19 +83,31 @@ class MakePreferencesConfig:
         for name, least in (("samples", 1), ("num_distractors", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        for name, allowed in (("filler", FILLERS), ("split", SPLITS)):
+        if min(self.samples_by_length.values(), default=1) < 1:
+            raise ValueError(
+                f"samples_by_length={self.samples_by_length}: numbers must be at least 1"
+            )
+        if unused := sorted(set(self.samples_by_length) - set(self.lengths)):
+            raise ValueError(f"samples_by_length: {unused} not in lengths={self.lengths}")
+        for name, allowed in (("filler", FILLERS), ("split", SPLITS), ("prompt", PROMPTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(allowed)}")
         if unknown := sorted(set(self.rejected) - set(REJECTED)):
             raise ValueError(f"rejected: unknown {unknown}; choose from {', '.join(REJECTED)}")
-        if min(self.rejected.values(), default=-1) < 0 or not sum(self.rejected.values()):
+        if not self.rejected:
+            self.rejected = dict.fromkeys(REJECTED if self.num_distractors else REJECTED[1:], 1.0)
+        if min(self.rejected.values()) < 0 or not sum(self.rejected.values()):
             raise ValueError(f"rejected={self.rejected}: weights >= 0, one above 0")
         if self.rejected.get("distractor") and not self.num_distractors:
             raise ValueError("rejected.distractor: needs num_distractors above 0, or weight 0")
 
     @property
     def num_pairs(self) -> int:
-        return len(self.lengths) * len(self.depths) * self.samples
+        return len(self.depths) * sum(self.samples_of(length) for length in self.lengths)
+
+    def samples_of(self, length: int) -> int:
+        """Pairs of a length and depth."""
+        return self.samples_by_length.get(length, self.samples)
 
 
 def question_of(name: str) -> str:
@@ -99,21 +123,22 @@ def answer_of(name: str, key: str) -> str:
 def needle_pairs(
     config: MakePreferencesConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, Any]]:
-    """Rows with `prompt`, `chosen`, `rejected` (messages), `rejected_kind`, `length_tokens`,
-    `depth`.
+    """Rows with `prompt`, `chosen`, `rejected` (messages, or text with prompt=plain),
+    `rejected_kind`, `length_tokens`, `depth`.
 
     A row depends on the seed, its length, depth and index alone.
 
     Raises:
         ValueError: a length that cannot hold the needles, or a tokenizer without chat template.
     """
-    check_template(tokenizer, f"tokenizer={config.tokenizer}", mask=False)
+    if config.prompt == "chat":
+        check_template(tokenizer, f"tokenizer={config.tokenizer}", mask=False)
     filler = _filler(config)
     kinds = [kind for kind in REJECTED if config.rejected.get(kind, 0) > 0]
     weights = np.array([config.rejected[kind] for kind in kinds])
     for length in config.lengths:
         for depth in config.depths:
-            for index in range(config.samples):
+            for index in range(config.samples_of(length)):
                 rng = np.random.default_rng(
                     [config.seed, SPLITS.index(config.split), length, round(1e6 * depth), index]
                 )
@@ -172,19 +197,15 @@ def _pair(
     depth: float,
     kind: str,
 ) -> dict[str, Any]:
-    keys = draw_keys(rng, config.num_distractors + 1, config.split)
-    names = draw_names(rng, config.num_distractors + 1)
-    needles = [named_needle(name, key) for name, key in zip(names, keys, strict=True)]
-    chosen = answer_of(names[0], keys[0])
+    form, needles, keys = _draw(rng, config)
+    wrong = None
     if kind == "distractor":
-        rejected = answer_of(names[0], keys[1 + int(rng.integers(config.num_distractors))])
+        wrong = keys[1 + int(rng.integers(config.num_distractors))]
     elif kind == "near_miss":
-        rejected = answer_of(names[0], _near_miss(rng, keys))
-    else:
-        rejected = f"I found no pass key for {names[0]} in the text."
+        wrong = _near_miss(rng, keys)
+    chosen, rejected = form.answer(keys[0]), form.answer(wrong)
     longer = max(chosen, rejected, key=len)
-    fixed = "".join(needles) + question_of(names[0])
-    room = length - len(render_ids(tokenizer, [*_user(fixed), *_assistant(longer)]))
+    room = length - form.num_tokens(tokenizer, "".join(needles), longer)
     if room < 0:
         raise ValueError(
             f"lengths: {length} tokens cannot hold {config.num_distractors + 1} keys and the "
@@ -193,22 +214,77 @@ def _pair(
     text = _cut(tokenizer, filler(rng, room * _MOST_CHARACTERS), room)
     places = [round(depth * len(text)), *rng.integers(0, len(text) + 1, config.num_distractors)]
     while True:
-        prompt = _user(_insert(text, needles, [int(p) for p in places]) + question_of(names[0]))
+        whole = _insert(text, needles, [int(p) for p in places])
         over = 0
         if not isinstance(tokenizer, ByteTokenizer):  # bytes add up; other tokens may merge
-            over = len(render_ids(tokenizer, [*prompt, *_assistant(longer)])) - length
+            over = form.num_tokens(tokenizer, whole, longer) - length
         if over <= 0:
             break
         text = _cut(tokenizer, text, len(text_ids(tokenizer, text)) - over)
         places = [min(place, len(text)) for place in places]
     return {
-        "prompt": prompt,
-        "chosen": _assistant(chosen),
-        "rejected": _assistant(rejected),
+        "prompt": form.prompt(whole),
+        "chosen": form.completion(chosen),
+        "rejected": form.completion(rejected),
         "rejected_kind": kind,
         "length_tokens": length,
         "depth": depth,
     }
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """A named key, asked for and answered in a conversation."""
+
+    name: str
+
+    def prompt(self, text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text + question_of(self.name)}]
+
+    def answer(self, key: str | None) -> str:
+        if key is None:
+            return f"I found no pass key for {self.name} in the text."
+        return answer_of(self.name, key)
+
+    def completion(self, answer: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": answer}]
+
+    def num_tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, answer: str) -> int:
+        return len(render_ids(tokenizer, [*self.prompt(text), *self.completion(answer)]))
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Text that ends in a question and the beginning of its answer."""
+
+    sample: NeedleSample
+
+    def prompt(self, text: str) -> str:
+        return text + self.sample.question
+
+    def answer(self, key: str | None) -> str:
+        return " not in the text." if key is None else f" {key}."
+
+    def completion(self, answer: str) -> str:
+        return answer
+
+    def num_tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, answer: str) -> int:
+        return len(text_ids(tokenizer, f"{self.prompt(text)}{answer}{tokenizer.eos_token}"))
+
+
+def _draw(
+    rng: np.random.Generator, config: MakePreferencesConfig
+) -> tuple[_Chat | _Plain, list[str], list[str]]:
+    """The form of a pair, its statements and their keys, each list from the one asked for on."""
+    if config.prompt == "plain" and not config.num_distractors:
+        single = draw_sample(rng, "single", config.split)
+        return _Plain(single), [single.needle], single.keys
+    keys = draw_keys(rng, config.num_distractors + 1, config.split)
+    names = draw_names(rng, config.num_distractors + 1)
+    needles = [named_needle(name, key) for name, key in zip(names, keys, strict=True)]
+    if config.prompt == "chat":
+        return _Chat(names[0]), needles, keys
+    return _Plain(ask_named(names, keys, 0)), needles, keys
 
 
 # A token is rarely longer; a filler that falls short of the room makes a shorter pair.
@@ -241,9 +317,3 @@ def _insert(text: str, pieces: list[str], places: list[int]) -> str:
     return "".join([*out, text[last:]])
 
 
-def _user(content: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content}]
-
-
-def _assistant(content: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": content}]

@@ -343,10 +343,10 @@ class GenerateConfig:
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:
     longest = max(grid.lengths)
-    if longest > positions:
+    if longest >= positions:
         raise ValueError(
-            f"evaluation.lengths: {longest} tokens, but the model has {positions} positions; "
-            "shorten the list or raise model.max_position_embeddings"
+            f"evaluation.lengths: {longest} tokens and an answer, but the model has {positions} "
+            "positions; shorten the list or raise model.max_position_embeddings"
         )
 
 

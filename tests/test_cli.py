@@ -101,7 +101,7 @@ BAD = {
         ["fit", "model.max_position_embeddings=1000"], "the model has 1000 positions; lower it or raise",
     ),
     "evaluation length": (
-        ["fit", "evaluation.lengths=[4194304]"], "4194304 tokens, but the model has 1048576 positions",
+        ["fit", "evaluation.lengths=[4194304]"], "4194304 tokens and an answer, but the model has 1048576",
     ),
     "compiled pairs": (
         ["fit", "experiment=dpo_tiny", "model.compile=true"], "the rows of data=preference all have their own; set",

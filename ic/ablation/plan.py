@@ -114,7 +114,7 @@ def plan_runs(options: AblationOptions) -> list[PlannedRun]:
             raise ValueError(
                 f"ablation, variant {run.variant!r}: trainer.max_steps={steps}, but "
                 f"{runs[0].variant!r} has {runs[0].config.trainer.max_steps}; with "
-                "ablation.max_time_s=null runs take equal steps, so set trainer.max_steps in ablation.common alone"
+                "ablation.max_time_s=null runs take equal steps: set it in ablation.common alone"
             )
     return runs
 

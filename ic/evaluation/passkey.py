@@ -58,17 +58,17 @@ def evaluate_grid(
     rank 0 alone reads and writes.
 
     Raises:
-        ValueError: a length beyond the model's positions, or too short for the needles.
+        ValueError: a length that leaves no positions for the answer, or too short for the needles.
     """
-    longest = max(grid.lengths)
-    if longest > model.config.max_position_embeddings:
-        raise ValueError(
-            f"evaluation.lengths: {longest} tokens, but the model has "
-            f"{model.config.max_position_embeddings} positions (max_position_embeddings)"
-        )
+    longest, positions = max(grid.lengths), model.config.max_position_embeddings
     for task in grid.tasks:  # before anything is computed, and on every rank
         shortest = Cell(task, min(grid.lengths), grid.depths[0], grid.fillers[0], 1)
-        build_prompt(tokenizer, grid, shortest, 0)
+        answer_tokens = build_prompt(tokenizer, grid, shortest, 0).answer_tokens
+        if longest + answer_tokens > positions:
+            raise ValueError(
+                f"evaluation.lengths: {longest} tokens and {answer_tokens} of the answer, but the "
+                f"model has {positions} positions (max_position_embeddings)"
+            )
     identity = {"model": fingerprint(model), "settings": settings_hash(grid)}
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,35 @@ def test_rows_do_not_depend_on_each_other() -> None:
     assert list(needle_pairs(few, ByteTokenizer())) == whole[:2]
 
 
+def test_plain_pairs_are_the_evaluations_prompts() -> None:
+    tokenizer, lengths = ByteTokenizer(), [500, 900]
+    for distractors, task in ((4, "multi_key"), (0, "single")):
+        config = MakePreferencesConfig(
+            prompt="plain", num_distractors=distractors, lengths=lengths, depths=[0.5], samples=9,
+            samples_by_length={900: 3},
+        )  # fmt: skip
+        rows = list(needle_pairs(config, tokenizer))
+        assert [row["length_tokens"] for row in rows] == [500] * 9 + [900] * 3
+        kinds = {"near_miss", "refusal", *(["distractor"] if distractors else [])}
+        assert {row["rejected_kind"] for row in rows} == kinds
+        grid = PasskeyGridConfig(tasks=[task], num_needles=4)
+        asked = build_prompt(tokenizer, grid, Cell(task, 500, 0.5, "noise", 1), 0)
+        question = re.compile(r" What is the pass key( for \w{3})?\? The pass key( for \w{3})? is$")
+        for text in (tokenizer.decode(asked.ids), *(row["prompt"] for row in rows)):
+            name = question.search(text).group(1) or ""
+            keys = set(answer_keys(text))
+            assert len(keys) == distractors + 1
+            assert sum(f"The pass key{name} is {key}. " in text for key in keys) == 1
+        for row in rows:
+            (key,) = answer_keys(row["chosen"])
+            assert row["chosen"] == f" {key}."
+            name = question.search(row["prompt"]).group(1) or ""
+            assert f" The pass key{name} is {key}. " in row["prompt"]
+            assert row["rejected"] != row["chosen"]
+            pair = tokenize_pair(tokenizer, row, "row", PreferenceDataConfig())
+            assert pair.num_tokens == row["length_tokens"]
+
+
 def test_verb(ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.txt").write_text("Ein Turm steht am Meer. " * 40)
     args = ("make-preferences", "lengths=[600]", "samples=2", "text_files=[own.txt]")
@@ -84,14 +114,17 @@ def test_verb(ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixt
         ("output=pairs.csv", "name a .jsonl or .parquet"),
         ("lengths=[130]", "130 tokens cannot hold 9 keys"),
         ("rejected={refusal:0,near_miss:0,distractor:0}", "one above 0"),
-        ("num_distractors=0", "needs num_distractors above 0"),
+        ("num_distractors=0 rejected={distractor:1}", "needs num_distractors above 0"),
+        ("prompt=text", "prompt='text': choose chat, plain"),
+        ("samples_by_length={512:3}", r"samples_by_length: [512] not in lengths=[4096]"),
+        ("samples_by_length={4096:0}", "numbers must be at least 1"),
         ("depths=[2]", "each in [0, 1]"),
     ],
 )
 def test_bad_settings(
     ic: Callable[..., int], capsys: pytest.CaptureFixture[str], override: str, message: str
 ) -> None:
-    assert ic("make-preferences", "output=x.jsonl", override) == 2
+    assert ic("make-preferences", "output=x.jsonl", *override.split()) == 2
     assert message in capsys.readouterr().err
 
 
