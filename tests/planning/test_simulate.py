@@ -169,6 +169,24 @@ def test_preference_training_is_what_the_benchmark_measured(length: int) -> None
         assert peak.total_bytes == pytest.approx(nbytes, rel=0.02)
 
 
+@pytest.mark.parametrize("length", [32768, 65536])
+@pytest.mark.parametrize("side", ["ours", "ours, prompt twice"])
+def test_preference_training_with_a_large_vocabulary(length: int, side: str) -> None:
+    """Measured on one H200, like the runs above."""
+    data = json.loads((RESULTS / f"preference-memory-{length // 1024}k.json").read_text())
+    (measured,) = (r["peak_bytes"] for r in data["rows"] if r["side"] == side)
+    shared = side == "ours"
+    config, _ = compose_config(
+        CONF, "plan",
+        ["experiment=dpo_32k", "model.init_from=null", "model.attention=triton",
+         f"data.context_length={length}", f"data.tokens_per_batch={2 * length}",
+         f"data.share_prompt={str(shared).lower()}"],
+    )  # fmt: skip
+    run = FakeRun(config, config.model.mla_config(data["config"]["vocab_size"]))
+    peak = run.training_step(1 if shared else 2, length)
+    assert peak.total_bytes == pytest.approx(measured, rel=0.1)
+
+
 def test_shared_prompt_and_frozen_reference() -> None:
     def peak(*overrides: str) -> int:
         config, _ = compose_config(CONF, "plan", ["experiment=dpo_tiny", *overrides])
