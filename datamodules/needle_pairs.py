@@ -46,7 +46,8 @@ class MakePreferencesConfig:
         lengths: tokens of a pair's longer sequence, prompt and completion.
         depths: needle positions, 0 the beginning and 1 right before the question.
         samples: pairs of each length and depth.
-        samples_by_length: other numbers for some lengths, `{512: 200}`.
+        tokens_per_length: pairs of about so many tokens of each length, many short ones and few
+            long ones, instead of `samples`.
         prompt: `chat`, a question in a conversation, or `plain` text that the model continues, as
             pre-training and the passkey evaluation ask.
         num_distractors: other named keys in the text. With none, `plain` hides the one unnamed key
@@ -63,7 +64,7 @@ class MakePreferencesConfig:
     lengths: list[int] = field(default_factory=lambda: [4096])
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     samples: int = 20
-    samples_by_length: dict[int, int] = field(default_factory=dict)
+    tokens_per_length: int | None = None
     prompt: str = "chat"
     num_distractors: int = 8
     rejected: dict[str, float] = field(default_factory=dict)
@@ -80,15 +81,12 @@ class MakePreferencesConfig:
             raise ValueError(f"lengths={self.lengths}: at least one, each at least 128")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"depths={self.depths}: at least one, each in [0, 1]")
-        for name, least in (("samples", 1), ("num_distractors", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if min(self.samples_by_length.values(), default=1) < 1:
-            raise ValueError(
-                f"samples_by_length={self.samples_by_length}: numbers must be at least 1"
-            )
-        if unused := sorted(set(self.samples_by_length) - set(self.lengths)):
-            raise ValueError(f"samples_by_length: {unused} not in lengths={self.lengths}")
+        for name, least in (
+            ("samples", 1), ("tokens_per_length", 1), ("num_distractors", 0), ("seed", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
         for name, allowed in (("filler", FILLERS), ("split", SPLITS), ("prompt", PROMPTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {', '.join(allowed)}")
@@ -107,7 +105,9 @@ class MakePreferencesConfig:
 
     def samples_of(self, length: int) -> int:
         """Pairs of a length and depth."""
-        return self.samples_by_length.get(length, self.samples)
+        if self.tokens_per_length is None:
+            return self.samples
+        return max(1, round(self.tokens_per_length / (length * len(self.depths))))
 
 
 def question_of(name: str) -> str:

@@ -241,7 +241,8 @@ def build_trainer(
         accumulate_grad_batches=t.accumulate_grad_batches,
         gradient_clip_val=t.gradient_clip_val,
         check_val_every_n_epoch=None,
-        val_check_interval=t.val_check_interval,
+        # Lightning counts micro-batches here, and optimizer steps everywhere else.
+        val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
         limit_val_batches=t.limit_val_batches,
         num_sanity_val_steps=t.num_sanity_val_steps,
         log_every_n_steps=t.log_every_n_steps,

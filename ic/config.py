@@ -111,7 +111,7 @@ class TrainerConfig:
 
     Attributes:
         max_time: `DD:HH:MM:SS`; the schedule follows whichever of steps and time is further.
-        val_check_interval: steps between validations.
+        val_check_interval: optimizer steps between validations.
     """
 
     max_steps: int = 1000

@@ -110,3 +110,10 @@ def test_what_may_change(ic: Run) -> None:
         "logger=none", "callbacks.requeue.margin_s=10", "callbacks.progress=false",
         "callbacks.throughput=null", "data.num_workers=1",
     ) == 0  # fmt: skip
+
+
+def test_validation_counts_optimizer_steps(ic: Run, tmp_path: Path) -> None:
+    every_second = ("trainer.val_check_interval=2", "trainer.accumulate_grad_batches=3")
+    assert ic(*RUN, *every_second, "trainer.max_steps=4", "trainer.log_every_n_steps=1") == 0
+    rows = list(csv.DictReader((tmp_path / "runs/debug/default/csv/metrics.csv").open()))
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [1, 3]

@@ -65,11 +65,11 @@ def test_plain_pairs_are_the_evaluations_prompts() -> None:
     tokenizer, lengths = ByteTokenizer(), [500, 900]
     for distractors, task in ((4, "multi_key"), (0, "single")):
         config = MakePreferencesConfig(
-            prompt="plain", num_distractors=distractors, lengths=lengths, depths=[0.5], samples=9,
-            samples_by_length={900: 3},
+            prompt="plain", num_distractors=distractors, lengths=lengths, depths=[0.5],
+            tokens_per_length=4500,
         )  # fmt: skip
         rows = list(needle_pairs(config, tokenizer))
-        assert [row["length_tokens"] for row in rows] == [500] * 9 + [900] * 3
+        assert [row["length_tokens"] for row in rows] == [500] * 9 + [900] * 5
         kinds = {"near_miss", "refusal", *(["distractor"] if distractors else [])}
         assert {row["rejected_kind"] for row in rows} == kinds
         grid = PasskeyGridConfig(tasks=[task], num_needles=4)
@@ -116,8 +116,7 @@ def test_verb(ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixt
         ("rejected={refusal:0,near_miss:0,distractor:0}", "one above 0"),
         ("num_distractors=0 rejected={distractor:1}", "needs num_distractors above 0"),
         ("prompt=text", "prompt='text': choose chat, plain"),
-        ("samples_by_length={512:3}", r"samples_by_length: [512] not in lengths=[4096]"),
-        ("samples_by_length={4096:0}", "numbers must be at least 1"),
+        ("tokens_per_length=0", "tokens_per_length=0: must be at least 1"),
         ("depths=[2]", "each in [0, 1]"),
     ],
 )
