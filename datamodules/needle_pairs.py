@@ -111,13 +111,17 @@ class MakePreferencesConfig:
 
 
 def question_of(name: str) -> str:
-    """The question that ends a prompt."""
-    return f" What is the pass key for {name}?"
+    """The question that ends a user's turn.
+
+    It holds the answer's beginning, as RULER's prompts do (arXiv 2404.06654): a model of this
+    project's size that was trained on needles alone does not copy a name (docs/log.md).
+    """
+    return f" What is the pass key for {name}? Complete the sentence: The pass key for {name} is"
 
 
-def answer_of(name: str, key: str) -> str:
-    """The answer of the assistant, right or wrong."""
-    return f"The pass key for {name} is {key}."
+def answer_of(key: str | None) -> str:
+    """The end of that sentence, right or wrong; None where no key is said to be there."""
+    return "not in the text." if key is None else f"{key}."
 
 
 def needle_pairs(
@@ -242,9 +246,7 @@ class _Chat:
         return [{"role": "user", "content": text + question_of(self.name)}]
 
     def answer(self, key: str | None) -> str:
-        if key is None:
-            return f"I found no pass key for {self.name} in the text."
-        return answer_of(self.name, key)
+        return answer_of(key)
 
     def completion(self, answer: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": answer}]
@@ -263,7 +265,7 @@ class _Plain:
         return text + self.sample.question
 
     def answer(self, key: str | None) -> str:
-        return " not in the text." if key is None else f" {key}."
+        return f" {answer_of(key)}"
 
     def completion(self, answer: str) -> str:
         return answer

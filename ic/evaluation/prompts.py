@@ -145,7 +145,7 @@ def _chat_turn(
         np.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], dtype=np.int64)
         for part in (before, after)
     ]
-    return ids[0], ids[1], answer_of(name, key)
+    return ids[0], ids[1], answer_of(key)
 
 
 def _filler_tokens(

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs
+from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, question_of
 from ic.datamodules.needles import KEYS, answer_keys
 from ic.datamodules.preference import PreferenceDataConfig, tokenize_pair
 from ic.evaluation.grid import Cell, PasskeyGridConfig
@@ -31,7 +31,7 @@ def test_pairs() -> None:
         keys = answer_keys(text)
         assert len(set(keys)) == 9
         (right,) = answer_keys(row["chosen"][0]["content"])
-        name = text.rstrip("?").split()[-1]
+        name = text.removesuffix(" is").split()[-1]
         needle = f" The pass key for {name} is {right}. "
         assert needle in text
         assert int(right) in KEYS["train"]
@@ -46,7 +46,7 @@ def test_pairs() -> None:
             assert not wrong
         pair = tokenize_pair(ByteTokenizer(), row, "row", PreferenceDataConfig())
         assert pair.num_tokens == row["length_tokens"]
-        at = text.index(needle) / (len(text) - len(f" What is the pass key for {name}?"))
+        at = text.index(needle) / (len(text) - len(question_of(name)))
         # The other needles shift it by at most their own length.
         assert abs(at - row["depth"]) < 9 * len(needle) / len(text)
 
@@ -133,9 +133,10 @@ def test_evaluation_asks_as_the_pairs_do() -> None:
     text = ByteTokenizer().decode(prompt.ids)
     assert len(prompt.ids) == 800
     assert text.startswith("<|user|>")
-    name = text.rpartition("?<|end|><|assistant|>")[0].split()[-1]
+    name = text.rpartition(" is<|end|><|assistant|>")[0].split()[-1]
+    assert question_of(name) in text
     assert f" The pass key for {name} is {prompt.expected[0]}. " in text
-    assert prompt.answer_tokens == len(f"The pass key for {name} is 12345.")
+    assert prompt.answer_tokens == len("12345.")
     assert len(set(answer_keys(text))) == 9
     assert int(prompt.expected[0]) in KEYS["test"]
     assert np.array_equal(
