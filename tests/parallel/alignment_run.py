@@ -133,7 +133,7 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
         strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
             max_steps=STEPS, accelerator="cpu", devices=num_processes, log_every_n_steps=1,
-            accumulate_grad_batches=case.accumulate, val_check_interval=STEPS * case.accumulate,
+            accumulate_grad_batches=case.accumulate, val_check_interval=STEPS,
         ),
         callbacks=CallbacksConfig(
             progress=False, guardrails=GuardrailsConfig(),

@@ -162,7 +162,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         trainer=TrainerConfig(
             max_steps=STEPS, accelerator=case.accelerator, devices=num_processes, gradient_clip_val=0.1,
             accumulate_grad_batches=case.accumulate, log_every_n_steps=1,
-            val_check_interval=2 * case.accumulate,
+            val_check_interval=2,
         ),
         callbacks=CallbacksConfig(
             progress=False, passkey=PasskeyEvaluationConfig() if case.passkey else None
