@@ -317,5 +317,3 @@ def _insert(text: str, pieces: list[str], places: list[int]) -> str:
         out += [text[last:place], piece]
         last = place
     return "".join([*out, text[last:]])
-
-
