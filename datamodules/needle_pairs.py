@@ -22,19 +22,15 @@ from ic.datamodules.conversations import check_template, render_ids, text_ids
 from ic.datamodules.needles import (
     FILLERS,
     KEY_DIGITS,
+    PROMPTS,
     SPLITS,
-    NeedleSample,
-    ask_named,
+    answer_keys,
     draw_filler,
-    draw_keys,
-    draw_names,
     draw_sample,
-    named_needle,
 )
 from ic.datamodules.text_files import resolve_files
 
 REJECTED = ("distractor", "near_miss", "refusal")
-PROMPTS = ("chat", "plain")
 
 
 @dataclass
@@ -201,7 +197,12 @@ def _pair(
     depth: float,
     kind: str,
 ) -> dict[str, Any]:
-    form, needles, keys = _draw(rng, config)
+    is_chat = config.prompt == "chat"
+    task = "multi_key" if is_chat or config.num_distractors else "single"
+    sample = draw_sample(rng, task, config.split, config.num_distractors)
+    form = _Chat(question_of(sample.name)) if is_chat else _Plain(sample.question)
+    needles = [sample.needle, *sample.others]
+    keys = [answer_keys(needle)[0] for needle in needles]
     wrong = None
     if kind == "distractor":
         wrong = keys[1 + int(rng.integers(config.num_distractors))]
@@ -240,10 +241,10 @@ def _pair(
 class _Chat:
     """A named key, asked for and answered in a conversation."""
 
-    name: str
+    question: str
 
     def prompt(self, text: str) -> list[dict[str, str]]:
-        return [{"role": "user", "content": text + question_of(self.name)}]
+        return [{"role": "user", "content": text + self.question}]
 
     def answer(self, key: str | None) -> str:
         return answer_of(key)
@@ -259,10 +260,10 @@ class _Chat:
 class _Plain:
     """Text that ends in a question and the beginning of its answer."""
 
-    sample: NeedleSample
+    question: str
 
     def prompt(self, text: str) -> str:
-        return text + self.sample.question
+        return text + self.question
 
     def answer(self, key: str | None) -> str:
         return f" {answer_of(key)}"
@@ -272,21 +273,6 @@ class _Plain:
 
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, answer: str) -> int:
         return len(text_ids(tokenizer, f"{self.prompt(text)}{answer}{tokenizer.eos_token}"))
-
-
-def _draw(
-    rng: np.random.Generator, config: MakePreferencesConfig
-) -> tuple[_Chat | _Plain, list[str], list[str]]:
-    """The form of a pair, its statements and their keys, each list from the one asked for on."""
-    if config.prompt == "plain" and not config.num_distractors:
-        single = draw_sample(rng, "single", config.split)
-        return _Plain(single), [single.needle], single.keys
-    keys = draw_keys(rng, config.num_distractors + 1, config.split)
-    names = draw_names(rng, config.num_distractors + 1)
-    needles = [named_needle(name, key) for name, key in zip(names, keys, strict=True)]
-    if config.prompt == "chat":
-        return _Chat(names[0]), needles, keys
-    return _Plain(ask_named(names, keys, 0)), needles, keys
 
 
 # A token is rarely longer; a filler that falls short of the room makes a shorter pair.

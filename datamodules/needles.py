@@ -18,6 +18,7 @@ NAME_LETTERS = 3
 SPLITS = ("train", "validation", "test")
 FILLERS = ("noise", "random")
 TASKS = ("single", "multi_key", "multi_value", "multi_query")
+PROMPTS = ("chat", "plain")
 
 # The filler of Mohtashami and Jaggi (arXiv 2305.16300), which most passkey reports use.
 NOISE = (
@@ -59,6 +60,11 @@ class NeedleSample:
     def keys(self) -> list[str]:
         """The digits asked for, in order."""
         return answer_keys(self.answer)
+
+    @property
+    def name(self) -> str:
+        """Whose key is asked for; of a named key."""
+        return re.findall(r"for (\w+) is", self.needle)[0]
 
 
 def answer_keys(text: str) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from ic.datamodules.needles import FILLERS, SPLITS, TASKS
+from ic.datamodules.needles import FILLERS, PROMPTS, SPLITS, TASKS
 
 # The needle is left out: whatever the model answers, it should not be the key.
 CONTROL = -1.0
-PROMPTS = ("plain", "chat")
 
 
 @dataclass

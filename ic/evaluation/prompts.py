@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -136,9 +135,9 @@ def _chat_turn(
     tokenizer: PreTrainedTokenizerBase, sample: NeedleSample
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Token ids before the filler and from the question on, and the answer expected."""
-    (key,), name = sample.keys, re.findall(r"for (\w+) is", sample.needle)[0]
+    (key,) = sample.keys
     marker = "\x00"  # stands for the filler, which need not be rendered to count its tokens
-    turn = [{"role": "user", "content": marker + question_of(name)}]
+    turn = [{"role": "user", "content": marker + question_of(sample.name)}]
     rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     before, _, after = rendered.partition(marker)
     ids = [
