@@ -100,6 +100,8 @@ def compose_config(
             raise _explain(error, known) from error
         except OmegaConfBaseException as error:
             raise _wrong_value(error) from error
+        except AssertionError as error:  # OmegaConf's, for a key below null
+            raise _below_null(conf, verb, overrides) or error from error
     _refuse_additions(cfg)
     return (to_dataclasses(verb, cfg) if check else None), OmegaConf.to_yaml(cfg)
 
@@ -178,6 +180,27 @@ def _known_keys(conf: Path, verb: str, overrides: list[str]) -> list[str]:
     except HydraException:
         keys = []
     return sorted({*keys, *groups})
+
+
+def _below_null(conf: Path, verb: str, overrides: list[str]) -> UsageError | None:
+    """The first override of a key below one that is null."""
+    for place, override in enumerate(overrides):
+        try:
+            compose(verb, overrides[: place + 1])
+        except AssertionError:
+            key = override.partition("=")[0].lstrip("+~")
+            *parents, last = key.split(".")[:-1]
+            group = conf.joinpath(*parents)
+            switch = ""
+            if (group / f"{last}.yaml").is_file():
+                switch = f" or choose {'/'.join(parents)}={last}"
+            elif options := sorted(path.stem for path in (group / last).glob("*.yaml")):
+                switch = f" or choose {'/'.join([*parents, last])}={'|'.join(options)}"
+            return UsageError(
+                f"{override}: {'.'.join([*parents, last])} is null (switched off) here, so there "
+                f"is nothing to set; leave it out{switch}"
+            )
+    return None
 
 
 def _flatten(node: Any, prefix: str = "") -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ic.ablation.report import ablation_cells, training_share
 from ic.atomic_write import replacing
+from ic.evaluation.heatmap import write_png
 from ic.evaluation.statistics import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +183,41 @@ def ablation_table() -> str:
     )
 
 
+# Files `infinitecontext_1b-<stage>-<kind>.json`, and what documents call them.
+STAGES = {"base": "before SFT", "sft": "after SFT", "dpo": "after DPO"}
+KINDS = {"distractors": "one of nine keys, conversation", "passkey": "one key, plain text"}
+
+
+def alignment_table() -> str:
+    """Exact answers before SFT, after it and after DPO, depths and fillers pooled."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for kind, shown in KINDS.items():
+        for stage in STAGES:
+            rows = _load(f"infinitecontext_1b-{stage}-{kind}.json")["rows"]
+            hidden = [r for r in rows if r["what"] == "passkey" and r["depth"] != "control"]
+            for length in sorted({r["length_tokens"] for r in hidden}):
+                here = [r for r in hidden if r["length_tokens"] == length]
+                n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
+                found.setdefault((shown, length), []).append(f"{correct}/{n}")
+    lines = [f"| asked for | tokens | {' | '.join(STAGES.values())} |", "|---|--:|--:|--:|--:|"]
+    for (shown, length), cells in found.items():
+        lines.append(f"| {shown} | {length:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_alignment() -> None:
+    """`docs/images/alignment-<kind>.png`: a panel for each stage."""
+    for kind, shown in KINDS.items():
+        rows = []
+        for stage, name in STAGES.items():
+            for row in _load(f"infinitecontext_1b-{stage}-{kind}.json")["rows"]:
+                if row["what"] == "passkey" and row["depth"] != "control":
+                    rows.append(row | {"task": name})
+        write_png(
+            rows, ROOT / f"docs/images/alignment-{kind}.png", title=f"{shown}, synthetic data"
+        )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "passkey": passkey_table,
     "training": training_table,
@@ -190,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "preference": preference_table,
     "scaling": scaling_table,
     "ablation": ablation_table,
+    "alignment": alignment_table,
 }
 DOCUMENTS = (
     "README.md", "docs/ablation.md", "docs/alignment.md", "docs/parallel.md", "docs/planning.md",
@@ -217,6 +254,7 @@ def main() -> None:
         text = refresh(document.read_text())
         with replacing(document) as partial:
             partial.write_text(text)
+    draw_alignment()
 
 
 def _load(file: str) -> dict[str, Any]:

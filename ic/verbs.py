@@ -49,7 +49,7 @@ from ic.checkpoint.export import ExportConfig, export_checkpoint
 from ic.config import EvaluateConfig, GenerateConfig, PlanConfig, RunConfig
 from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, write_pairs
 from ic.doctor.examination import doctor
-from ic.evaluation.heatmap import summary_table, write_csv, write_png
+from ic.evaluation.heatmap import shown_name, summary_table, write_csv, write_png
 from ic.ladder import run_ladder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.parallel.context_parallel import ContextParallel
@@ -157,7 +157,7 @@ def evaluate(config: EvaluateConfig) -> int:
     write_csv(rows, output / "heatmap.csv")
     write_png(
         rows, output / "heatmap.png",
-        title=f"{folder.resolve().name}: passkey retrieval on synthetic text",
+        title=f"{shown_name(folder)}: passkey retrieval on synthetic text",
         trained_length=config.trained_length or trained_length(folder),
     )  # fmt: skip
     write_results(output / "results.json", asdict(config), passkey_rows(rows))

@@ -92,6 +92,12 @@ BAD = {
     "group": (["fit", "modell=mla_tiny"], "unknown key 'modell'; did you mean model"),
     "key": (["fit", "trainer.max_step=3"], "unknown key 'trainer.max_step'; did you mean trainer.max_steps"),
     "added key": (["fit", "++evaluation.depth=[0]"], "unknown key 'evaluation.depth'; did you mean evaluation.depths"),
+    "key of a callback that is off": (
+        ["fit", "callbacks.memory=null", "callbacks.memory.first_steps=1"],
+        "callbacks.memory.first_steps=1: callbacks.memory is null (switched off) here",
+    ),
+    "key of no adapter": (["fit", "model.adapter.r=4"], "leave it out or choose model/adapter=lora"),
+    "key of another logger": (["fit", "logger.wandb.mode=online"], "leave it out or choose logger=wandb"),
     "misplaced key": (["fit", "max_steps=3"], "did you mean trainer.max_steps"),
     "type": (["fit", "trainer.max_steps=soon"], "trainer.max_steps: Value 'soon' of type 'str'"),
     "range": (["fit", "optimizer.lr=-1"], "optimizer.lr=-1.0: must be above 0"),

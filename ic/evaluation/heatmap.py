@@ -73,7 +73,7 @@ def write_png(
     from matplotlib.figure import Figure
 
     cells = pool(rows)
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
     lengths = sorted({cell.length_tokens for cell in cells})
     depths = sorted({cell.depth for cell in cells if cell.depth != CONTROL})
     control = any(cell.depth == CONTROL for cell in cells)
@@ -126,6 +126,14 @@ def write_png(
     bar.set_label("share of exact answers")
     with replacing(path) as partial:
         figure.savefig(partial, dpi=150, format="png")
+
+
+def shown_name(checkpoint: Path) -> str:
+    """`mla_tiny, step 150` for `<name>/<run_id>/checkpoints/step=150`; else the folder's name."""
+    folder = checkpoint.resolve()
+    if folder.parent.name != "checkpoints" or not folder.name.startswith("step="):
+        return folder.name
+    return f"{folder.parents[2].name}, step {int(folder.name.removeprefix('step=')):,}"
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:
