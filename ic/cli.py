@@ -6,6 +6,7 @@ Errors end here: bad input is one readable line on stderr and exit code 2.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -17,6 +18,11 @@ from ic.overrides import UsageError, compose_config, describe_groups, split_flag
 
 CONF = Path(__file__).parent / "conf"
 USAGE_EXIT_CODE = 2
+# A folder or file given by the user that is not there or may not be used.
+_PATH_ERRORS = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 VERBS = {
     "fit": "train a model (pre-training, SFT, DPO); resumes with ckpt_path=last",
@@ -56,15 +62,25 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(args)
-    except ValueError as error:
-        if os.environ.get("IC_TRACEBACK"):
-            raise
-        print(f"ic: {' '.join(str(error).split())}", file=sys.stderr)
-        code = USAGE_EXIT_CODE
+    except (ValueError, OSError) as error:
+        code = _complain(error)
     except KeyboardInterrupt:
         print("ic: interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _complain(error: ValueError | OSError) -> int:
+    """Print bad input, or a path that cannot be used, in one line; raise any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        if error.errno not in _PATH_ERRORS or not error.filename:
+            raise error
+        text = f"{error.filename}: {error.strerror}"
+    if os.environ.get("IC_TRACEBACK"):
+        raise error
+    print(f"ic: {text}", file=sys.stderr)
+    return USAGE_EXIT_CODE
 
 
 def _run(args: list[str]) -> int:
@@ -121,7 +137,11 @@ def _multirun(verb: str, overrides: list[str]) -> int:
         named = HydraConfig.get().job.override_dirname
         if "run_id" in cfg and named:
             cfg.run_id = f"{cfg.run_id},{named}".replace("/", "-").replace(" ", "")
-        code = max(code, _execute(verb, to_dataclasses(verb, cfg)))
+        try:
+            code = max(code, _execute(verb, to_dataclasses(verb, cfg)))
+        except (ValueError, OSError) as error:
+            # Hydra would print a traceback and exit with 1.
+            raise SystemExit(_complain(error)) from error
 
     # Refuse a wrong key with our message before Hydra starts: sweeps differ in values alone.
     compose_config(CONF, verb, [o for o in overrides if "," not in o and "hydra" not in o])

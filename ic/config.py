@@ -144,6 +144,9 @@ class TrainerConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("gradient_clip_val", "limit_val_batches"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 0")
 
 
 @dataclass

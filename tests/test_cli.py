@@ -125,6 +125,14 @@ BAD = {
         ["generate", "checkpoint=x", "prompt=a", "rope=triton"], "rope=triton: PyTorch sees no CUDA GPU",
     ),
     "accelerator": (["fit", "trainer.accelerator=gpu"], "accelerator=gpu: PyTorch sees no CUDA GPU"),
+    "devices": (
+        ["fit", "trainer.accelerator=cpu", "trainer.devices=0"],
+        "trainer.devices=0: on the CPU choose auto or a number of processes from 1 on",
+    ),
+    "a list of CPUs": (["fit", "trainer.accelerator=cpu", "trainer.devices=[0,1]"], "trainer.devices=[0, 1]:"),
+    "clipping": (["fit", "trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1.0: must be at least 0"),
+    "folder": (["fit", "output_dir=/proc/none"], "/proc/none: No such file or directory"),
+    "a value of a sweep": (["fit", "-m", "optimizer.lr=-1,-2"], "optimizer.lr=-1.0: must be above 0"),
     "tokenizer": (["fit", "tokenizer=./nowhere"], "write bytes, or a folder that holds a tokenizer"),
     "run id": (["fit", "run_id=a/b"], "run_id='a/b': a folder name"),
     "data file": (
