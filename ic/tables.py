@@ -183,6 +183,23 @@ def ablation_table() -> str:
     )
 
 
+def needle_sweep_table() -> str:
+    """Exact answers in per cent by variant of the needle sweep, SFT and then DPO."""
+    tables = []
+    for stage in ("sft", "dpo"):
+        data = _load(f"needle-sweep-{stage}.json")
+        heads, lines = ablation_cells(data["rows"])
+        shown = [heads.index(head) for head in heads if head not in ("task", "trained to", "after")]
+        steps = training_share(data["rows"], data["config"]["max_time_s"])
+        tables += [
+            f"| {stage.upper()}, {steps} | {' | '.join(heads[i] for i in shown[1:])} |",
+            "|---|" + "--:|" * (len(shown) - 1),
+            *(f"| {' | '.join(line[i] for i in shown)} |" for line in lines),
+            "",
+        ]
+    return "\n".join(tables).rstrip("\n")
+
+
 # Files `infinitecontext_1b-<stage>-<kind>.json`, and what documents call them.
 STAGES = {"base": "before SFT", "sft": "after SFT", "dpo": "after DPO"}
 KINDS = {"distractors": "one of nine keys, conversation", "passkey": "one key, plain text"}
@@ -227,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     "ablation": ablation_table,
     "alignment": alignment_table,
+    "needle_sweep": needle_sweep_table,
 }
 DOCUMENTS = (
     "README.md", "docs/ablation.md", "docs/alignment.md", "docs/parallel.md", "docs/planning.md",
