@@ -12,13 +12,13 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.multiprocessing
+from torch.distributed import TCPStore
 
 from ic.cli import main
 from ic.model import MLAConfig, MLAForCausalLM
@@ -86,10 +86,12 @@ def ic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return run
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def host_store() -> TCPStore:
+    """The store where processes with TORCHELASTIC_USE_AGENT_STORE=True meet; keep it as long.
+
+    It listens from here on: a free port that a process opens later could be taken by then.
+    """
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @pytest.fixture(scope="session")
@@ -101,8 +103,9 @@ def spawn() -> Callable[..., None]:
     multiprocessing.set_forkserver_preload(["tests.parallel.training_run", *LATE_IMPORTS])
 
     def run(function: Callable[..., Any], num_processes: int, *args: Any) -> None:
+        store = host_store()
         torch.multiprocessing.start_processes(
-            function, (num_processes, free_port(), *args), nprocs=num_processes,
+            function, (num_processes, store.port, *args), nprocs=num_processes,
             start_method=start_method,
         )  # fmt: skip
 

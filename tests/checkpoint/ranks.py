@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import ic.build
 import ic.verbs  # imported once, by the server that the ranks are forked from
 from ic.checkpoint.rng import rng_state
 from ic.cli import main
-from tests.conftest import LATE_IMPORTS
+from tests.conftest import LATE_IMPORTS, host_store
 
 TIMEOUT_S = 180
 
@@ -139,12 +138,12 @@ def run_ranks(
     """Run `fit` with `args` in `folder`; exit codes, and all that the ranks printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *LATE_IMPORTS])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    store = host_store()
     faults = [fault if rank == faulty_rank else None for rank in range(num_processes)]
     processes = [
-        context.Process(target=_rank, args=(rank, num_processes, port, folder, args, faults[rank]))
+        context.Process(
+            target=_rank, args=(rank, num_processes, store.port, folder, args, faults[rank])
+        )
         for rank in range(num_processes)
     ]
     for process in processes:
@@ -173,8 +172,9 @@ def _rank(
     torch.set_num_threads(1)
     if num_processes > 1:
         os.environ.update(
-            LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+            LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
+        )  # fmt: skip
     build_callbacks = ic.build.build_callbacks
     ic.build.build_callbacks = lambda config: [
         *build_callbacks(config),
