@@ -167,20 +167,23 @@ def scaling_table() -> str:
 
 
 def ablation_table() -> str:
-    """Exact answers in per cent by variant, task and length: mean over seeds (lowest-highest)."""
-    data = _load("ablation.json")
-    heads, lines = ablation_cells(data["rows"])
-    devices = sorted({row["device"] for row in data["rows"] if row["status"] == "measured"})
-    share = training_share(data["rows"], data["config"]["max_time_s"])
-    return "\n".join(
-        [
+    """Exact answers in per cent by variant, task and length: a table an `ablation*.json`."""
+    tables = []
+    for file in sorted(RESULTS.glob("ablation*.json")):
+        data = _load(file.name)
+        heads, lines = ablation_cells(data["rows"])
+        devices = sorted({row["device"] for row in data["rows"] if row["status"] == "measured"})
+        share = training_share(data["rows"], data["config"]["max_time_s"])
+        tables += [
             f"| {' | '.join(heads)} |",
             "|---|---|" + "--:|" * (len(heads) - 2),
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
-            f"{', '.join(devices)}; {share} of training a run; commit {data['commit'][:9]}.",
+            f"`{file.name}`: {', '.join(devices)}, {data['config']['jobs_per_gpu']} runs a GPU; "
+            f"{share} of training a run; commit {data['commit'][:9]}.",
+            "",
         ]
-    )
+    return "\n".join(tables).rstrip("\n")
 
 
 def needle_sweep_table() -> str:

@@ -11,8 +11,12 @@ from rich.table import Table
 from ic.atomic_write import replacing
 
 Row = dict[str, Any]
-# Okabe and Ito's colours without the yellow, which is faint on white; the marker differs as well.
-_COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+# Okabe and Ito's colours without the yellow, which is faint on white, and two more; the marker
+# differs as well.
+_COLORS = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+    "#7F7F7F", "#8B4513",
+)  # fmt: skip
 _MARKERS = "os^DvPX*<>"
 
 

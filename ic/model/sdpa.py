@@ -20,6 +20,11 @@ _CUDA_BACKENDS = [
     SDPBackend.MATH,
 ]
 
+# Queries that follow cached keys need a mask that is not square, for which the kernels take two to
+# three times as long a product (docs/log.md). So up to this many keys a query, empty queries in
+# front, whose output is dropped, make it square.
+_PAD_WITHIN = 2
+
 Segments = list[tuple[int, int, int]]
 
 
@@ -63,7 +68,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None
         # The CPU's flash kernel wants K == V; its other path holds all T x S scores.
         v = F.pad(v, (0, q.shape[-1] - v_dim))
     mask = None if mask_BTS is None else mask_BTS[:, None]
-    causal = mask is None and tokens == keys
+    if mask is None and tokens < keys <= _PAD_WITHIN * tokens:
+        q = F.pad(q, (0, 0, keys - tokens, 0))
+    causal = mask is None and q.shape[2] == keys
     if mask is None and not causal and tokens > 1:
         mask = causal_lower_right(tokens, keys)
         if on_cpu:
@@ -73,7 +80,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None
     else:
         with sdpa_kernel(_CUDA_BACKENDS, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
-    return out[..., :v_dim].transpose(1, 2)
+    return out[:, :, -tokens:, :v_dim].transpose(1, 2)
 
 
 def _lower_right_mask(tokens: int, keys: int) -> Tensor:
