@@ -207,14 +207,16 @@ def export(config: ExportConfig) -> int:
     """Write a checkpoint as Hugging Face safetensors."""
     columns = (TextColumn("export"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("export", total=None)
+        task = progress.add_task("export", total=None, visible=False)
         files = export_checkpoint(
             Path(config.checkpoint),
             Path(config.output),
             dtype=config.dtype,
             max_shard_size=config.max_shard_size,
             overwrite=config.overwrite,
-            on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
+            on_bytes=lambda done, total: progress.update(
+                task, completed=done, total=total, visible=True
+            ),
         )
     size = sum(file.stat().st_size for file in files)
     Console().print(
