@@ -21,7 +21,7 @@ _CUDA_BACKENDS = [
 ]
 
 # Queries that follow cached keys need a mask that is not square, for which the kernels take two to
-# three times as long a product (docs/log.md). So up to this many keys a query, empty queries in
+# three and a half times as long (docs/log.md). So up to this many keys a query, empty queries in
 # front, whose output is dropped, make it square.
 _PAD_WITHIN = 2
 
