@@ -233,7 +233,7 @@ A, B = AblationVariant("a"), AblationVariant("b", ["optimizer.lr=1e-3"])
         ({"variants": [A, AblationVariant("a")]}, "a: give each variant its own name"),
         ({"variants": [AblationVariant("base")], "only": ["bse"]}, "unknown variant .* 'bse'; did you mean base"),
         ({"max_time_s": 0}, "ablation.max_time_s=0: must be at least 1"),
-        ({"run_timeout_s": 80.0}, "must be above ablation.max_time_s=80"),
+        ({"run_timeout_s": 100.0}, "must be above ablation.max_time_s=100"),
         ({"seeds": [1, 1]}, r"ablation.seeds=\[1, 1\]: one or more, different"),
         ({"output": "x.csv"}, "must end in .json"),
         ({"common": ["trainer.max_time=00:00:01:00"]}, "trainer.max_time comes from ablation.max_time_s"),

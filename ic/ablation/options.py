@@ -60,7 +60,7 @@ class AblationOptions:
     only: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     common: list[str] = field(default_factory=list)
-    max_time_s: int | None = 80
+    max_time_s: int | None = 100
     jobs_per_gpu: int = 1
     jobs: int = 1
     run_timeout_s: float = 1800.0
