@@ -50,7 +50,7 @@ EXAMPLES = {
     "generate": 'python -m ic generate checkpoint=PATH prompt="The pass key is"',
     "plan": "python -m ic plan experiment=mla_1m plan.gpu=h100 plan.num_gpus=4",
     "scaling": "python -m ic scaling scaling.output=docs/results/scaling.json",
-    "ablation": "python -m ic ablation ablation.max_time_s=160 'ablation.only=[base,no curriculum]'",
+    "ablation": "python -m ic ablation ablation.max_time_s=60 'ablation.only=[base,no curriculum]'",
     "ladder": "python -m ic ladder",
     "doctor": "python -m ic doctor --output_dir /scratch/runs --json",
     "make-preferences": "python -m ic make-preferences output=pairs.jsonl lengths=[4096,32768]",
