@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +83,20 @@ def cache_table() -> str:
     lengths = [int(n) for n in rows[0]["cache_bytes_by_tokens"]]
     limits = sorted({row["limit_gb"] for row in rows})
     shown = [f"{n // 1024}k" if n < 2**20 else f"{n // 2**20}M" for n in lengths]
-    heads = [*shown, "MB per 1k tokens", *(f"{limit} GB" for limit in limits)]
-    lines = [f"| cache of the 1B shape | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
+    gpus = (f"{limit} GB" for limit in limits)
+    heads = ["cache of the 1B shape", *shown, "MB per 1k tokens", *gpus]
+    lines = []
     for name in dict.fromkeys(row["cache"] for row in rows):
         here = {row["limit_gb"]: row for row in rows if row["cache"] == name}
         first = here[limits[0]]
-        cells = [
+        sizes = [
             f"{size / 2**30:.2f} GiB" if size else "did not fit"
             for size in first["cache_bytes_by_tokens"].values()
         ]
-        cells.append(f"{first['bytes_per_token'] * 1000 / 1e6:.2f}")
-        cells += [f"{here[limit]['largest_context_tokens']:,}" for limit in limits]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        per_token = f"{first['bytes_per_token'] * 1000 / 1e6:.2f}"
+        largest = (f"{here[limit]['largest_context_tokens']:,}" for limit in limits)
+        lines.append([name, *sizes, per_token, *largest])
+    return "\n".join(_markdown(heads, lines, left=1))
 
 
 def plan_table() -> str:
@@ -175,9 +176,7 @@ def ablation_table() -> str:
         devices = sorted({row["device"] for row in data["rows"] if row["status"] == "measured"})
         share = training_share(data["rows"], data["config"]["max_time_s"])
         tables += [
-            f"| {' | '.join(heads)} |",
-            "|---|---|" + "--:|" * (len(heads) - 2),
-            *(f"| {' | '.join(line)} |" for line in lines),
+            *_markdown(heads, lines, left=2),
             "",
             f"`{file.name}`: {', '.join(devices)}, {data['config']['jobs_per_gpu']} runs a GPU; "
             f"{share} of training a run; commit {data['commit'][:9]}.",
@@ -194,12 +193,8 @@ def needle_sweep_table() -> str:
         heads, lines = ablation_cells(data["rows"])
         shown = [heads.index(head) for head in heads if head not in ("task", "trained to", "after")]
         steps = training_share(data["rows"], data["config"]["max_time_s"])
-        tables += [
-            f"| {stage.upper()}, {steps} | {' | '.join(heads[i] for i in shown[1:])} |",
-            "|---|" + "--:|" * (len(shown) - 1),
-            *(f"| {' | '.join(line[i] for i in shown)} |" for line in lines),
-            "",
-        ]
+        named = [f"{stage.upper()}, {steps}", *(heads[i] for i in shown[1:])]
+        tables += [*_markdown(named, [[line[i] for i in shown] for line in lines], left=1), ""]
     return "\n".join(tables).rstrip("\n")
 
 
@@ -219,10 +214,9 @@ def alignment_table() -> str:
                 here = [r for r in hidden if r["length_tokens"] == length]
                 n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
                 found.setdefault((shown, length), []).append(f"{correct}/{n}")
-    lines = [f"| asked for | tokens | {' | '.join(STAGES.values())} |", "|---|--:|--:|--:|--:|"]
-    for (shown, length), cells in found.items():
-        lines.append(f"| {shown} | {length:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    heads = ["asked for", "tokens", *STAGES.values()]
+    lines = [[shown, f"{length:,}", *cells] for (shown, length), cells in found.items()]
+    return "\n".join(_markdown(heads, lines, left=1))
 
 
 def draw_alignment() -> None:
@@ -276,6 +270,15 @@ def main() -> None:
         with replacing(document) as partial:
             partial.write_text(text)
     draw_alignment()
+
+
+def _markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: int) -> list[str]:
+    """Lines of a table whose first `left` columns are set left, the others right."""
+    return [
+        f"| {' | '.join(heads)} |",
+        "|" + "---|" * left + "--:|" * (len(heads) - left),
+        *(f"| {' | '.join(line)} |" for line in lines),
+    ]
 
 
 def _load(file: str) -> dict[str, Any]:
