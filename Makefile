@@ -45,7 +45,7 @@ bench: $(VENV)/.run  ## check and time the Triton kernels; needs a GPU
 	$(BIN)/python -m ic benchmark
 
 tables: $(VENV)/.run  ## regenerate the README's tables from docs/results
-	$(BIN)/python -m ic.tables
+	$(BIN)/python -m ic tables
 
 clean:  ## remove runs, caches and the virtual environment
 	rm -rf runs multirun build dist *.egg-info $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -31,11 +30,10 @@ from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.files.run_folder import saved_steps
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED_EXIT_CODE = 130
-
-_STEP_FOLDER = re.compile(r"step=(\d+)")
 
 
 @dataclass
@@ -258,43 +256,3 @@ class FolderCheckpoint(Checkpoint):
             name = f"step={old}"
             if name not in kept and not (every and old % every == 0):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-
-
-def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
-    """`last` or `best` of a run, or a path.
-
-    Raises:
-        ValueError: the run has no such checkpoint.
-    """
-    if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path)
-    folder = run_dir / "checkpoints" / ckpt_path
-    if not folder.is_dir():
-        raise ValueError(
-            f"ckpt_path={ckpt_path}: {run_dir} holds no such checkpoint; leave ckpt_path out to "
-            "begin anew, or check name= and run_id="
-        )
-    return folder.resolve()
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in a run's folder of them, in order."""
-    found = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step=*"))
-    return sorted(int(match[1]) for match in found if match)
-
-
-def saved_step(folder: Path) -> int:
-    """The step of a checkpoint folder of a run, from its name."""
-    return int(folder.name.removeprefix("step="))
-
-
-def trained_length(folder: Path) -> int | None:
-    """Longest context that a checkpoint was trained at, if its trainer state tells."""
-    state_file = folder / "trainer.pt"
-    if not state_file.is_file():
-        return None
-    state = torch.load(state_file, weights_only=True, map_location="cpu", mmap=True)
-    for key, value in state.items():
-        if re.search("DataModule$", key) and isinstance(value, dict) and "context_length" in value:
-            return int(value["context_length"])
-    return None

@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from ic.atomic_write import write_json
+from ic.files.atomic_write import write_json
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ic.atomic_write import write_json
+from ic.files.atomic_write import write_json
 
 # NVML averages over up to a second before the question, so the first answers tell of the warm-up.
 _NVML_WINDOW_S = 1.0

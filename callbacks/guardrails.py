@@ -33,8 +33,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ic.callbacks.checkpoint import saved_steps
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.files.run_folder import saved_steps
 
 # Standard deviations per median absolute deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
@@ -156,10 +156,13 @@ class Guardrails(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "losses": list(self._losses), "norms": list(self._norms),
-            "context_length": self._context_length, "num_rollbacks": self._num_rollbacks,
-            "bad_in_a_row": self._bad_in_a_row, "first_bad_step": self._first_bad_step,
-        }  # fmt: skip
+            "losses": list(self._losses),
+            "norms": list(self._norms),
+            "context_length": self._context_length,
+            "num_rollbacks": self._num_rollbacks,
+            "bad_in_a_row": self._bad_in_a_row,
+            "first_bad_step": self._first_bad_step,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._losses.extend(state_dict["losses"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ic.atomic_write import replacing
+from ic.files.atomic_write import replacing
 
 # Weights, what training adds to them, what a batch adds, and what is not ours: four families of
 # colour.

@@ -21,7 +21,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ic.atomic_write import write_json
 from ic.callbacks.memory_accounting import (
     CudaMeter,
     MemoryMeter,
@@ -32,7 +31,8 @@ from ic.callbacks.memory_accounting import (
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
-from ic.callbacks.peak_flops import device_name
+from ic.files.atomic_write import write_json
+from ic.machine.peak_flops import device_name
 
 log = logging.getLogger(__name__)
 
@@ -165,12 +165,7 @@ class MemoryProfiler(Callback):
             self._switch("optimizer_step")
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         was_due = self._is_due()
         if was_due:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ic.atomic_write import replacing
+from ic.files.atomic_write import replacing
 
 log = logging.getLogger(__name__)
 

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.throughput import throughput_paused
-from ic.evaluation.decoding import OnCache
-from ic.evaluation.grid import Cell, PasskeyGridConfig
-from ic.evaluation.heatmap import pool, summary_table, write_csv, write_png
-from ic.evaluation.passkey import Ranks, evaluate_grid
+from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.evaluation.passkey.heatmap import pool, summary_table, write_csv, write_png
+from ic.evaluation.passkey.run import run_grid
+from ic.evaluation.runner import Ranks
 from ic.parallel.sharded import ShardedStrategy
 
 
@@ -80,9 +78,13 @@ class PasskeyEvaluation(Callback):
         if not lengths:
             return
         grid = replace(
-            self.grid, lengths=lengths, samples=self.config.cheap_samples, samples_by_length={},
-            control_samples=0, split="validation",
-        )  # fmt: skip
+            self.grid,
+            lengths=lengths,
+            samples=self.config.cheap_samples,
+            samples_by_length={},
+            control_samples=0,
+            split="validation",
+        )
         rows = self._evaluate(trainer, pl_module, grid, f"cells-step={step}.jsonl", quiet=True)
         if rows:
             self._log(trainer, rows)
@@ -98,10 +100,12 @@ class PasskeyEvaluation(Callback):
         write_csv(rows, folder / "heatmap.csv")
         trained = getattr(trainer.datamodule, "context_length", None)  # type: ignore[attr-defined]
         write_png(
-            rows, folder / "heatmap.png", trained_length=trained,
+            rows,
+            folder / "heatmap.png",
+            trained_length=trained,
             title=f"{Path(trainer.default_root_dir).parent.name}: passkey retrieval on synthetic "
             f"text, step {trainer.global_step:,}",
-        )  # fmt: skip
+        )
         self.final_rows = rows
         self._log(trainer, rows)
         self._log_image(trainer, folder / "heatmap.png")
@@ -127,10 +131,15 @@ class PasskeyEvaluation(Callback):
             strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
         ):
             rows = run_grid(
-                pl_module.model, pl_module.tokenizer, grid, self._folder(trainer) / name,
-                quiet=quiet or not trainer.is_global_zero, on_cache=phase.record_cache,
-                ranks=None if sharded else cast(Ranks, strategy), sharded=sharded,
-            )  # fmt: skip
+                pl_module.model,
+                pl_module.tokenizer,
+                grid,
+                self._folder(trainer) / name,
+                quiet=quiet or not trainer.is_global_zero,
+                on_cache=phase.record_cache,
+                ranks=None if sharded else cast(Ranks, strategy),
+                sharded=sharded,
+            )
         return rows if trainer.is_global_zero else []
 
     def _log(self, trainer: Trainer, rows: list[dict[str, Any]]) -> None:
@@ -160,50 +169,3 @@ class PasskeyEvaluation(Callback):
     @staticmethod
     def _folder(trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "passkey"
-
-
-def run_grid(
-    model: Any,
-    tokenizer: Any,
-    grid: PasskeyGridConfig,
-    results_file: Path,
-    *,
-    quiet: bool = False,
-    on_cache: OnCache | None = None,
-    ranks: Ranks | None = None,
-    sharded: bool = False,
-) -> list[dict[str, Any]]:
-    """Evaluate a grid behind a progress bar; resumes from `results_file`.
-
-    `ranks` and `sharded` as in `evaluate_grid`.
-    """
-    cells = list(grid.cells())
-    columns = (
-        TextColumn("passkey"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    console = Console()
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(cells))
-
-        def on_cell(cell: Cell, row: dict[str, Any]) -> None:
-            bar.update(task, advance=1, description=f"{cell.length_tokens:,} tokens")
-            if not quiet and not console.is_terminal:
-                depth = "no needle" if cell.depth < 0 else f"depth {cell.depth:g}"
-                print(
-                    f"passkey {cell.task} {cell.length_tokens} tokens, {cell.filler}, {depth}: "
-                    f"{row['correct']}/{row['n']} in {row['seconds']} s",
-                    flush=True,
-                )
-
-        with torch.no_grad():
-            return evaluate_grid(
-                model,
-                tokenizer,
-                grid,
-                results_file,
-                on_cell,
-                on_cache,
-                ranks=ranks,
-                sharded=sharded,
-            )

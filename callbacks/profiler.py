@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ic.atomic_write import replacing, write_json
-from ic.callbacks.peak_flops import device_name
+from ic.files.atomic_write import replacing, write_json
+from ic.machine.peak_flops import device_name
 
 
 @dataclass
@@ -45,9 +45,12 @@ class ProfilerConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("wait_steps", 0), ("warmup_steps", 1), ("active_steps", 1), ("num_kernels", 1),
+            ("wait_steps", 0),
+            ("warmup_steps", 1),
+            ("active_steps", 1),
+            ("num_kernels", 1),
             ("memory_history_entries", 1),
-        ):  # fmt: skip
+        ):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"callbacks.profiler.{name}={getattr(self, name)}: must be at least {least}"
@@ -78,11 +81,16 @@ class Profiler(Callback):
         self._profile = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])],
             schedule=schedule(
-                wait=config.wait_steps, warmup=config.warmup_steps, active=config.active_steps,
+                wait=config.wait_steps,
+                warmup=config.warmup_steps,
+                active=config.active_steps,
                 repeat=1,
             ),
-            on_trace_ready=write, record_shapes=True, profile_memory=True, with_stack=True,
-        )  # fmt: skip
+            on_trace_ready=write,
+            record_shapes=True,
+            profile_memory=True,
+            with_stack=True,
+        )
         self._num_batches = 0
         self._profile.start()
 

@@ -20,7 +20,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.checkpoint import FolderCheckpoint
-from ic.slurm_job import SlurmError, SlurmJob
+from ic.machine.slurm_job import SlurmError, SlurmJob
 
 # EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
 TO_BE_CONTINUED_EXIT_CODE = 75

@@ -32,14 +32,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ic.atomic_write import write_json
-from ic.callbacks.peak_flops import device_name, peak_bf16_flops
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
-from ic.callbacks.throughput_summary import (
-    TimedStep,
-    summarise,
-    summarise_by_context_length,
-)
+from ic.callbacks.throughput_summary import TimedStep, summarise, summarise_by_context_length
+from ic.files.atomic_write import write_json
+from ic.machine.peak_flops import device_name, peak_bf16_flops
 from ic.model.config import MLAConfig
 from ic.model.cost import train_flops_per_token
 
@@ -66,7 +62,7 @@ class ThroughputConfig:
         sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
             the trainer logs, up to the step before the current one: waiting for that leaves the GPU
             a step's work, so it does not run dry. On CPU each step is read at once.
-        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.callbacks.peak_flops`.
+        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.peak_flops`.
     """
 
     warmup_steps: int = 3
@@ -158,12 +154,7 @@ class Throughput(Callback):
             self._step.begin = start  # of the process's first step, whose wait is not known
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = self._step
         rows, step.context_length = batch["input_ids"].shape

@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizer
 
-from ic.atomic_write import write_json
+from ic.files.atomic_write import write_json
 from ic.model.config import MLAConfig
 
 # `transformers` numbers them in this order: named tokens first, then the others.
 SPECIAL_TOKENS = (
-    "<|bos|>", "<|eos|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
-)  # fmt: skip
+    "<|bos|>",
+    "<|eos|>",
+    "<|pad|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+)
 # The assistant's turns end with eos, so that `generate` stops there.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

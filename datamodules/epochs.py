@@ -192,14 +192,21 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
     def train_dataloader(self) -> Iterable[Batch]:
         rank, world = self._rank_and_world
         stream = EpochBatches(
-            self._rows_of_epoch, self._collate, self.config.rows_per_batch, rank, world,
+            self._rows_of_epoch,
+            self._collate,
+            self.config.rows_per_batch,
+            rank,
+            world,
             (self.next_step, self.place),
-        )  # fmt: skip
+        )
         workers = self.config.num_workers
         return DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
-        )  # fmt: skip
+        )
 
     def val_dataloader(self) -> list[DataLoader] | DataLoader:
         return self._fixed("val_files") if self.config.val_files else []

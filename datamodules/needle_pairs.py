@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ic.atomic_write import replacing
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.conversations import check_template, render_ids, text_ids
 from ic.datamodules.needles import (
@@ -29,6 +28,7 @@ from ic.datamodules.needles import (
     draw_sample,
 )
 from ic.datamodules.text_files import resolve_files
+from ic.files.atomic_write import replacing
 
 REJECTED = ("distractor", "near_miss", "refusal")
 
@@ -78,8 +78,11 @@ class MakePreferencesConfig:
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"depths={self.depths}: at least one, each in [0, 1]")
         for name, least in (
-            ("samples", 1), ("tokens_per_length", 1), ("num_distractors", 0), ("seed", 0),
-        ):  # fmt: skip
+            ("samples", 1),
+            ("tokens_per_length", 1),
+            ("num_distractors", 0),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: must be at least {least}")

@@ -30,11 +30,7 @@ def _split_of_keys() -> dict[str, np.ndarray]:
     keys = np.arange(10**KEY_DIGITS)
     # A multiplicative hash, not the last digit: training has to see every digit in every place.
     bucket = (keys * 48271 % 65537) % 10
-    return {
-        "train": keys[bucket >= 2],
-        "validation": keys[bucket == 0],
-        "test": keys[bucket == 1],
-    }
+    return {"train": keys[bucket >= 2], "validation": keys[bucket == 0], "test": keys[bucket == 1]}
 
 
 KEYS = _split_of_keys()

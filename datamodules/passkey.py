@@ -84,9 +84,12 @@ class PasskeyDataConfig:
         if not 0 <= self.skip_probability <= 1:
             raise ValueError(f"data.skip_probability={self.skip_probability}: must be in [0, 1]")
         for name, least in (
-            ("num_skips", 0), ("num_needles", 1), ("val_batches", 1), ("num_workers", 0), ("seed",
-            0),
-        ):  # fmt: skip
+            ("num_skips", 0),
+            ("num_needles", 1),
+            ("val_batches", 1),
+            ("num_workers", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
         if self.num_needles > 8:
@@ -149,9 +152,12 @@ class _TrainStream(IterableDataset):
         step = int(self.next_step) + index
         while True:
             yield make_batch(
-                self.config, split="train", step=step, rank=self.rank,
+                self.config,
+                split="train",
+                step=step,
+                rank=self.rank,
                 context_length=int(self.context_length),
-            )  # fmt: skip
+            )
             step += count
 
 
@@ -166,9 +172,12 @@ class _FixedSet(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         return make_batch(
-            self.config, split=self.split, step=step, rank=self.rank,
+            self.config,
+            split=self.split,
+            step=step,
+            rank=self.rank,
             context_length=self.config.context_length,
-        )  # fmt: skip
+        )
 
 
 class PasskeyDataModule(LightningDataModule):
@@ -218,9 +227,12 @@ class PasskeyDataModule(LightningDataModule):
         stream = _TrainStream(self.config, self._rank, self._next_step, self._context_length)
         workers = self.config.num_workers
         loader = DataLoader(
-            stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(),
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
-        )  # fmt: skip
+        )
         return with_lookahead(loader, self.trainer)
 
     def val_dataloader(self) -> DataLoader:
@@ -245,9 +257,12 @@ class PasskeyDataModule(LightningDataModule):
         if batch["input_ids"].shape[1] == self.context_length:
             return batch
         return make_batch(
-            self.config, split="train", step=batch["step"], rank=self._rank,
+            self.config,
+            split="train",
+            step=batch["step"],
+            rank=self._rank,
             context_length=self.context_length,
-        )  # fmt: skip
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_step": self.next_step, "context_length": self.context_length}

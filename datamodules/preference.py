@@ -112,10 +112,7 @@ def tokenize_pair(
     if prompt is None or (isinstance(prompt, str) and is_conversation(chosen)):
         prompt, chosen, rejected = _split_prompt(chosen, rejected, where, config)
     ids, completions = prompt_and_completions(
-        tokenizer,
-        prompt,
-        {config.chosen_column: chosen, config.rejected_column: rejected},
-        where,
+        tokenizer, prompt, {config.chosen_column: chosen, config.rejected_column: rejected}, where
     )
     parts = [np.asarray(part, dtype=np.int32) for part in (ids, *completions)]
     return TokenizedPair(parts[0], parts[1], parts[2], where)
@@ -184,10 +181,7 @@ def _rows_of_sequences(pairs: list[TokenizedPair]) -> list[list[_Part]]:
 
 def _rows_of_pairs(pairs: list[TokenizedPair]) -> list[list[_Part]]:
     return [
-        [
-            _Part(pair.prompt, pair.chosen, i),
-            _Part(pair.prompt[-1:], pair.rejected, len(pairs) + i),
-        ]
+        [_Part(pair.prompt, pair.chosen, i), _Part(pair.prompt[-1:], pair.rejected, len(pairs) + i)]
         for i, pair in enumerate(pairs)
     ]
 
@@ -208,9 +202,11 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, 
     def collate(self, pairs: list[TokenizedPair]) -> Batch:
         """`collate_pairs` with the tokenizer's padding, to a length that the strategy takes."""
         return collate_pairs(
-            pairs, int(self.tokenizer.pad_token_id or 0), self.length_multiple,
+            pairs,
+            int(self.tokenizer.pad_token_id or 0),
+            self.length_multiple,
             share_prompt=self.config.share_prompt,
-        )  # fmt: skip
+        )
 
     def _read(self, setting: str) -> list[TokenizedPair]:
         kept, dropped = [], []

@@ -50,9 +50,15 @@ def draw_sequence(
     ending_slots = -(-len(ending) // SLOT_BYTES)
     if task != "single" and slots < ending_slots + 1 + len(sample.others):
         return draw_sequence(
-            rng, length, split=split, task="single", num_needles=num_needles,
-            max_position=max_position, skip_probability=skip_probability, num_skips=num_skips,
-        )  # fmt: skip
+            rng,
+            length,
+            split=split,
+            task="single",
+            num_needles=num_needles,
+            max_position=max_position,
+            skip_probability=skip_probability,
+            num_skips=num_skips,
+        )
     tokens = draw_filler(rng, FILLERS[int(rng.integers(len(FILLERS)))], length).copy()
     is_answer = np.zeros(length, dtype=bool)
 

@@ -93,9 +93,12 @@ class TextDataConfig:
         if not self.text_column:
             raise ValueError("data.text_column is empty: name the key or column with the document")
         for name, least in (
-            ("context_length", 2), ("shuffle_buffer", 0), ("num_streams", 1), ("num_workers", 0),
+            ("context_length", 2),
+            ("shuffle_buffer", 0),
+            ("num_streams", 1),
+            ("num_workers", 0),
             ("seed", 0),
-        ):  # fmt: skip
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
         sequences = self.tokens_per_batch // self.context_length
@@ -298,37 +301,45 @@ class TextDataModule(LightningDataModule):
         rank, num_ranks = data_replica(self.trainer)
         return [
             TokenStream(
-                self._text_files("train"), self._tokenize, seed=config.seed,
-                shard=rank * config.num_streams + index, num_shards=num_ranks * config.num_streams,
-                shuffle_buffer=config.shuffle_buffer, min_tokens=config.context_length,
+                self._text_files("train"),
+                self._tokenize,
+                seed=config.seed,
+                shard=rank * config.num_streams + index,
+                num_shards=num_ranks * config.num_streams,
+                shuffle_buffer=config.shuffle_buffer,
+                min_tokens=config.context_length,
             )
             for index in range(config.num_streams)
-        ]  # fmt: skip
+        ]
 
     def _evaluation_stream(self, split: str) -> TokenStream:
         return TokenStream(
-            self._text_files(split), self._tokenize, seed=0, shard=0, num_shards=1,
-            shuffle_buffer=0, min_tokens=1,
-        )  # fmt: skip
+            self._text_files(split),
+            self._tokenize,
+            seed=0,
+            shard=0,
+            num_shards=1,
+            shuffle_buffer=0,
+            min_tokens=1,
+        )
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         rank, num_ranks = data_replica(self.trainer)
         pad_token_id = self.tokenizer.pad_token_id
         batches = EvaluationBatches(
-            self._evaluation_stream(split), rank=rank, num_ranks=num_ranks,
+            self._evaluation_stream(split),
+            rank=rank,
+            num_ranks=num_ranks,
             rows_per_batch=self.config.tokens_per_batch // self.config.context_length,
             context_length=self.config.context_length,
             pad_token_id=0 if pad_token_id is None else pad_token_id,
-        )  # fmt: skip
+        )
         # One worker: several would each pack everything.
         return self._loader(batches, min(1, self.config.num_workers))
 
     def _loader(self, batches: TextBatches, num_workers: int) -> DataLoader:
         return TextLoader(
-            batches,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            batches, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available()
         )
 
     def _order(self) -> dict[str, Any]:

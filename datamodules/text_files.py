@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ic.retry_io import retry_transient
+from ic.files.retry_io import retry_transient
 
 SUFFIXES = {
     "text": (".txt", ".text", ".md"),
@@ -31,9 +31,14 @@ DOCUMENT_UNITS = ("file", "paragraph", "line")
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 _ROWS_PER_READ = 256
 _JSON_TYPES = {
-    "NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number",
-    "str": "a string", "list": "an array", "dict": "an object",
-}  # fmt: skip
+    "NoneType": "null",
+    "bool": "a boolean",
+    "int": "a number",
+    "float": "a number",
+    "str": "a string",
+    "list": "an array",
+    "dict": "an object",
+}
 
 
 def resolve_files(patterns: list[str], setting: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Check, time and report the kernels: `python -m ic benchmark [kernel ...] [--output FILE.json]`.
+"""Check, time and report the kernels (the verb `benchmark`).
 
 For each registered case (see `benchmark_registry`): compare with the reference on fresh inputs,
 refuse to time what is wrong, time ours and every peer that imports over rotating buffers larger
@@ -7,27 +7,18 @@ than L2, and relate the times to the copy bandwidth and the matrix rate measured
 
 from __future__ import annotations
 
-import argparse
 import gc
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ic.atomic_write import write_json
+from ic.files.atomic_write import write_json
+from ic.files.results import describe_run
 from ic.kernels.benchmark_registry import BenchmarkCase, Prepare, cases_of, load_kernels
 from ic.kernels.benchmark_report import plot, print_table
 from ic.kernels.benchmark_timing import measure_ceilings, rotations, time_best
-from ic.results import describe_run
-
-PEERS_HELP = (
-    "Peers are other implementations of the same case, timed in the same run where their package "
-    "imports: flash_mla, fa3_fwd_interface (FlashAttention-3), flashinfer and, for training, "
-    "flash_attn.cute (FlashAttention-4), liger_kernel, and PyTorch's own cuDNN attention, "
-    "FlexAttention and torch.compile. Those that are not installed are named below the table."
-)
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
@@ -102,45 +93,50 @@ def add_baselines(rows: list[dict[str, Any]], cases: Sequence[BenchmarkCase]) ->
                 row["times_baseline_speed"] = ours[case.baseline] / row["median_us"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark. Returns 1 if one of our kernels was wrong, 0 otherwise."""
-    known = load_kernels()
-    parser = argparse.ArgumentParser(
-        prog="ic benchmark", description=__doc__.split("\n")[0], epilog=PEERS_HELP
-    )
-    parser.add_argument(
-        "kernels", nargs="*", help=f"kernels to run, of {', '.join(known)}; default: all"
-    )
-    parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--output", type=Path, help="JSON file; a plot goes beside it")
-    parser.add_argument("--no-peers", action="store_true", help="time only our kernels")
-    parser.add_argument("--list", action="store_true", help="name the cases and leave")
-    arguments = parser.parse_args(argv)
-    cases = [case for kernel in arguments.kernels or known for case in cases_of(kernel)]
-    cases = [case for case in cases if arguments.match in case.name]
-    if arguments.list:
-        print("\n".join(f"{case.kernel}: {case.name}" for case in cases))
-        return 0
+def benchmark(
+    kernels: Sequence[str], *, match: str, output: Path | None, peers: bool, command: str
+) -> int:
+    """Check and time the cases -> 1 if one of our kernels was wrong, else 0.
+
+    Args:
+        kernels: names of kernels; empty for all.
+        match: only cases whose name contains this.
+        output: JSON file; a plot goes beside it.
+        peers: time other implementations too, where their package imports.
+        command: what was called, for the results file.
+
+    Raises:
+        ValueError: an unknown kernel, no such case, or no CUDA GPU here.
+    """
+    cases = selected_cases(kernels, match)
     if not torch.cuda.is_available():
-        parser.error("no CUDA device: the benchmark measures a GPU (--list needs none)")
+        raise ValueError("benchmark measures a GPU, and PyTorch sees none here")
     torch.manual_seed(0)
     ceilings = measure_ceilings(torch.device("cuda"))
     rows: list[dict[str, Any]] = []
-    run = describe_run({"ceilings": ceilings}, f"python -m ic benchmark {shlex.join(argv or [])}")
+    run = describe_run({"ceilings": ceilings}, command)
     for case in cases:
-        rows += run_case(case, ceilings, peers=not arguments.no_peers)
+        rows += run_case(case, ceilings, peers=peers)
         add_baselines(rows, cases)
-        if arguments.output:  # after every case, so that an interrupted run keeps what it measured
-            write_json(arguments.output, run | {"rows": rows})
+        if output:  # after every case, so that an interrupted run keeps what it measured
+            write_json(output, run | {"rows": rows})
         gc.collect()
         torch.cuda.empty_cache()
     print_table(run, rows)
-    if arguments.output:
-        plot(arguments.output.with_suffix(".png"), run, rows)
+    if output:
+        plot(output.with_suffix(".png"), run, rows)
     return int(any(row["by"] == "ours" and "reason" in row for row in rows))
 
 
-if __name__ == "__main__":
-    import sys
+def selected_cases(kernels: Sequence[str], match: str) -> list[BenchmarkCase]:
+    """Cases of these kernels, of all without any, whose names contain `match`.
 
-    raise SystemExit(main(sys.argv[1:]))
+    Raises:
+        ValueError: an unknown kernel, or no such case.
+    """
+    known = load_kernels()
+    cases = [case for kernel in kernels or known for case in cases_of(kernel)]
+    found = [case for case in cases if match in case.name]
+    if not found:
+        raise ValueError(f"match={match!r}: no case of {', '.join(kernels or known)} contains it")
+    return found

@@ -94,10 +94,7 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     size = 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in "ab")
     matmul_us = statistics.median(time_with_graph([lambda: a @ b]))
-    return {
-        "copy_tb_per_s": copy,
-        "matmul_bf16_tflop_per_s": 2 * size**3 / matmul_us / 1e6,
-    }
+    return {"copy_tb_per_s": copy, "matmul_bf16_tflop_per_s": 2 * size**3 / matmul_us / 1e6}
 
 
 def _copy_tb_per_s(num_bytes: int, device: torch.device) -> float:

@@ -25,12 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ic.kernels.triton_mla_attention_hopper import (
-    _tma_load,
-    _tma_store,
-    key_barriers,
-    load_keys,
-)
+from ic.kernels.triton_mla_attention_hopper import _tma_load, _tma_store, key_barriers, load_keys
 
 
 @gluon.jit

@@ -53,4 +53,4 @@ for stage in ${SPEEDRUN_STAGES:-infinitecontext_1b}; do
   cp "$run/passkey/results.json" "docs/results/$stage-passkey.json"
   start=("model.init_from=$run/checkpoints/last")
 done
-"$IC_PYTHON" -m ic.tables
+"$IC_PYTHON" -m ic tables

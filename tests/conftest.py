@@ -28,11 +28,21 @@ torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SMALL = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8, "v_head_dim": 12, "max_position_embeddings": 4096,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 # What a rank of a sharded run would import while it runs, each rank for itself.
 LATE_IMPORTS = ("torch._dynamo", "torch.distributed.checkpoint.state_dict", "peft")
@@ -105,15 +115,21 @@ def spawn() -> Callable[..., None]:
     def run(function: Callable[..., Any], num_processes: int, *args: Any) -> None:
         store = host_store()
         torch.multiprocessing.start_processes(
-            function, (num_processes, store.port, *args), nprocs=num_processes,
+            function,
+            (num_processes, store.port, *args),
+            nprocs=num_processes,
             start_method=start_method,
-        )  # fmt: skip
+        )
 
     return run
 
 
 # A run of a few short steps that touches every part; options come last and win.
 SHORT = (
-    "fit", "experiment=mla_tiny", "debug=default", "data.context_length=256",
-    "data.tokens_per_batch=512", "data.val_batches=1",
-)  # fmt: skip
+    "fit",
+    "experiment=mla_tiny",
+    "debug=default",
+    "data.context_length=256",
+    "data.tokens_per_batch=512",
+    "data.val_batches=1",
+)

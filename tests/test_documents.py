@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ic.cli import CONF, VERBS
-from ic.overrides import compose_config, split_flags
-from ic.tables import DOCUMENTS as WITH_TABLES
-from ic.tables import refresh
+from ic.cli import find_verb
+from ic.config.compose import compose_config
+from ic.config.flags import split_flags
+from ic.verbs.tables import DOCUMENTS as WITH_TABLES
+from ic.verbs.tables import refresh
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,14 +42,12 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_compose(command: str) -> None:
-    verb, *rest = shlex.split(command)[3:]
-    if verb == "benchmark":  # has arguments of its own, tested in test_cli
-        return
-    assert verb in VERBS
+    name, *rest = shlex.split(command)[3:]
+    verb = find_verb(name)
     flags, overrides = split_flags(rest)
     if "multirun" in flags:
         overrides = [o.partition(",")[0] for o in overrides]
-    compose_config(CONF, verb, overrides)
+    compose_config(verb.name, verb.module.Config, overrides)
 
 
 def test_make_targets_exist() -> None:

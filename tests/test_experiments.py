@@ -8,29 +8,45 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ic.cli import CONF
+from ic.config.compose import CONF, compose_config
+from ic.config.run import RunConfig
 from ic.model.cost import cache_bytes_per_token, num_parameters
-from ic.overrides import compose_config
 
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 PRESETS = sorted(p.stem for p in (CONF / "debug").glob("*.yaml"))
 SHRINK = (
-    "trainer.max_steps=1", "trainer.max_time=null", "trainer.accelerator=cpu", "trainer.devices=1",
-    "trainer.precision=32-true", "model.hidden_size=64", "model.intermediate_size=96",
-    "model.num_hidden_layers=2", "data.context_length=256", "data.tokens_per_batch=256",
-    "data.num_workers=0", "data.val_batches=1", "callbacks.context_length.start_length=128",
-    "evaluation.lengths=[256]", "evaluation.depths=[0.5]", "evaluation.samples=1",
-    "evaluation.control_samples=0", "callbacks.memory=null", "trainer.val_check_interval=1",
-    "model.attention=torch", "strategy=auto",
-)  # fmt: skip
+    "trainer.max_steps=1",
+    "trainer.max_time=null",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.precision=32-true",
+    "model.hidden_size=64",
+    "model.intermediate_size=96",
+    "model.num_hidden_layers=2",
+    "data.context_length=256",
+    "data.tokens_per_batch=256",
+    "data.num_workers=0",
+    "data.val_batches=1",
+    "callbacks.context_length.start_length=128",
+    "evaluation.lengths=[256]",
+    "evaluation.depths=[0.5]",
+    "evaluation.samples=1",
+    "evaluation.control_samples=0",
+    "callbacks.memory=null",
+    "trainer.val_check_interval=1",
+    "model.attention=torch",
+    "strategy=auto",
+)
 
 
 # The alignment experiments read files and know no curriculum.
 ALIGNMENT = [name for name in EXPERIMENTS if name.startswith(("sft_", "dpo_"))]
 SHRINK_ALIGNMENT = (
     *(o for o in SHRINK if "val_batches" not in o and "start_length" not in o),
-    "data.tokens_per_batch=512", "trainer.num_sanity_val_steps=1", "trainer.limit_val_batches=1",
-)  # fmt: skip
+    "data.tokens_per_batch=512",
+    "trainer.num_sanity_val_steps=1",
+    "trainer.limit_val_batches=1",
+)
 LORA = ("model/adapter=lora", "model.adapter.r=4")
 
 
@@ -77,7 +93,7 @@ def test_file_says_how_to_run_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if not n.endswith(("_tiny", "_small"))])
 def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
-    config, _ = compose_config(CONF, "fit", [f"experiment={name}"])
+    config, _ = compose_config("fit", RunConfig, [f"experiment={name}"])
     model = config.model.mla_config(vocab_size=320)
     assert num_parameters(model) == 724_899_072
     assert cache_bytes_per_token(model) == 8192
@@ -86,7 +102,7 @@ def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
 
 
 def test_mla_small_has_the_recipes_dimensions() -> None:
-    config, _ = compose_config(CONF, "fit", ["experiment=mla_small"])
+    config, _ = compose_config("fit", RunConfig, ["experiment=mla_small"])
     model = config.model.mla_config(vocab_size=320)
     per_layer = 512 * 8 * 96 + 512 * (128 + 32) + 128 * 8 * (64 + 64) + 8 * 64 * 512
     mlp, norms, ssmax = 3 * 512 * 1360, 2 * 512 + 128, 8

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-from ic.retry_io import is_transient
+from ic.files.retry_io import is_transient
 
 ATTEMPTS, FIRST_WAIT_S = 3, 1.0
 

@@ -21,16 +21,10 @@ from torch import Tensor
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError, retrying
 from ic.checkpoint.folder import ADAPTER, TRAINER_STATE, WEIGHTS, load_config
-from ic.checkpoint.storage import (
-    MODEL,
-    ShardReader,
-    is_sharded,
-    read_tensors,
-    tensor_metadata,
-)
+from ic.checkpoint.storage import MODEL, ShardReader, is_sharded, read_tensors, tensor_metadata
+from ic.files.retry_io import operating_system_error
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import load_adapter, merged_tensor
-from ic.retry_io import operating_system_error
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

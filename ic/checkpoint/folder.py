@@ -14,6 +14,7 @@ A folder is written under a temporary name, flushed to disk and renamed: it is t
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import (
-    CheckpointError,
-    retrying,
-    save_error,
-)
+from ic.checkpoint.errors import CheckpointError, retrying, save_error
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
+from ic.files.retry_io import operating_system_error
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import (
     AdapterConfig,
@@ -43,7 +41,6 @@ from ic.model.adapter import (
     split_adapter,
 )
 from ic.model.backends import ON_TORCH, Backends
-from ic.retry_io import operating_system_error
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
 ADAPTER = "adapter"
@@ -202,8 +199,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
         CheckpointError: missing or damaged.
     """
     return _read(
-        folder / TRAINER_STATE,
-        lambda file: torch.load(file, weights_only=True, map_location="cpu"),
+        folder / TRAINER_STATE, lambda file: torch.load(file, weights_only=True, map_location="cpu")
     )
 
 
@@ -291,11 +287,21 @@ def _optimizer_state(reader: ShardReader, groups: list[dict[str, Any]]) -> dict[
 def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -> None:
     """Refuse weights of other dimensions, naming each that differs."""
     keys = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-        "num_attention_heads", "q_lora_rank",
-        "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-        "tie_word_embeddings", "rope_interleave", "length_temperature", "nope_layers",
-    )  # fmt: skip
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "tie_word_embeddings",
+        "rope_interleave",
+        "length_temperature",
+        "nope_layers",
+    )
     different = [
         f"{key} {getattr(found, key)} (configured {getattr(wanted, key)})"
         for key in keys
@@ -317,3 +323,15 @@ def _read(file: Path, load: Any) -> Any:
         return load(file)
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+
+
+def trained_length(folder: Path) -> int | None:
+    """Longest context that a checkpoint was trained at, if its trainer state tells."""
+    state_file = folder / "trainer.pt"
+    if not state_file.is_file():
+        return None
+    state = torch.load(state_file, weights_only=True, map_location="cpu", mmap=True)
+    for key, value in state.items():
+        if re.search("DataModule$", key) and isinstance(value, dict) and "context_length" in value:
+            return int(value["context_length"])
+    return None

@@ -32,7 +32,7 @@ from torch.futures import Future
 
 from ic.checkpoint.commit import commit_folder, sync_folder
 from ic.checkpoint.errors import CheckpointError, retrying
-from ic.retry_io import operating_system_error
+from ic.files.retry_io import operating_system_error
 
 METADATA = ".metadata"
 MODEL, OPTIMIZER = "model.", "optimizer."
@@ -219,14 +219,19 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     _ALLOWED: ClassVar[dict[str, set[str]]] = {
         "torch.distributed.checkpoint.metadata": {
-            "Metadata", "MetadataIndex", "TensorStorageMetadata", "ChunkStorageMetadata",
-            "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING",
+            "Metadata",
+            "MetadataIndex",
+            "TensorStorageMetadata",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+            "StorageMeta",
+            "_MEM_FORMAT_ENCODING",
         },
         "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
         "torch.serialization": {"_get_layout"},
         "pathlib": {"Path", "PosixPath"},
         "pathlib._local": {"Path", "PosixPath"},
-    }  # fmt: skip
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         found = None

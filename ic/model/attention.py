@@ -11,7 +11,7 @@ K = N + P, V v_head, R kv_lora_rank, C = R + P.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,58 +21,17 @@ from transformers.cache_utils import Cache
 
 from ic.model.adapter import effective_weight
 from ic.model.backends import triton_kernels
-from ic.model.branches import Branches, branched_attention
+from ic.model.branches import branched_attention
 from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
+from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
 from ic.model.rope import rotate_query_and_key
-from ic.model.sdpa import Segments, causal_attention
+from ic.model.sdpa import causal_attention
 from ic.model.shared_attention import shared_attention
 
 if TYPE_CHECKING:
-    from ic.parallel.context_parallel import ContextParallel
-
-
-@dataclass
-class AttentionContext:
-    """What every layer of one forward pass shares; made once by `MLAModel`.
-
-    Attributes:
-        cos_BTF, sin_BTF: rotation of the new tokens, (B or 1, T, P/2) float32.
-        visible_BT: number of keys each new token sees (itself included), or None if no layer asks.
-        mask_BTS: True where a key is visible; None for plain causal attention.
-        segments: documents as (row, start, end), or None.
-        document_ids_BT: the same documents as ids, or None.
-        branches: bounds of each row's two continuations, in whole sequences, or None.
-        lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
-        append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
-            (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
-        parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
-            this rank's tokens, documents of the whole sequence.
-        is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
-            has all of them.
-    """
-
-    cos_BTF: Tensor
-    sin_BTF: Tensor
-    visible_BT: Tensor | None = None
-    mask_BTS: Tensor | None = None
-    segments: Segments | None = None
-    document_ids_BT: Tensor | None = None
-    branches: Branches | None = None
-    lengths_B: Tensor | None = None
-    append_slots_M: Tensor | None = None
-    parallel: ContextParallel | None = None
-    is_split: bool = False
-
-    def up_to(self, num_keys: int) -> AttentionContext:
-        """The same with documents cut off after the first `num_keys` tokens."""
-        segments, ids = self.segments, self.document_ids_BT
-        if segments is not None:
-            segments = [(b, i, min(j, num_keys)) for b, i, j in segments if i < num_keys]
-        if ids is not None:
-            ids = ids[:, :num_keys]
-        return replace(self, segments=segments, document_ids_BT=ids)
+    pass
 
 
 class LengthTemperature(nn.Module):
@@ -204,11 +163,17 @@ class MLAAttention(nn.Module):
         )
         layer: Any = cache.layers[self.layer_idx]
         triton_kernels().append_latent(
-            latent_BTR.flatten(0, 1), k_rope_BTP.flatten(0, 1), self.kv_a_layernorm.weight,
-            cos_MF, sin_MF, layer.extend(tokens), context.append_slots_M,
-            eps=self.kv_a_layernorm.eps, interleaved=self.config.rope_interleave,
+            latent_BTR.flatten(0, 1),
+            k_rope_BTP.flatten(0, 1),
+            self.kv_a_layernorm.weight,
+            cos_MF,
+            sin_MF,
+            layer.extend(tokens),
+            context.append_slots_M,
+            eps=self.kv_a_layernorm.eps,
+            interleaved=self.config.rope_interleave,
             check_indices=False,  # made for pages of this batch
-        )  # fmt: skip
+        )
 
     def expanded(
         self, q_BTHK: Tensor, latent_BSR: Tensor, k_rope_BSP: Tensor, context: AttentionContext
@@ -224,13 +189,20 @@ class MLAAttention(nn.Module):
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
         if config.attention_backend == "triton" and context.mask_BTS is None:
             return triton_kernels().expanded(
-                q_BTHK, k_BSHK, v_BSHV,
-                scale=config.softmax_scale, document_ids_BT=context.document_ids_BT,
-            )  # fmt: skip
+                q_BTHK,
+                k_BSHK,
+                v_BSHV,
+                scale=config.softmax_scale,
+                document_ids_BT=context.document_ids_BT,
+            )
         return causal_attention(
-            q_BTHK, k_BSHK, v_BSHV,
-            scale=config.softmax_scale, mask_BTS=context.mask_BTS, segments=context.segments,
-        )  # fmt: skip
+            q_BTHK,
+            k_BSHK,
+            v_BSHV,
+            scale=config.softmax_scale,
+            mask_BTS=context.mask_BTS,
+            segments=context.segments,
+        )
 
     def _absorbed(
         self, q_nope_BTHN: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, context: AttentionContext

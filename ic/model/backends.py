@@ -11,14 +11,17 @@ from types import ModuleType
 
 import torch
 
-from ic.model.choices import check_choice
+from ic.errors import check_choice
 
 BACKENDS = ("torch", "triton")
 FIRST_CAPABILITY = (8, 0)
 # Float16 has five exponent bits: weights and their updates stay float32, gradients are scaled.
 _FLOAT16 = {
-    "bf16": "16-mixed", "bf16-mixed": "16-mixed", "bf16-true": "16-mixed", "bfloat16": "float16",
-}  # fmt: skip
+    "bf16": "16-mixed",
+    "bf16-mixed": "16-mixed",
+    "bf16-true": "16-mixed",
+    "bfloat16": "float16",
+}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from ic.errors import check_choice
 from ic.model.backends import BACKENDS, Backends
-from ic.model.choices import check_choice
 
 LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
 ROPE_TYPES = ("default", "yarn")
@@ -128,10 +128,17 @@ class MLAConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         for name in (
-            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-            "v_head_dim", "max_position_embeddings",
-        ):  # fmt: skip
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "kv_lora_rank",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "v_head_dim",
+            "max_position_embeddings",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.q_lora_rank is not None and self.q_lora_rank < 1:

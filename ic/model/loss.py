@@ -106,11 +106,7 @@ class _SelectiveLogProbs(torch.autograd.Function):
                     grad_hidden[chunk] = grad @ weight
                 if grad_weight is not None:
                     grad_weight += (grad.T @ hidden_MD[chunk]).float()
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight_WD.dtype),
-            None,
-        )
+        return (grad_hidden, None if grad_weight is None else grad_weight.to(weight_WD.dtype), None)
 
 
 def _chunks(tokens: int) -> list[slice]:

@@ -23,10 +23,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from ic.model.attention import AttentionContext, MLAAttention
+from ic.model.attention import MLAAttention
 from ic.model.branches import Branches, check_branches
 from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
+from ic.model.context import AttentionContext
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
 from ic.model.masks import document_segments, needs_no_mask, num_visible, padding_mask
@@ -157,9 +158,16 @@ class MLAModel(MLAPreTrainedModel):
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         context = self._context(
-            batch, tokens, hidden_BTD.device, attention_mask, position_ids, document_ids, branches,
-            past, is_split,
-        )  # fmt: skip
+            batch,
+            tokens,
+            hidden_BTD.device,
+            attention_mask,
+            position_ids,
+            document_ids,
+            branches,
+            past,
+            is_split,
+        )
         all_hidden = [hidden_BTD] if output_hidden_states else None
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, context, past_key_values)

@@ -51,12 +51,15 @@ def causal_attention(
     first = k_BSHK.shape[1] - q_BTHK.shape[1]
     pieces = [
         _sdpa(
-            q_BTHK[b, max(i - first, 0) : j - first][None], k_BSHK[b, i:j][None],
-            v_BSHV[b, i:j][None], scale, None,
+            q_BTHK[b, max(i - first, 0) : j - first][None],
+            k_BSHK[b, i:j][None],
+            v_BSHV[b, i:j][None],
+            scale,
+            None,
         )[0]
         for b, i, j in segments
         if j > first
-    ]  # fmt: skip
+    ]
     return torch.cat(pieces).view(*q_BTHK.shape[:3], v_BSHV.shape[-1])
 
 

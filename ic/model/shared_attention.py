@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache
 from ic.model.adapter import effective_weight
 
 if TYPE_CHECKING:
-    from ic.model.attention import AttentionContext, MLAAttention
+    from ic.model.attention import MLAAttention
+    from ic.model.context import AttentionContext
     from ic.parallel.context_parallel import ContextParallel
 
 
@@ -56,10 +57,12 @@ def shared_attention(
         visible_BSC = keys_BSC[:, : past + chunk.end]
         pieces.append(
             attention.expanded(
-                q_BTHK[:, chunk.own], visible_BSC[..., :rank], visible_BSC[..., rank:],
+                q_BTHK[:, chunk.own],
+                visible_BSC[..., :rank],
+                visible_BSC[..., rank:],
                 context.up_to(past + chunk.end),
             )
-        )  # fmt: skip
+        )
     return torch.cat(pieces, dim=1)
 
 

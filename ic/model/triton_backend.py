@@ -16,9 +16,14 @@ from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
 from ic.kernels.triton_rope import apply_rope
 
 __all__ = [
-    "MAX_DECODE_QUERIES", "absorbed", "add_rms_norm", "append_latent", "apply_rope", "expanded",
+    "MAX_DECODE_QUERIES",
+    "absorbed",
+    "add_rms_norm",
+    "append_latent",
+    "apply_rope",
+    "expanded",
     "rms_norm",
-]  # fmt: skip
+]
 
 # The decode kernel takes one token, or a few speculated ones.
 MAX_DECODE_QUERIES = 4
@@ -33,12 +38,20 @@ def expanded(
 
 
 def absorbed(
-    q_latent_BTHR: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, lengths_B: Tensor, *,
+    q_latent_BTHR: Tensor,
+    q_rope_BTHP: Tensor,
+    cache_BSC: Tensor,
+    lengths_B: Tensor,
+    *,
     scale: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Attention of up to four absorbed queries over the latents, (B, T, H, R)."""
     out_BTHR, _ = mla_decode(
-        q_latent_BTHR, q_rope_BTHP, cache_BSC, lengths_B,
-        softmax_scale=scale, check_indices=False,  # MLAModel made the lengths; no wait for them
-    )  # fmt: skip
+        q_latent_BTHR,
+        q_rope_BTHP,
+        cache_BSC,
+        lengths_B,
+        softmax_scale=scale,
+        check_indices=False,  # MLAModel made the lengths; no wait for them
+    )
     return out_BTHR

@@ -59,9 +59,7 @@ def build_mesh(device_type: str, world_size: int, context_parallel_size: int) ->
     data = world_size // context_parallel_size
     return ParallelMesh(
         batch=init_device_mesh(
-            device_type,
-            (data, context_parallel_size),
-            mesh_dim_names=(DATA_AXIS, CONTEXT_AXIS),
+            device_type, (data, context_parallel_size), mesh_dim_names=(DATA_AXIS, CONTEXT_AXIS)
         ),
         shard=init_device_mesh(device_type, (world_size,), mesh_dim_names=(SHARD_AXIS,)),
     )

@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ic.build import build_tokenizer, vocabulary_size
-from ic.config import ModelConfig, PlanConfig
+from ic.config.run import ModelConfig
+from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
+from ic.files.results import write_results
 from ic.model import MLAForCausalLM
 from ic.model.config import MLAConfig
 from ic.planning.measured import RESULTS
-from ic.results import write_results
+from ic.planning.options import PlanConfig
 
 CACHE_FILE = "cache-memory.json"
 LENGTHS = (4096, 131072, 1048576)

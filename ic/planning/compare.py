@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from ic.config import PlanConfig
-from ic.overrides import compose_config
+from ic.config.compose import compose_config
+from ic.files.results import read_json, write_results
 from ic.planning.measured import RESULTS
+from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.report import comparison_table
-from ic.results import read_json, write_results
 
 COMPARISON_FILE = "plan-scaling.json"
 
@@ -52,10 +52,9 @@ def compare_file(path: Path) -> list[dict[str, Any]]:
 
 
 def _compare(row: dict[str, Any], commit: str) -> dict[str, Any]:
-    from ic.cli import CONF
 
     devices = row["num_gpus"]
-    case, _ = compose_config(CONF, "plan", row["overrides"])
+    case, _ = compose_config("plan", PlanConfig, row["overrides"])
     planner = Planner(case)
     predicted = planner.training(*planner.batch_shape()).total_bytes
     measured = row["peak_bytes_per_gpu"]

@@ -15,22 +15,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 
 import ic.model.mlp
-from ic.build import build_run, run_directory
-from ic.config import PlanConfig
+from ic.config.run import run_directory
+from ic.files.results import write_results
 from ic.planning.measured import MEMORY_FILE, RESULTS
+from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.report import comparison_table
-from ic.results import write_results
+from ic.run.build import build_run
 
 CASES = Path(__file__).with_name("cases.yaml")
 # The second step is the first with optimizer state; the others are timed.
 _STEPS = 5
 _QUIET = (
-    f"trainer.max_steps={_STEPS}", "trainer.max_time=null", "trainer.limit_val_batches=0",
-    "trainer.devices=1", "logger=none", "callbacks.checkpoint=null",
-    "callbacks.context_length=null", "callbacks.passkey=null", "callbacks.memory=null",
-    "callbacks.progress=false", "callbacks.throughput.warmup_steps=2", "data.num_workers=2",
-)  # fmt: skip
+    f"trainer.max_steps={_STEPS}",
+    "trainer.max_time=null",
+    "trainer.limit_val_batches=0",
+    "trainer.devices=1",
+    "logger=none",
+    "callbacks.checkpoint=null",
+    "callbacks.context_length=null",
+    "callbacks.passkey=null",
+    "callbacks.memory=null",
+    "callbacks.progress=false",
+    "callbacks.throughput.warmup_steps=2",
+    "data.num_workers=2",
+)
 
 
 def read_cases(path: Path) -> list[list[str]]:
@@ -55,8 +64,7 @@ def measure_cases(config: PlanConfig) -> int:
     """
     if not torch.cuda.is_available():
         raise ValueError("plan.measure=true: PyTorch sees no CUDA GPU here")
-    from ic.cli import CONF
-    from ic.overrides import compose_config
+    from ic.config.compose import compose_config
 
     asked = config.plan
     output = Path(asked.output) if asked.output else RESULTS / MEMORY_FILE
@@ -64,7 +72,7 @@ def measure_cases(config: PlanConfig) -> int:
     for overrides in read_cases(Path(asked.cases) if asked.cases else CASES):
         with tempfile.TemporaryDirectory() as folder:
             settings = [*overrides, *_QUIET, f"output_dir={folder}", "plan.num_gpus=1"]
-            case, _ = compose_config(CONF, "plan", settings)
+            case, _ = compose_config("plan", PlanConfig, settings)
             try:
                 row = _measure(case)
             except torch.cuda.OutOfMemoryError as error:

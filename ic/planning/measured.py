@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ic.config import ModelConfig
+from ic.config.run import ModelConfig
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 MEMORY_FILE = "plan-memory.json"

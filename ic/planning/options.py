@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ic.planning.gpus import GPUS
+from ic.config.run import RunConfig
+from ic.machine.gpus import GPUS
 
 PLAN_STRATEGIES = ("ddp", "fsdp", "fsdp2")
 
@@ -14,7 +15,7 @@ class PlanOptions:
     """The machine to plan for, and what to do.
 
     Attributes:
-        gpu: type of GPU, a name of `ic.planning.gpus.GPUS`.
+        gpu: type of GPU, a name of `ic.machine.gpus.GPUS`.
         num_gpus: GPUs of the whole run; null for `trainer.devices` x `trainer.num_nodes`.
         strategy: `ddp`, `fsdp` or `fsdp2`; null for the run's (`auto` is `ddp`).
         context_parallel_size: GPUs that share a sequence; null for the run's.
@@ -55,3 +56,15 @@ class PlanOptions:
                 f"plan.context_parallel_size={self.context_parallel_size}: must divide "
                 f"plan.num_gpus={self.num_gpus}"
             )
+
+
+@dataclass
+class PlanConfig(RunConfig):
+    """The verb `plan`: a run, and the machine to plan it for.
+
+    Attributes:
+        json: print the plan as JSON instead of tables.
+    """
+
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    json: bool = False

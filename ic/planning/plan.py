@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ic.build import build_tokenizer, vocabulary_size
-from ic.config import PlanConfig
 from ic.datamodules.preference import PreferenceDataConfig
+from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
+from ic.machine.gpus import GPUS
 from ic.model.config import MLAConfig
 from ic.model.cost import cache_bytes_per_token, forward_flops_per_token, train_flops_per_token
-from ic.planning.gpus import GPUS
-from ic.planning.measured import (
-    RECOMPUTED,
-    find_overhead,
-    find_utilisation,
-    measured_memory_bytes,
-)
+from ic.planning.measured import RECOMPUTED, find_overhead, find_utilisation, measured_memory_bytes
+from ic.planning.options import PlanConfig
 from ic.planning.simulate import FakeRun, Peak
 
 # A context that fits is rounded down to this.
@@ -79,9 +74,12 @@ class Planner:
         shared = layout.context_parallel
         tokens = -(-tokens // (2 * shared)) * 2 * shared  # as rows are padded
         peak = self.fake.training_step(
-            rows, tokens, checkpointing=checkpointing, shards=layout.shards,
+            rows,
+            tokens,
+            checkpointing=checkpointing,
+            shards=layout.shards,
             context_parallel_size=shared,
-        )  # fmt: skip
+        )
         return self._with_exchange(peak, layout)
 
     def evaluation(self) -> Peak | None:

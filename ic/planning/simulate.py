@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ic.callbacks.memory_accounting import optimizer_state
-from ic.config import RunConfig
+from ic.config.run import RunConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.datamodules.preference import PreferenceDataConfig
 from ic.datamodules.text import TextDataConfig
@@ -224,16 +224,22 @@ class FakeRun:
         if isinstance(self.config.data, PreferenceDataConfig):
             return self._preference_loss(model, batch, self.config.data.share_prompt)
         outputs = model.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"],
-            document_ids=batch.get("document_ids"), use_cache=False,
-        )  # fmt: skip
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            document_ids=batch.get("document_ids"),
+            use_cache=False,
+        )
         labels, marks = shift_labels(batch["labels"]), batch.get("answer_mask")
         everywhere = 1.0 if marks is None else self.config.objective.all_tokens_weight
         with memory.part("loss"), _AnswerPositions():
             sums = sum_targets(
-                outputs.last_hidden_state, model.lm_head.weight, labels, marks,
-                parallel=model.model.context_parallel, all_tokens=everywhere > 0,
-            )  # fmt: skip
+                outputs.last_hidden_state,
+                model.lm_head.weight,
+                labels,
+                marks,
+                parallel=model.model.context_parallel,
+                all_tokens=everywhere > 0,
+            )
             num_answers, num_all = sums.num_targets.clamp(min=1)
             terms = []
             if sums.answers is not None:

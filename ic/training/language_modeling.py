@@ -60,10 +60,7 @@ class LanguageModelingModule(LightningModule):
         self.eval_metrics = torch.nn.ModuleDict(
             {
                 stage: torch.nn.ModuleDict(
-                    {
-                        "loss": ObjectiveMean(objective.all_tokens_weight),
-                        "answer_accuracy": Share(),
-                    }
+                    {"loss": ObjectiveMean(objective.all_tokens_weight), "answer_accuracy": Share()}
                 )
                 for stage in ("val", "test")
             }
@@ -119,12 +116,14 @@ class LanguageModelingModule(LightningModule):
                 at += len(expected)
                 rows.append(
                     {
-                        "step": batch["step"], "row": row, "position": start,
+                        "step": batch["step"],
+                        "row": row,
+                        "position": start,
                         "expected": self.tokenizer.decode(expected),
                         "predicted": self.tokenizer.decode(given),
                         "correct": bool((given == expected).all()),
                     }
-                )  # fmt: skip
+                )
         return rows
 
     def configure_optimizers(self) -> Any:
@@ -132,10 +131,7 @@ class LanguageModelingModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(self.optimizer_config, step, self.progress(step))
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def progress(self, step: int) -> float:
         """Share of the run that is done, by steps or by time, whichever is further."""

@@ -85,9 +85,16 @@ class BucketMeans(Metric):
     """
 
     NAMES = (
-        "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-        "logps/chosen", "logps/rejected", "kl/chosen", "kl/rejected",
-    )  # fmt: skip
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+        "kl/chosen",
+        "kl/rejected",
+    )
 
     def __init__(self, edges: Sequence[int]) -> None:
         super().__init__()

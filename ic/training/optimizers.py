@@ -69,13 +69,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         matrices = list(muon)
         sharded = any(isinstance(matrix, DTensor) for matrix in matrices)
         self._muon = (ShardedMuon if sharded else torch.optim.Muon)(
-            matrices, lr=config.lr, weight_decay=config.weight_decay,
-            momentum=config.momentum, adjust_lr_fn="match_rms_adamw",
-        )  # fmt: skip
+            matrices,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
         self._adamw = torch.optim.AdamW(
-            list(adamw), lr=config.lr, weight_decay=config.weight_decay,
+            list(adamw),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
             betas=(config.betas[0], config.betas[1]),
-        )  # fmt: skip
+        )
         super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
         self._share()
 
@@ -110,9 +115,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     muon = [p for name, p in named if is_muon_parameter(name, p)]
     if config.name == "adamw" or not muon:
         return torch.optim.AdamW(
-            [p for _, p in named], lr=config.lr, weight_decay=config.weight_decay,
+            [p for _, p in named],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
             betas=(config.betas[0], config.betas[1]),
-        )  # fmt: skip
+        )
     adamw = [p for name, p in named if not is_muon_parameter(name, p)]
     return MuonWithAdamW(muon, adamw, config)
 

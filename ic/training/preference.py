@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.preference import PreferenceDataModule, TokenizedPair
-from ic.evaluation.passkey import fingerprint_state
 from ic.model import MLAForCausalLM
 from ic.model.adapter import adapter_disabled, has_adapter, split_adapter
+from ic.model.fingerprint import fingerprint_state
 from ic.parallel.replica import data_replica, sharing_ranks
 from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
 from ic.training.metrics import BucketMeans

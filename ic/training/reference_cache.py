@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ic.atomic_write import replacing
+from ic.files.atomic_write import replacing
 
 Header = dict[str, str]
 

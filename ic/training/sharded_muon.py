@@ -8,6 +8,7 @@ bfloat16, in which `torch.optim.Muon` orthogonalises as well: 4 bytes a number a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -40,11 +41,16 @@ class ShardedMuon(torch.optim.Muon):
             for start in range(0, len(matrices), num_ranks):
                 some = slice(start, start + num_ranks)
                 orthogonal = _orthogonalize(
-                    [matrix.shape for matrix in matrices[some]], updates[some], process_group,
-                    lambda whole: _zeropower_via_newtonschulz(
-                        whole, group["ns_coefficients"], group["ns_steps"], group["eps"]  # noqa: B023
+                    [matrix.shape for matrix in matrices[some]],
+                    updates[some],
+                    process_group,
+                    partial(
+                        _zeropower_via_newtonschulz,
+                        ns_coefficients=group["ns_coefficients"],
+                        ns_steps=group["ns_steps"],
+                        eps=group["eps"],
                     ),
-                )  # fmt: skip
+                )
                 for matrix, update in zip(matrices[some], orthogonal, strict=True):
                     rate = _adjust_lr(float(group["lr"]), group["adjust_lr_fn"], matrix.shape)
                     own = cast(DTensor, matrix).to_local()

@@ -12,13 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ic.callbacks.checkpoint import (
-    CheckpointConfig,
-    FolderCheckpoint,
-    resolve_checkpoint,
-    saved_steps,
-    trained_length,
-)
+from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
+from ic.checkpoint.folder import trained_length
+from ic.files.run_folder import resolve_checkpoint, saved_steps
 from tests.conftest import SHORT
 
 RUN = (*SHORT, "callbacks.passkey=null", "callbacks.memory=null", "callbacks.context_length=null")
@@ -31,9 +27,12 @@ def names(folder: Path) -> dict[str, str | None]:
 
 def test_keeps_last_best_and_every_nth(ic: Callable[..., int], tmp_path: Path) -> None:
     args = (
-        *RUN, "trainer.max_steps=8", "callbacks.checkpoint.every_n_steps=2",
-        "callbacks.checkpoint.keep_every_n_steps=4", "trainer.val_check_interval=3",
-    )  # fmt: skip
+        *RUN,
+        "trainer.max_steps=8",
+        "callbacks.checkpoint.every_n_steps=2",
+        "callbacks.checkpoint.keep_every_n_steps=4",
+        "trainer.val_check_interval=3",
+    )
     assert ic(*args) == 0
     found = names(tmp_path / "runs/debug/default/checkpoints")
     assert found.pop("last") == "step=8"
@@ -74,13 +73,22 @@ def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
     run.
     """
     args = [
-        sys.executable, "-m", "ic", *RUN, "trainer.max_steps=25", "trainer.val_check_interval=100",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ic",
+        *RUN,
+        "trainer.max_steps=25",
+        "trainer.val_check_interval=100",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     running = subprocess.Popen(
-        [*args, "run_id=broken"], cwd=tmp_path, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [*args, "run_id=broken"],
+        cwd=tmp_path,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert running.stdout is not None
     for line in running.stdout:  # the first step has been taken
         if line.startswith("step 1/"):

@@ -16,9 +16,11 @@ from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
 
 def trainer_of(data: object) -> SimpleNamespace:
     return SimpleNamespace(
-        datamodule=data, global_step=0, callback_metrics={},
+        datamodule=data,
+        global_step=0,
+        callback_metrics={},
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
-    )  # fmt: skip
+    )
 
 
 def drive(

@@ -14,7 +14,6 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from ic.build import build_module, build_run, build_tokenizer
 from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
 from ic.callbacks.guardrails import (
     Guardrails,
@@ -23,19 +22,26 @@ from ic.callbacks.guardrails import (
     robust_z_score,
 )
 from ic.checkpoint.folder import MODULE_PREFIX, FolderCheckpointIO
-from ic.cli import CONF
+from ic.config.compose import compose_config
+from ic.config.run import RunConfig
 from ic.datamodules.passkey import PasskeyDataModule
+from ic.datamodules.tokenizers import build_tokenizer
 from ic.model import MLAForCausalLM
-from ic.overrides import compose_config
 from ic.parallel.fsdp2 import FSDP2Strategy
+from ic.run.build import build_module, build_run
 from tests.parallel.training_run import join
 
 STRATEGIES: dict[str, Any] = {"auto": lambda: "auto", "ddp": DDPStrategy, "fsdp2": FSDP2Strategy}
 TINY = (
-    "model.hidden_size=32", "model.intermediate_size=48", "model.num_hidden_layers=1",
-    "data.context_length=128", "data.tokens_per_batch=256", "data.val_batches=1",
-    "optimizer.warmup_steps=0", "data.num_workers=0",
-)  # fmt: skip
+    "model.hidden_size=32",
+    "model.intermediate_size=48",
+    "model.num_hidden_layers=1",
+    "data.context_length=128",
+    "data.tokens_per_batch=256",
+    "data.val_batches=1",
+    "optimizer.warmup_steps=0",
+    "data.num_workers=0",
+)
 
 
 class Poisoned(PasskeyDataModule):
@@ -59,14 +65,9 @@ def nan_embedding(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tenso
 
 
 def fit(
-    folder: Path,
-    steps: tuple[int, ...],
-    *,
-    ranks: int = 1,
-    strategy: str = "auto",
-    **settings: Any,
+    folder: Path, steps: tuple[int, ...], *, ranks: int = 1, strategy: str = "auto", **settings: Any
 ) -> None:
-    config, _ = compose_config(CONF, "fit", ["experiment=mla_tiny", *TINY])
+    config, _ = compose_config("fit", RunConfig, ["experiment=mla_tiny", *TINY])
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")
     model = MLAForCausalLM(config.model.mla_config(320)).train()
@@ -77,16 +78,24 @@ def fit(
     data = Poisoned(config.data, tokenizer)
     data.steps, data.rank = steps, ranks - 1
     trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=ranks, max_steps=10, max_epochs=-1,
-        strategy=STRATEGIES[strategy](), gradient_clip_val=1.0,
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=ranks,
+        max_steps=10,
+        max_epochs=-1,
+        strategy=STRATEGIES[strategy](),
+        gradient_clip_val=1.0,
         callbacks=[
             Guardrails(GuardrailsConfig(**settings)),
             FolderCheckpoint(CheckpointConfig(every_n_steps=2, keep_every_n_steps=2, monitor=None)),
         ],
-        plugins=[FolderCheckpointIO(model.config, tokenizer)], logger=False,
-        limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+        plugins=[FolderCheckpointIO(model.config, tokenizer)],
+        logger=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         use_distributed_sampler=False,
-    )  # fmt: skip
+    )
     trainer.fit(module, datamodule=data)
 
 
@@ -103,7 +112,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def saved(folder: Path, step: int) -> dict[str, Any]:
     """A checkpoint of either format, as one process would load it."""
-    config, _ = compose_config(CONF, "fit", ["experiment=mla_tiny", *TINY])
+    config, _ = compose_config("fit", RunConfig, ["experiment=mla_tiny", *TINY])
     tokenizer = build_tokenizer("bytes")
     reader = FolderCheckpointIO(config.model.mla_config(320), tokenizer)
     return reader.load_checkpoint(folder / f"checkpoints/step={step}")
@@ -208,12 +217,24 @@ def window_after(
                 trainer.datamodule.set_context_length(length_from_step[1])
 
     config, _ = compose_config(
-        CONF, "fit",
-        [*overrides, "model.hidden_size=32", "model.num_hidden_layers=1", "model.intermediate_size=48",
-         f"trainer.max_steps={steps}", "trainer.limit_val_batches=0", "callbacks.checkpoint=null",
-         "callbacks.memory=null", "callbacks.passkey=null", "callbacks.context_length=null",
-         "callbacks.progress=false", "logger=none", "overwrite=true"],
-    )  # fmt: skip
+        "fit",
+        RunConfig,
+        [
+            *overrides,
+            "model.hidden_size=32",
+            "model.num_hidden_layers=1",
+            "model.intermediate_size=48",
+            f"trainer.max_steps={steps}",
+            "trainer.limit_val_batches=0",
+            "callbacks.checkpoint=null",
+            "callbacks.memory=null",
+            "callbacks.passkey=null",
+            "callbacks.context_length=null",
+            "callbacks.progress=false",
+            "logger=none",
+            "overwrite=true",
+        ],
+    )
     trainer, module, data, _ = build_run(config, training=True)
     trainer.callbacks.append(Curriculum())
     trainer.fit(module, datamodule=data)
@@ -238,9 +259,12 @@ def test_robust_z_score() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"loss_threshold": 0.0}, "loss_threshold=0.0"), ({"max_in_a_row": 0}, "max_in_a_row=0"),
-     ({"window_steps": 9}, "window_steps=9: must be at least min_steps=50")],
-)  # fmt: skip
+    [
+        ({"loss_threshold": 0.0}, "loss_threshold=0.0"),
+        ({"max_in_a_row": 0}, "max_in_a_row=0"),
+        ({"window_steps": 9}, "window_steps=9: must be at least min_steps=50"),
+    ],
+)
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GuardrailsConfig(**settings)

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from ic.atomic_write import replacing, write_json
 from ic.callbacks import oom_snapshot
 from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_profiler import MemoryProfiler, MemoryProfilerConfig, memory_phase
+from ic.files.atomic_write import replacing, write_json
 from ic.model.cache import LatentCache
 from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
 from ic.training.optimizers import OptimizerConfig, is_muon_parameter

@@ -13,10 +13,15 @@ from ic.callbacks.profiler import ProfilerConfig
 from tests.conftest import SHORT
 
 QUIET = (
-    *SHORT, "callbacks=profiler", "callbacks.passkey=null", "callbacks.checkpoint=null",
-    "callbacks.context_length=null", "callbacks.profiler.wait_steps=1",
-    "callbacks.profiler.warmup_steps=1", "trainer.limit_val_batches=0",
-)  # fmt: skip
+    *SHORT,
+    "callbacks=profiler",
+    "callbacks.passkey=null",
+    "callbacks.checkpoint=null",
+    "callbacks.context_length=null",
+    "callbacks.profiler.wait_steps=1",
+    "callbacks.profiler.warmup_steps=1",
+    "trainer.limit_val_batches=0",
+)
 
 
 def test_profile(ic: Callable[..., int], tmp_path: Path) -> None:

@@ -14,12 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import OmegaConf
 
-from ic.callbacks.progress import (
-    TrainingProgress,
-    TrainingProgressConfig,
-    clock_text,
-    short_number,
-)
+from ic.callbacks.progress import TrainingProgress, TrainingProgressConfig, clock_text, short_number
 from ic.callbacks.step_timer import HostTimer
 from ic.callbacks.throughput import Throughput, ThroughputConfig
 
@@ -53,9 +48,14 @@ def run(clock, make_trainer, make_module, make_loader):
     """Train some steps; return what was written and the trainer."""
 
     def run(
-        num_batches: int, *others: pl.Callback, live: bool = False, val: Any = None,
-        ckpt: Any = None, config: TrainingProgressConfig | None = None, **settings: Any,
-    ) -> tuple[str, pl.Trainer]:  # fmt: skip
+        num_batches: int,
+        *others: pl.Callback,
+        live: bool = False,
+        val: Any = None,
+        ckpt: Any = None,
+        config: TrainingProgressConfig | None = None,
+        **settings: Any,
+    ) -> tuple[str, pl.Trainer]:
         file = io.StringIO()
         console = {"file": file, "force_terminal": live, "width": 140}
         progress = TrainingProgress(config, clock=clock, console_kwargs=console)

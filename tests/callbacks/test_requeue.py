@@ -17,19 +17,30 @@ import psutil
 import pytest
 
 from ic.callbacks.requeue import SlurmRequeue, SlurmRequeueConfig, Stop
-from ic.slurm_job import SlurmError, SlurmJob
+from ic.machine.slurm_job import SlurmError, SlurmJob
 from tests.conftest import SHORT
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = (
-    *SHORT, "callbacks.memory=null", "callbacks.context_length=null", "trainer.max_steps=5",
-    "trainer.val_check_interval=3", "run_id=job", "ckpt_path=auto",
-)  # fmt: skip
+    *SHORT,
+    "callbacks.memory=null",
+    "callbacks.context_length=null",
+    "trainer.max_steps=5",
+    "trainer.val_check_interval=3",
+    "run_id=job",
+    "ckpt_path=auto",
+)
 JOB = {
-    "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_TASKS_PER_NODE": "1",
-    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "test",
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "1",
+    "SLURM_NNODES": "1",
+    "SLURM_TASKS_PER_NODE": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_NAME": "test",
     "MASTER_ADDR": "127.0.0.1",
-}  # fmt: skip
+}
 
 
 class FakeSlurm:
@@ -172,24 +183,39 @@ def test_sigterm_saves_and_stops_without_a_requeue(
 def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path: Path) -> None:
     """Two gloo processes of Lightning's own launcher, without SLURM."""
     command = [
-        sys.executable, "-m", "ic", *RUN, "trainer.devices=2", "strategy=ddp",
-        "trainer.max_steps=2000", "trainer.val_check_interval=5000", "callbacks.requeue.margin_s=0",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "ic",
+        *RUN,
+        "trainer.devices=2",
+        "strategy=ddp",
+        "trainer.max_steps=2000",
+        "trainer.val_check_interval=5000",
+        "callbacks.requeue.margin_s=0",
+    ]
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
     assert running.stdout is not None
     for line in running.stdout:
         if line.startswith("step 1/"):
             break
     (rank_1,) = (
-        child for child in psutil.Process(running.pid).children()
+        child
+        for child in psutil.Process(running.pid).children()
         if child.environ().get("LOCAL_RANK") == "1"
-    )  # fmt: skip
+    )
     rank_1.send_signal(signal.SIGUSR1)
     output = running.communicate(timeout=120)[0]
     assert running.returncode == 75, output

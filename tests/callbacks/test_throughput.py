@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
-from ic.callbacks.peak_flops import peak_bf16_flops
 from ic.callbacks.step_timer import HostTimer
 from ic.callbacks.throughput import Throughput, ThroughputConfig, throughput_paused
 from ic.callbacks.throughput_summary import TimedStep, summarise
+from ic.machine.peak_flops import peak_bf16_flops
 from ic.model.cost import train_flops_per_token
 
 FETCH_S, COMPUTE_S = 0.5, 1.5

@@ -13,10 +13,18 @@ from tests.conftest import SHORT
 
 # Four context-parallel ranks see the batches that one process sees.
 FIT = (
-    *SHORT[1:], "strategy=fsdp2", "callbacks.passkey=null", "callbacks.memory=null",
-    "callbacks.throughput=null", "callbacks.context_length=null", "optimizer.warmup_steps=2",
-    "model.num_hidden_layers=2", "data.context_length=128", "trainer.max_steps=5", "trainer.val_check_interval=100",
-)  # fmt: skip
+    *SHORT[1:],
+    "strategy=fsdp2",
+    "callbacks.passkey=null",
+    "callbacks.memory=null",
+    "callbacks.throughput=null",
+    "callbacks.context_length=null",
+    "optimizer.warmup_steps=2",
+    "model.num_hidden_layers=2",
+    "data.context_length=128",
+    "trainer.max_steps=5",
+    "trainer.val_check_interval=100",
+)
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +38,15 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (folder / "done").exists():
             folder.mkdir()
             codes, output = run_ranks(
-                folder, 4, *FIT, "run_id=four", "strategy.context_parallel_size=4",
-                "callbacks.checkpoint.every_n_steps=1", "callbacks.checkpoint.keep_last=2",
+                folder,
+                4,
+                *FIT,
+                "run_id=four",
+                "strategy.context_parallel_size=4",
+                "callbacks.checkpoint.every_n_steps=1",
+                "callbacks.checkpoint.keep_last=2",
                 "callbacks.checkpoint.keep_every_n_steps=2",
-            )  # fmt: skip
+            )
             assert codes == [0] * 4, output
             (folder / "done").touch()
     return folder

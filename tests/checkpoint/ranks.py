@@ -17,8 +17,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-import ic.build
-import ic.verbs  # imported once, by the server that the ranks are forked from
+import ic.run.build
+import ic.verbs.fit  # imported once, by the server that the ranks are forked from
 from ic.checkpoint.rng import rng_state
 from ic.cli import main
 from tests.conftest import LATE_IMPORTS, host_store
@@ -172,11 +172,14 @@ def _rank(
     torch.set_num_threads(1)
     if num_processes > 1:
         os.environ.update(
-            LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            LOCAL_RANK=str(rank),
+            NODE_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
             TORCHELASTIC_USE_AGENT_STORE="True",
-        )  # fmt: skip
-    build_callbacks = ic.build.build_callbacks
-    ic.build.build_callbacks = lambda config: [
+        )
+    build_callbacks = ic.run.build.build_callbacks
+    ic.run.build.build_callbacks = lambda config: [
         *build_callbacks(config),
         Probe(folder / f"{config.run_id}.probe"),
     ]

@@ -15,13 +15,22 @@ from tests.checkpoint.ranks import run_ranks
 from tests.training.conftest import PAIRS, write_jsonl
 
 FIT = (
-    "experiment=dpo_tiny", "data.context_length=128", "data.tokens_per_batch=512",
-    "model.hidden_size=32", "model.intermediate_size=32", "model.num_hidden_layers=1",
-    "trainer.max_steps=4", "trainer.val_check_interval=4", "callbacks.memory=null",
-    "trainer.num_sanity_val_steps=0", "callbacks.checkpoint.every_n_steps=2",
-    "callbacks.checkpoint.keep_every_n_steps=2", "logger.tensorboard=false",
-    "optimizer.warmup_steps=0", "optimizer.name=adamw",
-)  # fmt: skip
+    "experiment=dpo_tiny",
+    "data.context_length=128",
+    "data.tokens_per_batch=512",
+    "model.hidden_size=32",
+    "model.intermediate_size=32",
+    "model.num_hidden_layers=1",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=4",
+    "callbacks.memory=null",
+    "trainer.num_sanity_val_steps=0",
+    "callbacks.checkpoint.every_n_steps=2",
+    "callbacks.checkpoint.keep_every_n_steps=2",
+    "logger.tensorboard=false",
+    "optimizer.warmup_steps=0",
+    "optimizer.name=adamw",
+)
 SHARED = ("strategy=fsdp2", "strategy.context_parallel_size=2")
 LORA = ("model/adapter=lora", "model.adapter.r=3")
 IN_MEMORY = "preference.precompute_ref_log_probs=false"

@@ -61,9 +61,14 @@ def test_any_world_size_resumes(
     run = f"{strategy}{num_processes}"
     context = [f"strategy.context_parallel_size={num_processes}"] if strategy == "fsdp2" else []
     codes, output = run_ranks(
-        tmp_path, num_processes, *FIT, f"strategy={strategy}", *context, f"run_id={run}",
+        tmp_path,
+        num_processes,
+        *FIT,
+        f"strategy={strategy}",
+        *context,
+        f"run_id={run}",
         f"ckpt_path={checkpoints(four, 'four') / 'step=2'}",
-    )  # fmt: skip
+    )
     assert codes == [0] * num_processes, output
     saved, loaded = probed(four, "four", "step=2"), probed(tmp_path, run, "start")
     assert any(name.endswith("momentum_buffer") for name in saved)

@@ -48,10 +48,18 @@ class Witness(LightningModule):
 def train(data: LightningDataModule, folder: Path, limit: int, accumulate: int) -> Witness:
     module = Witness()
     trainer = Trainer(
-        default_root_dir=folder, max_steps=5, max_epochs=-1, limit_train_batches=limit,
-        accumulate_grad_batches=accumulate, accelerator="cpu", logger=False, barebones=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        default_root_dir=folder,
+        max_steps=5,
+        max_epochs=-1,
+        limit_train_batches=limit,
+        accumulate_grad_batches=accumulate,
+        accelerator="cpu",
+        logger=False,
+        barebones=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, datamodule=data)
     return module
 
@@ -67,9 +75,11 @@ def text(folder: Path, workers: int) -> LightningDataModule:
     for index in range(40):
         (folder / f"{index}.txt").write_text(f"{index} " * (3 * index + 1))
     config = TextDataConfig(
-        train_files=[f"{folder}/*.txt"], context_length=256, tokens_per_batch=512,
+        train_files=[f"{folder}/*.txt"],
+        context_length=256,
+        tokens_per_batch=512,
         num_workers=workers,
-    )  # fmt: skip
+    )
     data = TextDataModule(config, ByteTokenizer())
     data.set_context_length(128)
     return data
@@ -95,9 +105,15 @@ def test_epochs_do_not_repeat_batches(make: Any, workers: int, tmp_path: Path) -
     )
     data = make(tmp_path, workers)
     trainer = Trainer(
-        max_steps=5, max_epochs=-1, limit_train_batches=2, accelerator="cpu", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_steps=5,
+        max_epochs=-1,
+        limit_train_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, datamodule=data)
     assert module.steps == [0, 1, 2, 3, 4]
 

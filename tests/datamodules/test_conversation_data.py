@@ -264,14 +264,23 @@ BAD_PAIRS = [
     ({"prompt": "a", "chosen": "b"}, 'no "rejected"; the columns are prompt, chosen'),
     ({"prompt": "a", "chosen": "b", "rejected": "b"}, "are the same"),
     ({"prompt": "a", "chosen": " ", "rejected": "b"}, '"chosen" is empty'),
-    ({"prompt": [USER], "chosen": [GOOD], "rejected": [{"role": "assistant", "content": ""}]}, '"rejected" is empty'),
-    ({"prompt": [USER], "chosen": "text", "rejected": [BAD]}, '"chosen" must be a list of messages'),
-    ({"prompt": "a", "chosen": "b" * 64, "rejected": "c"}, "66 tokens, more than data.context_length=64"),
+    (
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [{"role": "assistant", "content": ""}]},
+        '"rejected" is empty',
+    ),
+    (
+        {"prompt": [USER], "chosen": "text", "rejected": [BAD]},
+        '"chosen" must be a list of messages',
+    ),
+    (
+        {"prompt": "a", "chosen": "b" * 64, "rejected": "c"},
+        "66 tokens, more than data.context_length=64",
+    ),
     ({"prompt": "", "chosen": "b", "rejected": "c"}, '"prompt" must be text or messages'),
     ({"chosen": "b", "rejected": "c"}, "do not begin with a common one"),
     ({"chosen": "ab", "rejected": "a"}, '"rejected" is empty behind what both have in common'),
     ({"prompt": [{"role": "user"}], "chosen": [GOOD], "rejected": [BAD]}, 'no "content"'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_PAIRS, ids=[m for _, m in BAD_PAIRS])

@@ -15,9 +15,9 @@ from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, question_of
 from ic.datamodules.needles import KEYS, answer_keys
 from ic.datamodules.preference import PreferenceDataConfig, tokenize_pair
-from ic.evaluation.grid import Cell, PasskeyGridConfig
-from ic.evaluation.passkey import settings_hash
-from ic.evaluation.prompts import build_prompt
+from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
+from ic.evaluation.passkey.prompts import build_prompt
+from ic.evaluation.passkey.suite import settings_hash
 
 SMALL = MakePreferencesConfig(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
 
@@ -65,9 +65,12 @@ def test_plain_pairs_are_the_evaluations_prompts() -> None:
     tokenizer, lengths = ByteTokenizer(), [500, 900]
     for distractors, task in ((4, "multi_key"), (0, "single")):
         config = MakePreferencesConfig(
-            prompt="plain", num_distractors=distractors, lengths=lengths, depths=[0.5],
+            prompt="plain",
+            num_distractors=distractors,
+            lengths=lengths,
+            depths=[0.5],
             tokens_per_length=4500,
-        )  # fmt: skip
+        )
         rows = list(needle_pairs(config, tokenizer))
         assert [row["length_tokens"] for row in rows] == [500] * 9 + [900] * 5
         kinds = {"near_miss", "refusal", *(["distractor"] if distractors else [])}

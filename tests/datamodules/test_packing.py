@@ -22,8 +22,11 @@ def expected_batch(sizes: list[int], T: int) -> dict[str, list[list[int]]]:
     """The batch contract token by token, in plain Python; pad token 7."""
     stream = [(d, 100 * d + i) for d, size in enumerate(sizes) for i in range(size)]
     out: dict[str, list[list[int]]] = {
-        "input_ids": [], "labels": [], "position_ids": [], "document_ids": [],
-    }  # fmt: skip
+        "input_ids": [],
+        "labels": [],
+        "position_ids": [],
+        "document_ids": [],
+    }
     for start in range(0, len(stream), T):
         part: list[tuple[int | None, int]] = list(stream[start : start + T])
         part += [(None, 7)] * (T - len(part))

@@ -192,9 +192,13 @@ def test_text_files_by_line_and_paragraph(tokenizer: ByteTokenizer, tmp_path: Pa
     }
     for unit, texts in expected.items():
         datamodule = make(
-            tokenizer, [str(file)], document_unit=unit, shuffle_buffer=0, context_length=5,
+            tokenizer,
+            [str(file)],
+            document_unit=unit,
+            shuffle_buffer=0,
+            context_length=5,
             tokens_per_batch=5,
-        )  # fmt: skip
+        )
         assert read_back(take(datamodule, 5), tokenizer)[: len(texts)] == texts, unit
 
 

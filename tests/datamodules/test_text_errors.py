@@ -52,9 +52,12 @@ def test_a_malformed_row_far_into_the_second_file_is_named_by_a_worker(
     (tmp_path / "a.jsonl").write_text("\n".join([GOOD] * 700))
     (tmp_path / "b.jsonl").write_text("\n".join([GOOD] * 600 + ["{"] + [GOOD] * 9))
     config = TextDataConfig(
-        train_files=[str(tmp_path / "*.jsonl")], context_length=16, tokens_per_batch=1600,
-        shuffle_buffer=0, num_workers=1,
-    )  # fmt: skip
+        train_files=[str(tmp_path / "*.jsonl")],
+        context_length=16,
+        tokens_per_batch=1600,
+        shuffle_buffer=0,
+        num_workers=1,
+    )
     datamodule = TextDataModule(config, tokenizer)
     datamodule.setup("fit")  # looks at the first sequence only
     # The message alone, without the worker's traceback.

@@ -73,9 +73,13 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, **settings,
-        ).fit(module, datamodule=datamodule, ckpt_path=ckpt_path)  # fmt: skip
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings,
+        ).fit(module, datamodule=datamodule, ckpt_path=ckpt_path)
 
 
 @pytest.fixture
@@ -101,12 +105,15 @@ def make(tokenizer: ByteTokenizer, files: list[str]) -> Callable[..., TextDataMo
 Make = Callable[..., TextDataModule]
 
 
-@pytest.mark.parametrize("settings", [
-    {"num_workers": 0},
-    {"num_workers": 2},
-    {"num_workers": 2, "num_streams": 2},
-    {"num_workers": 0, "num_streams": 3, "shuffle_buffer": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_workers": 0},
+        {"num_workers": 2},
+        {"num_workers": 2, "num_streams": 2},
+        {"num_workers": 0, "num_streams": 3, "shuffle_buffer": 0},
+    ],
+)
 def test_resumed_at_several_steps(
     make: Make, tmp_path: Path, documents: list[str], settings: dict[str, int]
 ) -> None:
@@ -262,8 +269,10 @@ fit(folder / "3.ckpt", "resumed")
 def test_two_ranks_each_resume_at_their_own_position(tmp_path: Path, files: list[str]) -> None:
     subprocess.run(
         [sys.executable, "-c", TWO_RANKS, str(Path(__file__).parent), str(tmp_path), files[0]],
-        check=True, timeout=300, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        check=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
     runs = {
         (name, rank): json.loads((tmp_path / f"{name}-{rank}.json").read_text())
         for name in ("unbroken", "resumed")

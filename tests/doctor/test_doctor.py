@@ -90,9 +90,12 @@ def test_open_files() -> None:
     for limit, expected in (("500", "open files|warn|500 (hard "), ("5000", "open files|ok|5,000")):
         shell = f'ulimit -Sn {limit}; exec "$0" -c "$1"'
         out = subprocess.run(
-            ["bash", "-c", shell, sys.executable, script], check=True, capture_output=True,
-            text=True, env={**os.environ, "PYTHONPATH": str(versions.ROOT)},
-        ).stdout  # fmt: skip
+            ["bash", "-c", shell, sys.executable, script],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(versions.ROOT)},
+        ).stdout
         assert out.startswith(expected)
 
 
@@ -126,9 +129,15 @@ def test_optional_packages_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("newest", "built_for", "status"),
-    [("13.0", "13.0", "ok"), ("13.0", "13.1", "ok"), ("13.2", "12.8", "ok"), ("12.8", "13.0", "fail"),
-     ("13.0", None, "fail"), (None, "13.0", "warn")],
-)  # fmt: skip
+    [
+        ("13.0", "13.0", "ok"),
+        ("13.0", "13.1", "ok"),
+        ("13.2", "12.8", "ok"),
+        ("12.8", "13.0", "fail"),
+        ("13.0", None, "fail"),
+        (None, "13.0", "warn"),
+    ],
+)
 def test_driver_and_cuda(newest: str | None, built_for: str | None, status: str) -> None:
     finding = gpu.cuda_match("driver 580.1", newest, built_for)
     assert finding.status == status
@@ -166,8 +175,11 @@ def test_slurm_settings() -> None:
 
 
 def test_a_controller_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, script in (("scontrol", "echo Slurmctld at ctl is DOWN"), ("munge", "echo no munged >&2; exit 1"),
-                         ("unmunge", "exit 1")):  # fmt: skip
+    for name, script in (
+        ("scontrol", "echo Slurmctld at ctl is DOWN"),
+        ("munge", "echo no munged >&2; exit 1"),
+        ("unmunge", "exit 1"),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")

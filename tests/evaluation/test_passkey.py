@@ -13,11 +13,13 @@ from matplotlib.image import imread
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import TASKS, answer_keys
-from ic.evaluation.decoding import GreedyDecoder
-from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.heatmap import COLORS, pool, shown_name, write_csv, write_png
-from ic.evaluation.passkey import evaluate_grid, fingerprint, read_rows
-from ic.evaluation.prompts import build_prompt
+from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.passkey.heatmap import COLORS, pool, shown_name, write_csv, write_png
+from ic.evaluation.passkey.prompts import build_prompt
+from ic.evaluation.passkey.suite import evaluate_grid
+from ic.files.json_lines import read_rows
+from ic.inference.greedy import GreedyDecoder
+from ic.model.fingerprint import fingerprint
 from tests.evaluation.oracle import Oracle
 
 TOKENIZER = ByteTokenizer()
@@ -138,12 +140,24 @@ def test_fingerprint_sees_a_swap(make_model) -> None:
 
 
 ROWS = [
-    {"task": "single", "length_tokens": length, "depth": depth, "filler": filler, "n": 10,
-    "correct": c} for length, depth, c in [(512, 0.0, 10), (512, 1.0, 0), (4096, 0.0, 5), (4096,
-    1.0, 10),
-                             (512, CONTROL, 0), (4096, CONTROL, 0)]
+    {
+        "task": "single",
+        "length_tokens": length,
+        "depth": depth,
+        "filler": filler,
+        "n": 10,
+        "correct": c,
+    }
+    for length, depth, c in [
+        (512, 0.0, 10),
+        (512, 1.0, 0),
+        (4096, 0.0, 5),
+        (4096, 1.0, 10),
+        (512, CONTROL, 0),
+        (4096, CONTROL, 0),
+    ]
     for filler in ("noise", "random")
-]  # fmt: skip
+]
 
 
 def test_csv_pools_the_fillers(tmp_path: Path) -> None:
@@ -198,10 +212,14 @@ def test_refuses(changes: dict, message: str) -> None:
 
 def test_lengths_may_have_their_own_fillers_and_samples() -> None:
     grid = PasskeyGridConfig(
-        lengths=[1024, 512], depths=[0.5], samples=3, samples_by_length={1024: 1},
-        fillers_by_length={1024: ["noise"], 4096: ["random"]}, tasks=["single", "multi_key"],
+        lengths=[1024, 512],
+        depths=[0.5],
+        samples=3,
+        samples_by_length={1024: 1},
+        fillers_by_length={1024: ["noise"], 4096: ["random"]},
+        tasks=["single", "multi_key"],
         control_samples=0,
-    )  # fmt: skip
+    )
     assert list(grid.cells()) == [
         Cell(task, length, 0.5, filler, samples)
         for length, samples, fillers in ((512, 3, ("noise", "random")), (1024, 1, ("noise",)))

@@ -17,11 +17,12 @@ import torch
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import answer_keys
-from ic.evaluation.decoding import GreedyDecoder
-from ic.evaluation.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey import evaluate_grid, rank_file, read_rows
-from ic.evaluation.prompts import Prompt, build_prompt, haystack_of
-from ic.evaluation.shares import share_of_cells
+from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.passkey.prompts import Prompt, build_prompt, haystack_of
+from ic.evaluation.passkey.shares import share_of_cells
+from ic.evaluation.passkey.suite import evaluate_grid
+from ic.files.json_lines import rank_file, read_rows
+from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
 from tests.conftest import SHORT
 from tests.evaluation.oracle import Oracle
@@ -33,10 +34,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def shared(**changes) -> PasskeyGridConfig:
     values = {
-        "lengths": [256, 512], "depths": DEPTHS, "samples": 2, "control_samples": 2,
-        "fillers": ["random"], "tasks": ["single", "multi_key"], "num_needles": 2,
+        "lengths": [256, 512],
+        "depths": DEPTHS,
+        "samples": 2,
+        "control_samples": 2,
+        "fillers": ["random"],
+        "tasks": ["single", "multi_key"],
+        "num_needles": 2,
         "share_haystack": True,
-    }  # fmt: skip
+    }
     return PasskeyGridConfig(**(values | changes))
 
 
@@ -78,8 +84,9 @@ def test_every_key_of_a_haystack_is_asked_for() -> None:
         number = haystack_of(grid, Cell("multi_key", 512, depth, "random", 1))
         by_haystack.setdefault(number, {})[depth] = text_of(prompt_of(grid, "multi_key", depth))
     assert {n: list(texts) for n, texts in by_haystack.items()} == {
-        0: [0.0, 0.4, 0.8], 1: [0.2, 0.6, 1.0],
-    }  # fmt: skip
+        0: [0.0, 0.4, 0.8],
+        1: [0.2, 0.6, 1.0],
+    }
     question = len(" What is the pass key for abc? The pass key for abc is")
     for texts in by_haystack.values():
         (context,) = {text[:-question] for text in texts.values()}
@@ -180,9 +187,13 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     def rank(number: int) -> tuple[list[dict], list[Cell]]:
         seen: list[Cell] = []
         rows = evaluate_grid(
-            oracles[number], TOKENIZER, grid, file, lambda cell, row: seen.append(cell),
+            oracles[number],
+            TOKENIZER,
+            grid,
+            file,
+            lambda cell, row: seen.append(cell),
             ranks=ThreadRanks(number),
-        )  # fmt: skip
+        )
         return rows, seen
 
     with ThreadPoolExecutor(2) as pool:
@@ -200,26 +211,38 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     [
         ["evaluation.depths=[0,1]"],
         # Pieces of 64 tokens: the cache goes over to the next prompt up to the last whole one.
-        ["context_parallel_size=2", "evaluation.depths=[0.3,0.7]", "evaluation.share_haystack=true",
-         "evaluation.tasks=[single,multi_key]", "evaluation.num_needles=1",
-         "evaluation.prefill_chunk_tokens=64"],
+        [
+            "context_parallel_size=2",
+            "evaluation.depths=[0.3,0.7]",
+            "evaluation.share_haystack=true",
+            "evaluation.tasks=[single,multi_key]",
+            "evaluation.num_needles=1",
+            "evaluation.prefill_chunk_tokens=64",
+        ],
     ],
     ids=["cells", "prompts"],
-)  # fmt: skip
+)
 def test_evaluate_on_two_devices_equals_one(
     ic: Callable[..., int], tmp_path: Path, settings: list[str]
 ) -> None:
     assert ic(*SHORT, "trainer.max_steps=1", "callbacks.passkey=null") == 0
     command = [
-        "evaluate", "checkpoint=runs/debug/default/checkpoints/last", "accelerator=cpu",
-        "evaluation.lengths=[256]", "evaluation.samples=2", "evaluation.control_samples=1",
-    ]  # fmt: skip
+        "evaluate",
+        "checkpoint=runs/debug/default/checkpoints/last",
+        "accelerator=cpu",
+        "evaluation.lengths=[256]",
+        "evaluation.samples=2",
+        "evaluation.control_samples=1",
+    ]
     alone = [setting for setting in settings if not setting.startswith("context")]
     assert ic(*command, *alone, "output=one") == 0
     done = subprocess.run(
         [sys.executable, "-m", "ic", *command, *settings, "output=two", "devices=2"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     one, two = (read_rows(tmp_path / name / "cells.jsonl") for name in ("one", "two"))
     key = ("length_tokens", "depth", "filler", "correct", "answers")

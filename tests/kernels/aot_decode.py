@@ -21,30 +21,39 @@ from triton.compiler import ASTSource
 from ic.kernels import triton_append_latent as append
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_flash_decode as decode
-from ic.kernels.mla_decode_launch import (
-    Device,
-    combine_blocks,
-    decode_config,
-    e4m3_codes_config,
-)
+from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 # (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
 PUBLISHED = [
-    (192, 64, 16, "bf16"), (192, 64, 16, "fp8"), (512, 64, 16, "bf16"), (512, 64, 16, "fp8"),
-    (512, 64, 64, "bf16"), (96, 32, 16, "fp8"),
-]  # fmt: skip
+    (192, 64, 16, "bf16"),
+    (192, 64, 16, "fp8"),
+    (512, 64, 16, "bf16"),
+    (512, 64, 16, "fp8"),
+    (512, 64, 64, "bf16"),
+    (96, 32, 16, "fp8"),
+]
 OTHERS = [
-    (192, 64, 64, "bf16"), (192, 64, 64, "fp8"), (192, 64, 32, "bf16"), (192, 64, 16, "i8"),
-    (256, 64, 16, "bf16"), (64, 16, 16, "fp16"), (512, 64, 64, "fp8"), (512, 64, 32, "bf16"),
-]  # fmt: skip
+    (192, 64, 64, "bf16"),
+    (192, 64, 64, "fp8"),
+    (192, 64, 32, "bf16"),
+    (192, 64, 16, "i8"),
+    (256, 64, 16, "bf16"),
+    (64, 16, 16, "fp16"),
+    (512, 64, 64, "fp8"),
+    (512, 64, 32, "bf16"),
+]
 TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
 
 
 def compile_kernel(
-    fn: Any, capability: int, pointers: dict[str, str], constants: dict[str, Any],
-    source_type: Any = ASTSource, **options: Any,
-) -> dict[str, Any]:  # fmt: skip
+    fn: Any,
+    capability: int,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    source_type: Any = ASTSource,
+    **options: Any,
+) -> dict[str, Any]:
     """Compile one kernel: pointer and stride arguments divisible by 16, other numbers int32."""
     signature, attributes, values = {}, {}, {}
     for index, name in enumerate(fn.arg_names):
@@ -78,35 +87,54 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", report)
     assert found, report
-    return {
-        "registers": int(found[1]),
-        "stack_bytes": int(found[2]),
-    }
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
 
 
 def compile_decode(
-    capability: int, latent: int, rope: int, rows: int, kind: str, page_size: int | None = 64,
+    capability: int,
+    latent: int,
+    rope: int,
+    rows: int,
+    kind: str,
+    page_size: int | None = 64,
     num_query: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     quantized = kind in ("fp8", "i8")
     device = Device(capability, 132, SHARED_LIMIT[capability])
     config = decode_config(rows, latent, rope, 1 if quantized else 2, device)
     query = "fp16" if kind == "fp16" else "bf16"
     bits = config.e4m3_bits and kind == "fp8"
     pointers = {
-        "q_latent_ptr": f"*{query}", "q_rope_ptr": f"*{query}",
-        "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
-        "block_table_ptr": "*i32", "seq_lens_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32",
-    }  # fmt: skip
+        "q_latent_ptr": f"*{query}",
+        "q_rope_ptr": f"*{query}",
+        "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}",
+        "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32",
+        "lse_ptr": "*fp32",
+    }
     constants = {
-        "NUM_QUERY": num_query, "R": latent, "P": rope,
-        "TILE": latent + rope if config.combined else latent, "COMBINED": config.combined,
-        "PAGED": page_size is not None, "PAGE_SIZE": page_size or 16, "SWAP": config.swap,
-        "QUANTIZED": quantized, "E4M3_BITS": bits, "SHIFT": 14.0 if quantized else 0.0,
-        "PRECISION": "ieee", "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
-        "STAGES": config.num_stages, "SPLIT": True, "PDL": config.pdl,
-        "DENSE_TOKENS": True, "stride_scale_token": 1,
-    }  # fmt: skip
+        "NUM_QUERY": num_query,
+        "R": latent,
+        "P": rope,
+        "TILE": latent + rope if config.combined else latent,
+        "COMBINED": config.combined,
+        "PAGED": page_size is not None,
+        "PAGE_SIZE": page_size or 16,
+        "SWAP": config.swap,
+        "QUANTIZED": quantized,
+        "E4M3_BITS": bits,
+        "SHIFT": 14.0 if quantized else 0.0,
+        "PRECISION": "ieee",
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "STAGES": config.num_stages,
+        "SPLIT": True,
+        "PDL": config.pdl,
+        "DENSE_TOKENS": True,
+        "stride_scale_token": 1,
+    }
     if not quantized:
         constants["scale_ptr"] = None
     if page_size is None:
@@ -129,14 +157,22 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
         layout = gl.NVMMASharedLayout.get_default_for(shape, gl.bfloat16)
         descriptors[name] = f"tensordesc<bf16{shape},{layout!r}>"
     pointers = {
-        "q_latent_ptr": "*bf16", "q_rope_ptr": "*bf16", "block_table_ptr": "*i32",
-        "seq_lens_ptr": "*i32", "out_ptr": "*bf16", "lse_ptr": "*fp32",
-    }  # fmt: skip
+        "q_latent_ptr": "*bf16",
+        "q_rope_ptr": "*bf16",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*bf16",
+        "lse_ptr": "*fp32",
+    }
     constants = {"NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False}
     return compile_kernel(
-        _decode_many_heads_kernel, capability, pointers | descriptors, constants, GluonASTSource,
+        _decode_many_heads_kernel,
+        capability,
+        pointers | descriptors,
+        constants,
+        GluonASTSource,
         num_warps=4,
-    )  # fmt: skip
+    )
 
 
 def compile_e4m3_codes(capability: int, latent: int, rope: int) -> dict[str, Any]:
@@ -153,28 +189,46 @@ def compile_e4m3_codes(capability: int, latent: int, rope: int) -> dict[str, Any
         layout = gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
         descriptors[name] = f"tensordesc<fp8e4nv{[64, width]},{layout!r}>"
     pointers = {
-        "q_latent_ptr": "*bf16", "q_rope_ptr": "*bf16", "scale_ptr": "*fp32",
-        "block_table_ptr": "*i32", "seq_lens_ptr": "*i32", "out_ptr": "*fp32", "lse_ptr": "*fp32",
-    }  # fmt: skip
+        "q_latent_ptr": "*bf16",
+        "q_rope_ptr": "*bf16",
+        "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32",
+        "lse_ptr": "*fp32",
+    }
     constants = {
-        "NUM_QUERY": 1, "R": latent, "P": rope, "TILE": tile, "COMBINED": config.combined,
-        "PAGED": True, "PAGE_SIZE": 64, "STAGES": config.num_stages, "SPLIT": True,
-        "PRECISE": min(PRECISE, tile), "PDL": config.pdl,
-    }  # fmt: skip
+        "NUM_QUERY": 1,
+        "R": latent,
+        "P": rope,
+        "TILE": tile,
+        "COMBINED": config.combined,
+        "PAGED": True,
+        "PAGE_SIZE": 64,
+        "STAGES": config.num_stages,
+        "SPLIT": True,
+        "PRECISE": min(PRECISE, tile),
+        "PDL": config.pdl,
+    }
     return compile_kernel(
-        _decode_e4m3_kernel, capability, pointers | descriptors, constants, GluonASTSource,
+        _decode_e4m3_kernel,
+        capability,
+        pointers | descriptors,
+        constants,
+        GluonASTSource,
         num_warps=config.num_warps,
-    )  # fmt: skip
+    )
 
 
 def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, Any]:
     block_s, block_r, num_warps = combine_blocks(num_splits, latent)
     pointers = {
-        "partial_ptr": "*fp32", "partial_lse_ptr": "*fp32", "out_ptr": "*bf16", "lse_ptr": "*fp32"
-    }  # fmt: skip
-    constants = {
-        "R": latent, "BLOCK_S": block_s, "BLOCK_R": block_r, "PDL": capability >= 90
-    }  # fmt: skip
+        "partial_ptr": "*fp32",
+        "partial_lse_ptr": "*fp32",
+        "out_ptr": "*bf16",
+        "lse_ptr": "*fp32",
+    }
+    constants = {"R": latent, "BLOCK_S": block_s, "BLOCK_R": block_r, "PDL": capability >= 90}
     return compile_kernel(
         combine._combine_kernel, capability, pointers, constants, num_warps=num_warps
     )
@@ -184,10 +238,15 @@ def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[s
     quantized = kind in ("fp8", "i8")
     bits = kind == "fp8" and capability < 89
     pointers = {
-        "latent_ptr": "*bf16", "rope_key_ptr": "*bf16", "weight_ptr": "*bf16", "cos_ptr": "*fp32",
-        "sin_ptr": "*fp32", "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}", "scale_ptr": "*fp32",
+        "latent_ptr": "*bf16",
+        "rope_key_ptr": "*bf16",
+        "weight_ptr": "*bf16",
+        "cos_ptr": "*fp32",
+        "sin_ptr": "*fp32",
+        "cache_ptr": "*u8" if bits else f"*{TYPES[kind]}",
+        "scale_ptr": "*fp32",
         "slots_ptr": "*i64",
-    }  # fmt: skip
+    }
     constants = append.kernel_constants(
         latent, rope, interleaved=True, quantized=quantized, bits=bits
     )

@@ -96,9 +96,11 @@ def compile_kernel(
     source = make(fn, signature, values, attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return {
-        "kernel": fn.__name__, "shared": kernel.metadata.shared, "limit": SHARED_LIMIT[capability],
+        "kernel": fn.__name__,
+        "shared": kernel.metadata.shared,
+        "limit": SHARED_LIMIT[capability],
         **inspect(kernel.asm["cubin"]),
-    }  # fmt: skip
+    }
 
 
 def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str, Any]]:
@@ -141,19 +143,31 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
     block_n, stages = hopper_forward._FORWARD_TILE
     query_block, key_block = hopper_backward._QUERY_BLOCK, hopper_backward._KEY_BLOCK
     plans = (
-        (hopper_forward.hopper_forward_kernel, 64, block_n, {"BLOCK_N": block_n,
-        "STAGES": stages} | widths),
         (
-            hopper_backward.hopper_backward_kv_kernel, query_block, 64,
+            hopper_forward.hopper_forward_kernel,
+            64,
+            block_n,
+            {"BLOCK_N": block_n, "STAGES": stages} | widths,
+        ),
+        (
+            hopper_backward.hopper_backward_kv_kernel,
+            query_block,
+            64,
             {"BLOCK_Q": query_block, "STAGES": hopper_backward._QUERY_STAGES} | widths | registers,
         ),
         (
-            hopper_backward.hopper_backward_q_kernel, 64, key_block,
-            {"STATISTICS_BLOCK": query_block, "BLOCK_N": key_block,
-            "STAGES": hopper_backward._KEY_STAGES}
-            | widths | registers,
+            hopper_backward.hopper_backward_q_kernel,
+            64,
+            key_block,
+            {
+                "STATISTICS_BLOCK": query_block,
+                "BLOCK_N": key_block,
+                "STAGES": hopper_backward._KEY_STAGES,
+            }
+            | widths
+            | registers,
         ),
-    )  # fmt: skip
+    )
     results = []
     for fn, query_rows, key_rows, constants in plans:
         pointers = {

@@ -16,9 +16,14 @@ def main() -> None:
     for latent, heads in ((192, 16), (512, 16), (512, 128)):
         for page_size in (None, 16, 64):
             case = decode_tests.make_case(
-                device, [0, 1, 63, 200], dtype=torch.bfloat16, heads=heads, latent=latent, rope=64,
+                device,
+                [0, 1, 63, 200],
+                dtype=torch.bfloat16,
+                heads=heads,
+                latent=latent,
+                rope=64,
                 page_size=page_size,
-            )  # fmt: skip
+            )
             mla_decode(**case)
             # Tables and lengths that lie must not lead outside the cache either.
             lies = dict(case, seq_lens_B=torch.full_like(case["seq_lens_B"], 2**30))

@@ -19,8 +19,10 @@ def compile_all(capability: int) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("aot_decode.py")), str(capability)],
         env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {row["name"]: row for row in json.loads(done.stdout)}
 

@@ -145,10 +145,17 @@ def test_no_tokens(device: torch.device) -> None:
 def test_opcheck(device: torch.device) -> None:
     case = make_case(device, [1, 2])
     arguments = (
-        case["latent_TR"].contiguous(), case["rope_key_TP"].contiguous(), case["weight_R"],
-        case["cos_TF"], case["sin_TF"], case["cache"].nan_to_num(0), case["slot_mapping_T"], None,
-        1e-6, True,
-    )  # fmt: skip
+        case["latent_TR"].contiguous(),
+        case["rope_key_TP"].contiguous(),
+        case["weight_R"],
+        case["cos_TF"],
+        case["sin_TF"],
+        case["cache"].nan_to_num(0),
+        case["slot_mapping_T"],
+        None,
+        1e-6,
+        True,
+    )
     torch.library.opcheck(torch.ops.ic.append_latent.default, arguments)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ic.kernels.benchmark_mla import add_baselines, failure, main, relative_error
+from ic.kernels.benchmark_mla import add_baselines, failure, relative_error, selected_cases
 from ic.kernels.benchmark_registry import cases_of, load_kernels, register
 from ic.kernels.benchmark_report import markdown_table, print_table
 
@@ -34,9 +34,12 @@ def test_unknown_and_double_kernels_are_refused() -> None:
         register("mla_decode")(list)
 
 
-def test_list_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mla_decode", "--list", "--match", "192+64"]) == 0
-    assert "(1, 1M) 16 h 192+64 bf16" in capsys.readouterr().out
+def test_cases_are_selected_by_kernel_and_name() -> None:
+    names = [case.name for case in selected_cases(["mla_decode"], "192+64")]
+    assert "(1, 1M) 16 h 192+64 bf16" in names
+    assert all("192+64" in name for name in names)
+    with pytest.raises(ValueError, match="match='nonsense': no case of mla_decode contains it"):
+        selected_cases(["mla_decode"], "nonsense")
 
 
 def test_nan_is_infinitely_wrong() -> None:

@@ -171,9 +171,14 @@ def test_e4m3_cache_of_few_heads(
 ) -> None:
     """On Hopper this is `gluon_mla_decode_e4m3`. Codes and scales of no token are NaN."""
     case = make_case(
-        device, [0, 1, 63, 64, 65, 150], heads=heads, latent=latent, rope=rope,
-        page_size=page_size, num_query=num_query,
-    )  # fmt: skip
+        device,
+        [0, 1, 63, 64, 65, 150],
+        heads=heads,
+        latent=latent,
+        rope=rope,
+        page_size=page_size,
+        num_query=num_query,
+    )
     unused = case["cache"].isnan().any(-1)
     kind = torch.float8_e4m3fn
     case["cache"], case["cache_scale"] = quantize_per_token(case["cache"].nan_to_num(0), kind)
@@ -257,9 +262,15 @@ def test_opcheck(device: torch.device, quantized: bool) -> None:
     if quantized:
         case["cache"], case["cache_scale"] = quantize_per_token(case["cache"], torch.int8)
     arguments = (
-        case["q_latent_BQHR"].contiguous(), case["q_rope_BQHP"].contiguous(), case["cache"],
-        case["seq_lens_B"], case["block_table"], case.get("cache_scale"), SCALE, 2,
-    )  # fmt: skip
+        case["q_latent_BQHR"].contiguous(),
+        case["q_rope_BQHP"].contiguous(),
+        case["cache"],
+        case["seq_lens_B"],
+        case["block_table"],
+        case.get("cache_scale"),
+        SCALE,
+        2,
+    )
     torch.library.opcheck(torch.ops.ic.mla_decode.default, arguments)
 
 
@@ -277,7 +288,8 @@ def bad(case: dict[str, Any], name: str) -> dict[str, Any]:
         },
         "q_latent stride": {"q_latent_BQHR": q.transpose(2, 3).contiguous().transpose(2, 3)},
         "q_latent and q_rope dimensions": {
-            "q_rope_BQHP": case["q_rope_BQHP"][..., :9], "cache": cache[..., : width - 7]
+            "q_rope_BQHP": case["q_rope_BQHP"][..., :9],
+            "cache": cache[..., : width - 7],
         },
         "q_rope dtype": {"q_rope_BQHP": case["q_rope_BQHP"].float()},
         "cache dtype": {"cache": cache.float()},
@@ -295,20 +307,33 @@ def bad(case: dict[str, Any], name: str) -> dict[str, Any]:
         "block_table negative": {"block_table": table.clone().fill_(-1)},
         "block_table range": {"block_table": table.clone().fill_(cache.shape[0])},
         "num_splits": {"num_splits": 0},
-    }  # fmt: skip
+    }
     return case | changes[name]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "q_latent dtype", "q_latent shape", "q_latent tokens", "q_latent stride",
-        "q_latent and q_rope dimensions", "q_rope dtype", "cache dtype", "cache shape",
-        "cache page size", "cache device", "cache_scale shape", "seq_lens dtype",
-        "seq_lens negative", "seq_lens overlong", "block_table dtype", "block_table negative",
-        "block_table range", "num_splits",
+        "q_latent dtype",
+        "q_latent shape",
+        "q_latent tokens",
+        "q_latent stride",
+        "q_latent and q_rope dimensions",
+        "q_rope dtype",
+        "cache dtype",
+        "cache shape",
+        "cache page size",
+        "cache device",
+        "cache_scale shape",
+        "seq_lens dtype",
+        "seq_lens negative",
+        "seq_lens overlong",
+        "block_table dtype",
+        "block_table negative",
+        "block_table range",
+        "num_splits",
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(device: torch.device, name: str) -> None:
     case = make_case(device, [30, 48], page_size=16)
     with pytest.raises(ValueError, match=name.split()[0]):

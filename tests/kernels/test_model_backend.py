@@ -15,21 +15,27 @@ from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ic.datamodules.passkey import PasskeyDataConfig, make_batch
+from ic.files.results import write_results
 from ic.model import LatentCache, MLAForCausalLM, sdpa
-from ic.results import write_results
 
 DIMS = {
-    "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "kv_lora_rank": 32,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "length_temperature": "ssmax",
-}  # fmt: skip
-ATTENTION, NORM, ROPE = (
-    {f"{name}_backend": "triton"} for name in ("attention", "norm", "rope")
-)  # fmt: skip
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "kv_lora_rank": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "length_temperature": "ssmax",
+}
+ATTENTION, NORM, ROPE = ({f"{name}_backend": "triton"} for name in ("attention", "norm", "rope"))
 SWITCHES: dict[str, dict[str, Any]] = {
-    "attention": ATTENTION, "norm": NORM, "rope": ROPE, "all": ATTENTION | NORM | ROPE,
+    "attention": ATTENTION,
+    "norm": NORM,
+    "rope": ROPE,
+    "all": ATTENTION | NORM | ROPE,
     "half_split": ATTENTION | NORM | ROPE | {"rope_interleave": False},
     "nope_layer": ATTENTION | NORM | ROPE | {"nope_layers": [1]},
-}  # fmt: skip
+}
 TOLERANCE = 1e-4
 Pair = list[MLAForCausalLM]
 
@@ -129,7 +135,7 @@ RUN_BY = {
         {"mla_attention", "rms_norm", "add_rms_norm", "rope"},
         {"mla_decode", "rms_norm", "add_rms_norm", "rope", "append_latent"},
     ),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -201,14 +207,28 @@ def train(
 
 
 WIDE = {
-    "vocab_size": 320, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "q_lora_rank": None, "kv_lora_rank": 192, "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64, "v_head_dim": 128, "length_temperature": "ssmax",
-    "max_position_embeddings": 2**20, "pad_token_id": 258, "bos_token_id": 256, "eos_token_id": 257,
+    "vocab_size": 320,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 192,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "length_temperature": "ssmax",
+    "max_position_embeddings": 2**20,
+    "pad_token_id": 258,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}  # fmt: skip
-SDPA = {"cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH}  # fmt: skip
+}
+SDPA = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 def distance(a: list[float], b: list[float]) -> float:
@@ -264,9 +284,7 @@ def compare_curves(
 
 @pytest.mark.gpu
 def test_bf16_training_agrees_within_noise(
-    make_model: Callable[..., MLAForCausalLM],
-    monkeypatch: pytest.MonkeyPatch,
-    device: torch.device,
+    make_model: Callable[..., MLAForCausalLM], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     """200 steps. The noise is what the order of summation alone does to PyTorch's own curve: the
     largest distance between two of three SDPA kernels. Ours may be as far from each of them as
@@ -278,9 +296,11 @@ def test_bf16_training_agrees_within_noise(
     if folder := os.environ.get("IC_RESULTS_DIR"):
         config = {**WIDE, "steps": steps, "context_tokens": context_tokens, "batch": 8}
         write_results(
-            Path(folder) / "kernels-parity.json", config, [row],
+            Path(folder) / "kernels-parity.json",
+            config,
+            [row],
             command="pytest tests/kernels/test_model_backend.py -m gpu -k within_noise",
-        )  # fmt: skip
+        )
     assert row["logits_relative_error"] < 2e-2
     assert row["last_loss"]["cudnn"] < 0.8 * row["first_loss"]["cudnn"]
     assert (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ic.evaluation.decoding import GreedyDecoder
+from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
 from ic.model.adapter import (
     AdapterConfig,

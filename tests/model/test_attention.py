@@ -38,10 +38,11 @@ def run_in_pieces(model: MLAForCausalLM, x: torch.Tensor, sizes: list[int], **kw
         mask = kw.get("attention_mask")
         out.append(
             model(
-                x[:, at : at + size], past_key_values=cache,
+                x[:, at : at + size],
+                past_key_values=cache,
                 attention_mask=None if mask is None else mask[:, : at + size],
             ).logits
-        )  # fmt: skip
+        )
         at += size
     assert cache.get_seq_length() == x.shape[1]
     return torch.cat(out, 1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ic.build import adapt_to_gpu
-from ic.config import EvaluateConfig, GenerateConfig, ModelConfig, RunConfig, TrainerConfig
+from ic.config.run import ModelConfig, RunConfig, TrainerConfig
 from ic.datamodules.passkey import PasskeyDataConfig
 from ic.model import MLAConfig
 from ic.model.backends import Backends, gpu_capability, resolve_backends
+from ic.run.build import adapt_to_gpu
+from ic.verbs.evaluate import Config as EvaluateConfig
+from ic.verbs.generate import GenerateConfig
 
 TRITON = Backends("triton", "triton", "triton", "bf16-mixed")
 
@@ -23,20 +25,26 @@ def test_from_sm_80_on_what_was_asked_for(capability: tuple[int, int]) -> None:
     ("requested", "precision", "notice"),
     [
         (
-            TRITON, "16-mixed",
+            TRITON,
+            "16-mixed",
             "this GPU is sm_75, below sm_80: attention=torch in place of triton, norm=torch in place of triton, "
             "rope=torch in place of triton, 16-mixed in place of bf16-mixed",
         ),
         (
-            Backends(norm="triton", precision="bfloat16"), "float16",
+            Backends(norm="triton", precision="bfloat16"),
+            "float16",
             "this GPU is sm_75, below sm_80: norm=torch in place of triton, float16 in place of bfloat16",
         ),
-        (Backends(precision="bf16-true"), "16-mixed", "this GPU is sm_75, below sm_80: 16-mixed in place of bf16-true"),
+        (
+            Backends(precision="bf16-true"),
+            "16-mixed",
+            "this GPU is sm_75, below sm_80: 16-mixed in place of bf16-true",
+        ),
         (Backends(precision="32-true"), "32-true", None),
         (Backends(precision="16-mixed"), "16-mixed", None),
         (Backends(precision="float16"), "float16", None),
     ],
-)  # fmt: skip
+)
 def test_before_sm_80_torch_in_float16(
     requested: Backends, precision: str, notice: str | None
 ) -> None:
@@ -59,9 +67,10 @@ def test_a_run_is_adapted_to_the_oldest_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(chips))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: chips[i])
     config = RunConfig(
-        model=ModelConfig(attention="triton", rope="triton"), data=PasskeyDataConfig(),
+        model=ModelConfig(attention="triton", rope="triton"),
+        data=PasskeyDataConfig(),
         trainer=TrainerConfig(precision="bf16-mixed"),
-    )  # fmt: skip
+    )
     with caplog.at_level("INFO", logger="lightning.pytorch"):
         adapted = adapt_to_gpu(config)
     model = adapted.model
@@ -78,12 +87,16 @@ def test_a_run_is_adapted_to_the_oldest_gpu(
 def test_switches_reach_the_model_configuration() -> None:
     config = ModelConfig(attention="triton", norm="triton").mla_config(vocab_size=320)
     assert (config.attention_backend, config.norm_backend, config.rope_backend) == (
-        "triton", "triton", "torch",
-    )  # fmt: skip
+        "triton",
+        "triton",
+        "torch",
+    )
     config.set_backends(Backends(rope="triton"))
     assert (config.attention_backend, config.norm_backend, config.rope_backend) == (
-        "torch", "torch", "triton",
-    )  # fmt: skip
+        "torch",
+        "torch",
+        "triton",
+    )
     for make in (EvaluateConfig, GenerateConfig):
         assert make(norm="triton", dtype="float16").backends() == Backends(
             norm="triton", precision="float16"

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ic.build import build_model, build_tokenizer
-from ic.config import ModelConfig
+from ic.config.run import ModelConfig
+from ic.datamodules.tokenizers import build_tokenizer
 from ic.model import MLAForCausalLM
+from ic.run.build import build_model
 
 TINY = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 
 
 @pytest.fixture(autouse=True)

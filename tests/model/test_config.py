@@ -22,10 +22,13 @@ from ic.model import MLAConfig
         ({"first_k_dense_replace": 1}, "mixture-of-experts layers are not supported"),
         ({"hidden_act": "gelu"}, "only 'silu'"),
         ({"attention_dropout": 0.1}, "only 0 is supported"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "default, yarn"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "default, yarn",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "above 1"),
     ],
-)  # fmt: skip
+)
 def test_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MLAConfig(num_hidden_layers=3, num_attention_heads=4, **changes)

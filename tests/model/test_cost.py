@@ -20,9 +20,14 @@ from tests.conftest import SMALL
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"q_lora_rank": None}, {"tie_word_embeddings": True}, {"attention_bias": True},
-     {"length_temperature": "ssmax"}],
-)  # fmt: skip
+    [
+        {},
+        {"q_lora_rank": None},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True},
+        {"length_temperature": "ssmax"},
+    ],
+)
 def test_parameters_are_counted(changes: dict) -> None:
     config = MLAConfig(**{**SMALL, **changes})
     assert num_parameters(config) == sum(p.numel() for p in MLAForCausalLM(config).parameters())

@@ -12,10 +12,19 @@ from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.init import init_weights
 
 SIZES = {
-    "vocab_size": 512, "hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 1,
-    "num_attention_heads": 8, "q_lora_rank": 192, "kv_lora_rank": 128, "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16, "v_head_dim": 32, "length_temperature": "ssmax", "attention_bias": True,
-}  # fmt: skip
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 320,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "q_lora_rank": 192,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "length_temperature": "ssmax",
+    "attention_bias": True,
+}
 
 
 def rules() -> dict[str, str]:

@@ -17,9 +17,15 @@ from ic.model import MLAForCausalLM
 from tests.conftest import SMALL, randomize
 
 YARN = {
-    "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 512,
-    "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.7,
-}  # fmt: skip
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 512,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
 PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 KINDS = {
     "v2": (DeepseekV2Config, DeepseekV2ForCausalLM),
@@ -36,9 +42,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 def reference(kind: str, request: pytest.FixtureRequest, rope: dict) -> torch.nn.Module:
     config_class, model_class = KINDS[kind]
     config = config_class(
-        **{**SMALL, "q_lora_rank": request.param}, num_key_value_heads=4,
-        first_k_dense_replace=3, rope_parameters=dict(rope),
-    )  # fmt: skip
+        **{**SMALL, "q_lora_rank": request.param},
+        num_key_value_heads=4,
+        first_k_dense_replace=3,
+        rope_parameters=dict(rope),
+    )
     torch.manual_seed(1)
     model = model_class(config).eval()
     randomize(model)

@@ -16,15 +16,16 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ic.build import build_datamodule, build_model, build_module, build_tokenizer, build_trainer
 from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.checkpoint.folder import FolderCheckpointIO
-from ic.config import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
+from ic.config.run import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
 from ic.datamodules.preference import PreferenceDataConfig
 from ic.datamodules.sft import SFTDataConfig
+from ic.datamodules.tokenizers import build_tokenizer
 from ic.model.adapter import AdapterConfig
 from ic.parallel.config import StrategyConfig
+from ic.run.build import build_datamodule, build_model, build_module, build_trainer
 from ic.training.optimizers import OptimizerConfig
 from ic.training.preference_loss import PreferenceConfig
 from tests.conftest import SMALL, randomize
@@ -117,31 +118,47 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
             **{k: v for k, v in SMALL.items() if not k.endswith("token_id") and k != "vocab_size"},
             gradient_checkpointing=case.checkpointing,
             # Three rows do not divide among the ranks.
-            adapter=AdapterConfig(r=3, target_modules=["q_b_proj", "kv_b_proj", "down_proj"], lora_alpha=1)
-            if case.lora else None,
+            adapter=AdapterConfig(
+                r=3, target_modules=["q_b_proj", "kv_b_proj", "down_proj"], lora_alpha=1
+            )
+            if case.lora
+            else None,
         ),
         data=PreferenceDataConfig(
-            context_length=CONTEXT_TOKENS, tokens_per_batch=2 * CONTEXT_TOKENS * ROWS // num_shares, **files,
-        ) if case.data == "preference" else SFTDataConfig(
-            context_length=CONTEXT_TOKENS, tokens_per_batch=CONTEXT_TOKENS * ROWS // num_shares,
-            packing=False, **files,
+            context_length=CONTEXT_TOKENS,
+            tokens_per_batch=2 * CONTEXT_TOKENS * ROWS // num_shares,
+            **files,
+        )
+        if case.data == "preference"
+        else SFTDataConfig(
+            context_length=CONTEXT_TOKENS,
+            tokens_per_batch=CONTEXT_TOKENS * ROWS // num_shares,
+            packing=False,
+            **files,
         ),
         preference=PreferenceConfig(
-            beta=0.5, ld_alpha=0.5, precompute_ref_log_probs=case.on_disk, length_buckets=[64],
-        ) if case.data == "preference" else None,
+            beta=0.5, ld_alpha=0.5, precompute_ref_log_probs=case.on_disk, length_buckets=[64]
+        )
+        if case.data == "preference"
+        else None,
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, warmup_steps=0, decay_fraction=0),
         strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
-            max_steps=STEPS, accelerator="cpu", devices=num_processes, log_every_n_steps=1,
-            accumulate_grad_batches=case.accumulate, val_check_interval=STEPS,
+            max_steps=STEPS,
+            accelerator="cpu",
+            devices=num_processes,
+            log_every_n_steps=1,
+            accumulate_grad_batches=case.accumulate,
+            val_check_interval=STEPS,
         ),
         callbacks=CallbacksConfig(
-            progress=False, guardrails=GuardrailsConfig(),
+            progress=False,
+            guardrails=GuardrailsConfig(),
             passkey=PasskeyEvaluationConfig() if case.data == "sft" else None,
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")
     model = build_model(config.model, tokenizer)

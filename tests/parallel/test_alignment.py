@@ -16,14 +16,18 @@ from tests.parallel.test_equal_to_one_process import answers, compare
 WAYS = {
     "dp2": (2, Case(strategy="fsdp2")),
     "cp2, reference in memory": (2, Case(strategy="fsdp2", context=2, on_disk=False)),
-    "dp2 x cp2, accumulate": (4, Case(strategy="fsdp2", context=2, accumulate=2, checkpointing=True)),
+    "dp2 x cp2, accumulate": (
+        4,
+        Case(strategy="fsdp2", context=2, accumulate=2, checkpointing=True),
+    ),
     "LoRA, dp2, accumulate, reference in memory": (
-        2, Case(lora=True, strategy="fsdp2", accumulate=2, on_disk=False),
+        2,
+        Case(lora=True, strategy="fsdp2", accumulate=2, on_disk=False),
     ),
     "LoRA, cp2": (2, Case(lora=True, strategy="fsdp2", context=2)),
     "SFT, LoRA, dp2": (2, Case("sft", lora=True, strategy="fsdp2")),
     "SFT, LoRA, cp2": (2, Case("sft", lora=True, strategy="fsdp2", context=2, accumulate=2)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

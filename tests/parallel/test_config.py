@@ -57,10 +57,7 @@ def test_good_combinations(name: str) -> None:
     ],
 )
 def test_fsdp_refuses(
-    settings: tuple[str, ...],
-    what: str,
-    ic: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
+    settings: tuple[str, ...], what: str, ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ic("fit", *settings, "strategy=fsdp") == 2
     assert re.search(f"strategy=fsdp {what}; choose strategy=fsdp2", capsys.readouterr().err)

@@ -19,13 +19,19 @@ WAYS = {
     "ddp": (2, replace(PLAIN, strategy="ddp")),
     "dp2": (2, replace(PLAIN, strategy="fsdp2", passkey=True)),
     "dp2, accumulate": (2, replace(PLAIN, strategy="fsdp2", accumulate=2, optimizer="adamw")),
-    "cp2": (2, replace(PLAIN, strategy="fsdp2", context=2, checkpointing=True, passkey=True, validate=True)),
+    "cp2": (
+        2,
+        replace(
+            PLAIN, strategy="fsdp2", context=2, checkpointing=True, passkey=True, validate=True
+        ),
+    ),
     "cp2, documents, accumulate": (2, replace(PACKED, strategy="fsdp2", context=2, accumulate=2)),
     "dp2 x cp2, documents": (
-        4, replace(PACKED, strategy="fsdp2", context=2, accumulate=2, passkey=True),
+        4,
+        replace(PACKED, strategy="fsdp2", context=2, accumulate=2, passkey=True),
     ),
     "cp4": (4, replace(PLAIN, strategy="fsdp2", context=4, optimizer="adamw")),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +40,11 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], di
 
     def run(case: Case) -> dict[str, Any]:
         alone = Case(
-            documents=case.documents, optimizer=case.optimizer, passkey=True,
+            documents=case.documents,
+            optimizer=case.optimizer,
+            passkey=True,
             accelerator=case.accelerator,
-        )  # fmt: skip
+        )
         if alone not in known:
             folder = tmp_path_factory.mktemp("alone")
             known[alone] = {**run_case(alone, 1, folder), "answers": answers(folder)}

@@ -214,12 +214,16 @@ def a_cache_is_cropped_where_a_piece_ended() -> None:
 
 
 PARTS = [
-    muon_equals_torchs, latents_come_back_in_order, rotations_are_not_rounded,
+    muon_equals_torchs,
+    latents_come_back_in_order,
+    rotations_are_not_rounded,
     accumulation_reduces_once,
-    an_adapter_off_at_first_trains, states_are_dtensors,
-    a_mesh_that_does_not_divide, a_prefill_after_decoding,
+    an_adapter_off_at_first_trains,
+    states_are_dtensors,
+    a_mesh_that_does_not_divide,
+    a_prefill_after_decoding,
     a_cache_is_cropped_where_a_piece_ended,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)

@@ -11,12 +11,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ic.parallel.watchdog import (
-    MissingRanksError,
-    WatchdogConfig,
-    await_ranks,
-    record_collectives,
-)
+from ic.parallel.watchdog import MissingRanksError, WatchdogConfig, await_ranks, record_collectives
 
 
 def _join(rank: int, store: str, absent: bool, told: Any) -> None:

@@ -17,26 +17,30 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ic.build import build_module, build_trainer
 from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.checkpoint.folder import FolderCheckpointIO
-from ic.config import CallbacksConfig, LoggerConfig, RunConfig, TrainerConfig
+from ic.config.run import CallbacksConfig, LoggerConfig, RunConfig, TrainerConfig
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.passkey import PasskeyDataConfig
-from ic.evaluation.grid import PasskeyGridConfig
+from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.parallel.config import StrategyConfig
 from ic.parallel.replica import data_replica
+from ic.run.build import build_module, build_trainer
 from ic.training.optimizers import OptimizerConfig
 from tests.conftest import SMALL, randomize
 
 ROWS, TOKENS, STEPS = 4, 64, 4
 VOCAB = 320
 GRID = PasskeyGridConfig(
-    lengths=[160], depths=[0.5], samples=3, tokens_per_batch=320, control_samples=0,
+    lengths=[160],
+    depths=[0.5],
+    samples=3,
+    tokens_per_batch=320,
+    control_samples=0,
     prefill_chunk_tokens=64,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,11 @@ class FixedRows(LightningDataModule):
         labels = ids.where(torch.rand(ROWS, TOKENS, generator=rng) < share, -100)
         marks = torch.rand(ROWS, TOKENS, generator=rng) < share.flip(0) / 4
         batch = {
-            "input_ids": ids, "labels": labels, "answer_mask": marks,
+            "input_ids": ids,
+            "labels": labels,
+            "answer_mask": marks,
             "position_ids": index + 100 * draw(9, ROWS, 1),
-        }  # fmt: skip
+        }
         if self.case.documents:
             edges = draw(TOKENS, ROWS, 3)
             batch["document_ids"] = (index >= edges[..., None]).sum(1).int()
@@ -155,13 +161,19 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
     config = RunConfig(
         data=PasskeyDataConfig(context_length=128, tokens_per_batch=128, max_position=4096),
         optimizer=OptimizerConfig(
-            name=case.optimizer, lr=1e-2 if case.optimizer == "muon" else 1e-3, warmup_steps=0,
+            name=case.optimizer,
+            lr=1e-2 if case.optimizer == "muon" else 1e-3,
+            warmup_steps=0,
             decay_fraction=0,
         ),
         strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
-            max_steps=STEPS, accelerator=case.accelerator, devices=num_processes, gradient_clip_val=0.1,
-            accumulate_grad_batches=case.accumulate, log_every_n_steps=1,
+            max_steps=STEPS,
+            accelerator=case.accelerator,
+            devices=num_processes,
+            gradient_clip_val=0.1,
+            accumulate_grad_batches=case.accumulate,
+            log_every_n_steps=1,
             val_check_interval=2,
         ),
         callbacks=CallbacksConfig(
@@ -169,14 +181,16 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     tokenizer = ByteTokenizer()
     muon = case.optimizer == "muon"
     changes = {
-        "vocab_size": VOCAB, "num_hidden_layers": 2,
-        "length_temperature": "llama4" if muon else "ssmax", "length_temperature_original": 16,
-    }  # fmt: skip
+        "vocab_size": VOCAB,
+        "num_hidden_layers": 2,
+        "length_temperature": "llama4" if muon else "ssmax",
+        "length_temperature_original": 16,
+    }
     model = MLAForCausalLM(MLAConfig(**{**SMALL, **changes}))
     randomize(model)
     if muon:
@@ -210,10 +224,16 @@ def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:
 def join(rank: int, num_processes: int, port: int) -> None:
     """Make this process one of a launched group, as torchrun does."""
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_processes),
-        LOCAL_WORLD_SIZE=str(num_processes), GROUP_RANK="0", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", TORCHELASTIC_USE_AGENT_STORE="True",
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_processes),
+        LOCAL_WORLD_SIZE=str(num_processes),
+        GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )
     torch.set_num_threads(1)
 
 

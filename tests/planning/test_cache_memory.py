@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ic.config import ModelConfig
+from ic.config.run import ModelConfig
 from ic.planning.cache_memory import cache_rows
 
 
@@ -14,9 +14,11 @@ def test_bytes_and_contexts() -> None:
     rows = cache_rows(config, torch.device("cpu"), (512, 1024), (1,))
     weights = 2 * sum(p.numel() for p in _parameters(config))
     expected = {
-        "MHA, bf16": 2 * 2 * 2 * 16 * 128, "GQA, 8 heads of 64, bf16": 2 * 2 * 2 * 8 * 64,
-        "MLA, bf16": 2 * 2 * 256, "MLA, e4m3": 2 * 256,
-    }  # fmt: skip
+        "MHA, bf16": 2 * 2 * 2 * 16 * 128,
+        "GQA, 8 heads of 64, bf16": 2 * 2 * 2 * 8 * 64,
+        "MLA, bf16": 2 * 2 * 256,
+        "MLA, e4m3": 2 * 256,
+    }
     assert {row["cache"]: row["bytes_per_token"] for row in rows} == expected
     for row in rows:
         per_token = expected[row["cache"]]

@@ -10,11 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ic.callbacks.memory_accounting import optimizer_state, storage_bytes
-from ic.cli import CONF
-from ic.config import PlanConfig
+from ic.config.compose import compose_config
 from ic.model import MLAForCausalLM
-from ic.overrides import compose_config
 from ic.planning.compare import compare_file
+from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.simulate import FakeRun
 from ic.training.optimizers import build_optimizer
@@ -25,7 +24,7 @@ ROWS, TOKENS = 2, 512
 
 
 def tiny(*overrides: str) -> PlanConfig:
-    return compose_config(CONF, "plan", ["experiment=mla_tiny", *overrides])[0]
+    return compose_config("plan", PlanConfig, ["experiment=mla_tiny", *overrides])[0]
 
 
 def real_step(
@@ -83,10 +82,14 @@ def test_step_is_what_real_tensors_take(optimizer: str) -> None:
 def test_step_on_the_triton_kernels() -> None:
     """Against what the kernels allocate in the interpreter, which is slow: a small model."""
     config = tiny(
-        "model.attention=triton", "model.norm=triton", "model.rope=triton",
-        "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.hidden_size=64",
+        "model.attention=triton",
+        "model.norm=triton",
+        "model.rope=triton",
+        "model.num_hidden_layers=1",
+        "model.num_attention_heads=2",
+        "model.hidden_size=64",
         "model.intermediate_size=96",
-    )  # fmt: skip
+    )
     parts, highest = real_step(config, tokens=64)
     fake = FakeRun(config, config.model.mla_config(320), on_gpu=False)
     peak = fake.training_step(ROWS, 64)
@@ -121,7 +124,7 @@ def test_the_measured_run_of_the_1b() -> None:
     """mla_32k on one H100: the caching allocator's peak."""
     data = json.loads((RESULTS / "mla_32k-fit.json").read_text())
     (measured,) = [row["peak_bytes"] for row in data["rows"] if row["what"] == "memory"]
-    config, _ = compose_config(CONF, "plan", ["experiment=mla_32k"])
+    config, _ = compose_config("plan", PlanConfig, ["experiment=mla_32k"])
     peak = FakeRun(config, config.model.mla_config(320)).training_step(1, 32768)
     assert peak.total_bytes == pytest.approx(measured, rel=0.02)
 
@@ -135,9 +138,13 @@ def test_cache_of_the_prefill() -> None:
 
 @pytest.mark.parametrize(
     ("file", "num_cases"),
-    [("scaling.json", 5), ("scaling-fastest.json", 2), ("scaling-128k.json", 2),
-     ("scaling-1m.json", 1)],
-)  # fmt: skip
+    [
+        ("scaling.json", 5),
+        ("scaling-fastest.json", 2),
+        ("scaling-128k.json", 2),
+        ("scaling-1m.json", 1),
+    ],
+)
 def test_measured_runs_are_within_ten_per_cent(file: str, num_cases: int) -> None:
     """One GPU, DDP, FSDP, FSDP2 and context parallelism, 4k to 1M tokens."""
     rows = compare_file(RESULTS / file)
@@ -160,10 +167,16 @@ def test_preference_training_is_what_the_benchmark_measured(length: int) -> None
     data = json.loads((RESULTS / "preference-memory-bytes.json").read_text())
     measured = [r["peak_bytes"] for r in data["rows"] if r["length_tokens"] == length]
     config, _ = compose_config(
-        CONF, "plan",
-        ["experiment=dpo_32k", "model.init_from=null", f"data.context_length={length}",
-         f"data.tokens_per_batch={2 * length}", "data.share_prompt=false"],
-    )  # fmt: skip
+        "plan",
+        PlanConfig,
+        [
+            "experiment=dpo_32k",
+            "model.init_from=null",
+            f"data.context_length={length}",
+            f"data.tokens_per_batch={2 * length}",
+            "data.share_prompt=false",
+        ],
+    )
     peak = Planner(config).training(*Planner(config).batch_shape())
     for nbytes in measured:
         assert peak.total_bytes == pytest.approx(nbytes, rel=0.02)
@@ -177,11 +190,17 @@ def test_preference_training_with_a_large_vocabulary(length: int, side: str) -> 
     (measured,) = (r["peak_bytes"] for r in data["rows"] if r["side"] == side)
     shared = side == "ours"
     config, _ = compose_config(
-        CONF, "plan",
-        ["experiment=dpo_32k", "model.init_from=null", "model.attention=triton",
-         f"data.context_length={length}", f"data.tokens_per_batch={2 * length}",
-         f"data.share_prompt={str(shared).lower()}"],
-    )  # fmt: skip
+        "plan",
+        PlanConfig,
+        [
+            "experiment=dpo_32k",
+            "model.init_from=null",
+            "model.attention=triton",
+            f"data.context_length={length}",
+            f"data.tokens_per_batch={2 * length}",
+            f"data.share_prompt={str(shared).lower()}",
+        ],
+    )
     run = FakeRun(config, config.model.mla_config(data["config"]["vocab_size"]))
     peak = run.training_step(1 if shared else 2, length)
     assert peak.total_bytes == pytest.approx(measured, rel=0.1)
@@ -189,7 +208,7 @@ def test_preference_training_with_a_large_vocabulary(length: int, side: str) -> 
 
 def test_shared_prompt_and_frozen_reference() -> None:
     def peak(*overrides: str) -> int:
-        config, _ = compose_config(CONF, "plan", ["experiment=dpo_tiny", *overrides])
+        config, _ = compose_config("plan", PlanConfig, ["experiment=dpo_tiny", *overrides])
         planner = Planner(config)
         return planner.training(*planner.batch_shape()).total_bytes
 
@@ -198,9 +217,10 @@ def test_shared_prompt_and_frozen_reference() -> None:
         "data.context_length=1024", "data.tokens_per_batch=8192", "data.share_prompt=false"
     )
     memory = peak(
-        "data.context_length=1024", "data.tokens_per_batch=8192",
+        "data.context_length=1024",
+        "data.tokens_per_batch=8192",
         "preference.precompute_ref_log_probs=false",
-    )  # fmt: skip
+    )
     assert shared < 0.7 * apart
     with torch.device("meta"):
         model = MLAForCausalLM(tiny().model.mla_config(320))

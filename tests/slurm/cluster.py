@@ -68,8 +68,12 @@ class Cluster:
         self._spawn("slurmctld", "slurmctld", "-D")
         for node in self.nodes:
             self.start_node(node)
-        until(lambda: len(self.call("sinfo", "-hN", "-t", "idle", "-o", "%N").split())
-              == len(self.nodes), "all nodes idle")  # fmt: skip
+        until(
+            lambda: (
+                len(self.call("sinfo", "-hN", "-t", "idle", "-o", "%N").split()) == len(self.nodes)
+            ),
+            "all nodes idle",
+        )
 
     def start_node(self, node: str) -> None:
         self._spawn(node, "slurmd", "-D", "-N", node)
@@ -138,9 +142,12 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         files = {
-            "key-file": key.name, "socket": "munge.sock", "pid-file": "munge.pid",
-            "log-file": "munge.log", "seed-file": "munge.seed",
-        }  # fmt: skip
+            "key-file": key.name,
+            "socket": "munge.sock",
+            "pid-file": "munge.pid",
+            "log-file": "munge.log",
+            "seed-file": "munge.seed",
+        }
         arguments = [f"--{name}={self.base / file}" for name, file in files.items()]
         self._spawn("munged", "munged", "--foreground", "--force", *arguments)
         until((self.base / "munge.sock").is_socket, "munge's socket")
@@ -148,15 +155,26 @@ class Cluster:
     def _start_accounting(self) -> None:
         data, sock = self.base / "mysql", str(self.base / "mysql.sock")
         self.call(
-            "mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}",
-            "--auth-root-authentication-method=socket", "--skip-test-db",
-        )  # fmt: skip
+            "mariadb-install-db",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            "--auth-root-authentication-method=socket",
+            "--skip-test-db",
+        )
         self._spawn(
-            "mariadbd", "mariadbd", "--no-defaults", "--user=root", f"--datadir={data}",
-            f"--socket={sock}", "--skip-networking", f"--pid-file={self.base / 'mysql.pid'}",
-            "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900",
+            "mariadbd",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            f"--socket={sock}",
+            "--skip-networking",
+            f"--pid-file={self.base / 'mysql.pid'}",
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-lock-wait-timeout=900",
             "--innodb-flush-log-at-trx-commit=0",
-        )  # fmt: skip
+        )
         client = ("mariadb", "--no-defaults", "-S", sock, "-e")
 
         def answers() -> bool:

@@ -22,10 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
 # The curriculum changes its length on the way, so the resumed part depends on its state.
 RUN = (
-    *SHORT[1:], f"trainer.max_steps={STEPS}", "trainer.val_check_interval=20",
-    "callbacks.checkpoint.every_n_steps=5", "callbacks.context_length.check_every_n_steps=10",
-    "callbacks.context_length.threshold=0.0001", "callbacks.memory=null", "overwrite=false",
-)  # fmt: skip
+    *SHORT[1:],
+    f"trainer.max_steps={STEPS}",
+    "trainer.val_check_interval=20",
+    "callbacks.checkpoint.every_n_steps=5",
+    "callbacks.context_length.check_every_n_steps=10",
+    "callbacks.context_length.threshold=0.0001",
+    "callbacks.memory=null",
+    "overwrite=false",
+)
 DEADLINE_S = 120
 
 
@@ -39,10 +44,16 @@ class Jobs:
 
     def submit(self, script: str, *overrides: str, options: tuple[str, ...] = ()) -> str:
         return self.cluster.call(
-            "sbatch", "--parsable", "--gres=gpu:1", "--cpus-per-task=1",
-            f"--output={self.folder}/%x-%j.log", *options, f"slurm/{script}.sbatch", *overrides,
+            "sbatch",
+            "--parsable",
+            "--gres=gpu:1",
+            "--cpus-per-task=1",
+            f"--output={self.folder}/%x-%j.log",
+            *options,
+            f"slurm/{script}.sbatch",
+            *overrides,
             cwd=ROOT,
-        )  # fmt: skip
+        )
 
     def pretrain(self, *overrides: str) -> str:
         options = ("--nodes=2", "--ntasks-per-node=1")
@@ -182,10 +193,14 @@ def test_an_evaluation_is_requeued_by_its_shell(
 ) -> None:
     checkpoint = jobs.run("undisturbed") / "checkpoints" / "last"
     job = jobs.submit(
-        "eval_passkey", f"checkpoint={checkpoint}", f"output={jobs.folder}/passkey",
-        "evaluation.lengths=[256]", "evaluation.depths=[0.5]", "evaluation.samples=1",
+        "eval_passkey",
+        f"checkpoint={checkpoint}",
+        f"output={jobs.folder}/passkey",
+        "evaluation.lengths=[256]",
+        "evaluation.depths=[0.5]",
+        "evaluation.samples=1",
         "evaluation.control_samples=0",
-    )  # fmt: skip
+    )
     until(lambda: jobs.cluster.tasks(job), f"a task of job {job}", DEADLINE_S)
     jobs.cluster.call("scancel", "-s", "USR1", "--batch", job)
     jobs.release(job)
@@ -198,11 +213,13 @@ def test_an_evaluation_is_requeued_by_its_shell(
 def test_alignment_jobs_run_the_experiment_asked_for(jobs: Jobs) -> None:
     submitted = {
         name: jobs.submit(
-            f"train_{name}", f"experiment={name}_tiny", f"output_dir={jobs.folder}",
+            f"train_{name}",
+            f"experiment={name}_tiny",
+            f"output_dir={jobs.folder}",
             "trainer.max_steps=1",
         )
         for name in ("sft", "dpo")
-    }  # fmt: skip
+    }
     for name, job in submitted.items():
         jobs.wait_for(job, "COMPLETED")
         last = jobs.folder / f"{name}_tiny" / job / "checkpoints" / "last"
@@ -222,9 +239,14 @@ def test_an_array_sweeps(jobs: Jobs) -> None:
     sweep = jobs.folder / "sweep.txt"
     sweep.write_text("# two rates\noptimizer.lr=1e-3\n\noptimizer.lr=2e-3 seed=1\n")
     array = jobs.submit(
-        "sweep", str(sweep), *RUN, f"output_dir={jobs.folder}", "trainer.max_steps=3",
-        "callbacks.passkey=null", options=("--array=1-3",),
-    )  # fmt: skip
+        "sweep",
+        str(sweep),
+        *RUN,
+        f"output_dir={jobs.folder}",
+        "trainer.max_steps=3",
+        "callbacks.passkey=null",
+        options=("--array=1-3",),
+    )
     for task in (1, 2):
         jobs.wait_for(f"{array}_{task}", "COMPLETED")
         text = (jobs.run(f"{array}-{task}") / "config.yaml").read_text()
@@ -234,5 +256,7 @@ def test_an_array_sweeps(jobs: Jobs) -> None:
     jobs.accounts(array)
     rows = jobs.cluster.call("sacct", "-nXP", "-j", array, "--format=JobID,State,ExitCode")
     assert rows.splitlines() == [
-        f"{array}_1|COMPLETED|0:0", f"{array}_2|COMPLETED|0:0", f"{array}_3|FAILED|2:0",
-    ]  # fmt: skip
+        f"{array}_1|COMPLETED|0:0",
+        f"{array}_2|COMPLETED|0:0",
+        f"{array}_3|FAILED|2:0",
+    ]

@@ -15,9 +15,17 @@ from tests.test_experiments import SHRINK
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = (
-    "ic", "conf", "callbacks", "datamodules", "kernels", "slurm", "docs", "README.md",
-    "pyproject.toml", "constraints.txt",
-)  # fmt: skip
+    "ic",
+    "conf",
+    "callbacks",
+    "datamodules",
+    "kernels",
+    "slurm",
+    "docs",
+    "README.md",
+    "pyproject.toml",
+    "constraints.txt",
+)
 
 
 @pytest.mark.slow
@@ -29,13 +37,20 @@ def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> No
         else:
             shutil.copy(source, target)
     environment = {
-        **os.environ, "IC_PYTHON": sys.executable, "SPEEDRUN_STAGES": "infinitecontext_1b mla_128k",
-        "OMP_NUM_THREADS": "1", "IC_COMMIT": "speedrun",
-    }  # fmt: skip
+        **os.environ,
+        "IC_PYTHON": sys.executable,
+        "SPEEDRUN_STAGES": "infinitecontext_1b mla_128k",
+        "OMP_NUM_THREADS": "1",
+        "IC_COMMIT": "speedrun",
+    }
     done = subprocess.run(
         ["bash", "slurm/speedrun.sh", *SHRINK],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     first = "infinitecontext_1b"
     for stage, start in ((first, None), ("mla_128k", f"runs/{first}/speedrun/checkpoints/last")):

@@ -45,9 +45,12 @@ def byte_model(make_model: Callable[..., MLAForCausalLM]) -> MLAForCausalLM:
     """A small model with the byte tokenizer's vocabulary, in float32 and evaluation mode."""
     tokenizer = ByteTokenizer()
     return make_model(
-        vocab_size=VOCAB_SIZE, num_hidden_layers=2, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE,
+        num_hidden_layers=2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -27,13 +27,18 @@ def test_equals_two_separate_optimizers(make_model) -> None:
     assert isinstance(optimizer, MuonWithAdamW)
     named = list(theirs.named_parameters())
     muon = torch.optim.Muon(
-        [p for n, p in named if is_muon_parameter(n, p)], lr=3e-3, weight_decay=0.1,
-        momentum=0.95, adjust_lr_fn="match_rms_adamw",
-    )  # fmt: skip
+        [p for n, p in named if is_muon_parameter(n, p)],
+        lr=3e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        adjust_lr_fn="match_rms_adamw",
+    )
     adamw = torch.optim.AdamW(
-        [p for n, p in named if not is_muon_parameter(n, p)], lr=3e-3, weight_decay=0.1,
+        [p for n, p in named if not is_muon_parameter(n, p)],
+        lr=3e-3,
+        weight_decay=0.1,
         betas=(0.9, 0.95),
-    )  # fmt: skip
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(4):
         gradients(ours, step)

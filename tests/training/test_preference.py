@@ -24,14 +24,25 @@ from tests.training.conftest import PAIRS, write_jsonl
 Run = Callable[..., int]
 ROOT = Path(__file__).resolve().parents[2]
 BASE = (
-    "fit", "experiment=dpo_tiny", "data.train_files=[train.jsonl]", "data.val_files=[val.jsonl]",
+    "fit",
+    "experiment=dpo_tiny",
+    "data.train_files=[train.jsonl]",
+    "data.val_files=[val.jsonl]",
     "data.test_files=[val.jsonl]",
-    "data.context_length=128", "data.tokens_per_batch=512", "model.hidden_size=32",
-    "model.intermediate_size=32", "model.num_hidden_layers=1", "trainer.max_steps=4",
-    "trainer.val_check_interval=2", "trainer.log_every_n_steps=1", "callbacks.memory=null",
-    "callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2",
-    "logger.tensorboard=false", "optimizer.warmup_steps=0",
-)  # fmt: skip
+    "data.context_length=128",
+    "data.tokens_per_batch=512",
+    "model.hidden_size=32",
+    "model.intermediate_size=32",
+    "model.num_hidden_layers=1",
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.memory=null",
+    "callbacks.checkpoint.every_n_steps=2",
+    "callbacks.checkpoint.keep_every_n_steps=2",
+    "logger.tensorboard=false",
+    "optimizer.warmup_steps=0",
+)
 
 
 @pytest.fixture
@@ -160,15 +171,25 @@ def test_validate_and_predict_read_the_runs_reference(
 
 def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_path: Path) -> None:
     settings = (
-        *BASE[1:], "trainer.max_steps=1", "data.tokens_per_batch=256", "data.test_files=[train.jsonl]"
-    )  # fmt: skip
+        *BASE[1:],
+        "trainer.max_steps=1",
+        "data.tokens_per_batch=256",
+        "data.test_files=[train.jsonl]",
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def on_two_ranks(verb: str, *more: str) -> None:
         command = [
-            sys.executable, "-m", "ic", verb, *settings, "run_id=two", "strategy=ddp",
-            "trainer.devices=2", *more,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "ic",
+            verb,
+            *settings,
+            "run_id=two",
+            "strategy=ddp",
+            "trainer.devices=2",
+            *more,
+        ]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True
         )
@@ -195,10 +216,18 @@ def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_
 def test_sft_then_dpo(fit: Run, ic: Run, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "chats.jsonl", [{"messages": p["prompt"] + p["chosen"]} for p in PAIRS])
     sft = [a for a in BASE[2:] if "_files" not in a]
-    assert ic(
-        "fit", "experiment=sft_tiny", *sft, "data.train_files=[chats.jsonl]",
-        "data.val_files=[chats.jsonl]", "model/adapter=lora", "model.adapter.r=2",
-    ) == 0  # fmt: skip
+    assert (
+        ic(
+            "fit",
+            "experiment=sft_tiny",
+            *sft,
+            "data.train_files=[chats.jsonl]",
+            "data.val_files=[chats.jsonl]",
+            "model/adapter=lora",
+            "model.adapter.r=2",
+        )
+        == 0
+    )
     assert fit("model.init_from=runs/sft_tiny/default/checkpoints/last", "trainer.max_steps=1") == 0
 
 
@@ -241,7 +270,7 @@ def test_bucket_means() -> None:
         ({"length_buckets": [8, 4]}, "rising"),
         ({"precompute_ref_log_probs": False, "reference_cache": "x"}, "set one of them back"),
     ],
-)  # fmt: skip
+)
 def test_bad_objective(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PreferenceConfig(**values)

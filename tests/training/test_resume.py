@@ -13,11 +13,17 @@ from tests.conftest import SHORT
 
 # The curriculum changes its length within these steps, so the resumed part depends on its state.
 RUN = (
-    *SHORT, "trainer.max_steps=9", "callbacks.context_length.check_every_n_steps=3",
-    "callbacks.context_length.threshold=0.0001", "callbacks.checkpoint.every_n_steps=1",
-    "callbacks.checkpoint.keep_every_n_steps=1", "trainer.val_check_interval=4",
-    "callbacks.passkey=null", "callbacks.memory=null", "optimizer.warmup_steps=3",
-)  # fmt: skip
+    *SHORT,
+    "trainer.max_steps=9",
+    "callbacks.context_length.check_every_n_steps=3",
+    "callbacks.context_length.threshold=0.0001",
+    "callbacks.checkpoint.every_n_steps=1",
+    "callbacks.checkpoint.keep_every_n_steps=1",
+    "trainer.val_check_interval=4",
+    "callbacks.passkey=null",
+    "callbacks.memory=null",
+    "optimizer.warmup_steps=3",
+)
 
 
 GOLDEN = [6.59914, 6.70581, 6.66261, 5.61696, 5.47589, 5.31873, 5.11170, 4.80602, 4.83878]

@@ -31,10 +31,17 @@ from tests.training.conftest import CONVERSATIONS, PAIRS
 
 trl = pytest.importorskip("trl")
 QUIET: dict[str, Any] = {
-    "report_to": "none", "use_cpu": True, "bf16": False, "fp16": False, "disable_tqdm": True,
-    "per_device_train_batch_size": 4, "gradient_checkpointing": False, "max_length": None,
-    "save_strategy": "no", "logging_strategy": "no",
-}  # fmt: skip
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "fp16": False,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 4,
+    "gradient_checkpointing": False,
+    "max_length": None,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+}
 # The loss types alone, then what changes them.
 CASES: list[dict[str, Any]] = [
     {"loss_type": [name], "label_smoothing": 0.1 if name in ("robust", "exo_pair") else 0.0}
@@ -43,8 +50,12 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
     {"loss_type": ["ipo"], "ld_alpha": 0.0, "beta": 0.5},
     {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 1.3]},
-    {"loss_type": ["apo_zero", "sigmoid_norm", "sft"], "loss_weights": [1.0, 0.5, 0.2], "ld_alpha": 0.6},
-]  # fmt: skip
+    {
+        "loss_type": ["apo_zero", "sigmoid_norm", "sft"],
+        "loss_weights": [1.0, 0.5, 0.2],
+        "ld_alpha": 0.6,
+    },
+]
 
 
 def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
@@ -67,9 +78,12 @@ def dpo(byte_model: MLAForCausalLM, tmp_path: Path) -> Any:
     torch.manual_seed(1)
     randomize(reference)
     return trl.DPOTrainer(
-        byte_model, reference, trl.DPOConfig(str(tmp_path), **QUIET),
-        train_dataset=Dataset.from_list(PAIRS), processing_class=ByteTokenizer(),
-    )  # fmt: skip
+        byte_model,
+        reference,
+        trl.DPOConfig(str(tmp_path), **QUIET),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=ByteTokenizer(),
+    )
 
 
 @pytest.fixture(params=[True, False], ids=["prompt shared", "prompt twice"])
@@ -124,9 +138,11 @@ def sft_module(model: MLAForCausalLM) -> LanguageModelingModule:
 def test_sft_loss_and_gradients(byte_model: MLAForCausalLM, tmp_path: Path, packed: bool) -> None:
     settings = {**QUIET, "per_device_train_batch_size": len(CONVERSATIONS)}
     trainer = trl.SFTTrainer(
-        byte_model, trl.SFTConfig(str(tmp_path), assistant_only_loss=True, **settings),
-        train_dataset=Dataset.from_list(CONVERSATIONS), processing_class=ByteTokenizer(),
-    )  # fmt: skip
+        byte_model,
+        trl.SFTConfig(str(tmp_path), assistant_only_loss=True, **settings),
+        train_dataset=Dataset.from_list(CONVERSATIONS),
+        processing_class=ByteTokenizer(),
+    )
     model = byte_model.train()
     theirs = trainer.compute_loss(
         model, trainer.data_collator([dict(row) for row in trainer.train_dataset])
@@ -148,9 +164,11 @@ def test_trains_in_their_sft_trainer(byte_model: MLAForCausalLM, tmp_path: Path)
     before = {name: p.detach().clone() for name, p in byte_model.named_parameters()}
     settings = {**QUIET, "per_device_train_batch_size": 2, "max_steps": 2, "learning_rate": 1e-3}
     trainer = trl.SFTTrainer(
-        byte_model, trl.SFTConfig(str(tmp_path), assistant_only_loss=True, **settings),
-        train_dataset=Dataset.from_list(CONVERSATIONS), processing_class=ByteTokenizer(),
-    )  # fmt: skip
+        byte_model,
+        trl.SFTConfig(str(tmp_path), assistant_only_loss=True, **settings),
+        train_dataset=Dataset.from_list(CONVERSATIONS),
+        processing_class=ByteTokenizer(),
+    )
     result = trainer.train()
     assert math.isfinite(result.training_loss)
     assert any(not p.equal(before[n]) for n, p in trainer.model.named_parameters())
@@ -160,10 +178,13 @@ def test_trains_in_their_dpo_trainer(byte_model: MLAForCausalLM, tmp_path: Path)
     peft = pytest.importorskip("peft")
     settings = {**QUIET, "per_device_train_batch_size": 4, "max_steps": 20, "learning_rate": 1e-2}
     trainer = trl.DPOTrainer(
-        byte_model, None, trl.DPOConfig(str(tmp_path), **settings),
-        train_dataset=Dataset.from_list(PAIRS), processing_class=ByteTokenizer(),
+        byte_model,
+        None,
+        trl.DPOConfig(str(tmp_path), **settings),
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=ByteTokenizer(),
         peft_config=peft.LoraConfig(target_modules=["q_b_proj", "o_proj"]),
-    )  # fmt: skip
+    )
     result = trainer.train()
     # It starts at log 2, where policy and reference agree.
     assert result.training_loss < math.log(2)

@@ -1,0 +1,52 @@
+"""Arguments of the command line -> our flags and Hydra's overrides."""
+
+from __future__ import annotations
+
+from ic.errors import UsageError
+
+FLAGS = {
+    "--help": "help",
+    "-h": "help",
+    "--print_config": "print_config",
+    "--multirun": "multirun",
+    "-m": "multirun",
+}
+
+
+def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
+    """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and
+    `key=value`.
+
+    Raises:
+        UsageError: an argument that is none of these.
+    """
+    flags: set[str] = set()
+    overrides: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg in FLAGS:
+            flags.add(FLAGS[arg])
+        elif arg.startswith("--"):
+            key, equals, value = arg[2:].partition("=")
+            if not equals:
+                has_value = rest and not rest[0].startswith("--") and rest[0] not in FLAGS
+                value = rest.pop(0) if has_value else "true"
+            overrides.append(f"{key}={value}")
+        elif "=" in arg or arg.startswith("~"):
+            overrides.append(arg)
+        else:
+            raise UsageError(
+                f"{arg!r} is neither key=value nor a flag; write key=value or --key value"
+            )
+    return flags, [_quote(override, "multirun" in flags) for override in overrides]
+
+
+def _quote(override: str, multirun: bool) -> str:
+    """Quote a value that Hydra's grammar would stumble over: a path with `step=2`, a sentence."""
+    key, _, value = override.partition("=")
+    special = "=!?;'\"&<>#()" + ("" if multirun else ",")
+    if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in special):
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"

@@ -1,0 +1,31 @@
+"""A named choice out of a few, with the nearest name in the error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raises:
+    ValueError: `value` is not allowed; names the nearest one and all of them.
+    """
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"{name}={value!r}: {hint}choose one of {', '.join(allowed)}")
+
+
+class UsageError(ValueError):
+    """Something on the command line that does not exist or does not fit."""
+
+    @classmethod
+    def unknown(cls, kind: str, given: str, known: list[str]) -> UsageError:
+        """`given` is not among `known`; name the nearest ones."""
+        near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+        if not near:  # a key may be right but for its path
+            last = given.rpartition(".")[2]
+            near = [key for key in known if key.rpartition(".")[2] == last][:3]
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        return cls(f"unknown {kind} {given!r}; {hint}")

@@ -1,0 +1,91 @@
+"""Results files: what was measured, by which command, on what, from which commit."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+
+from ic.files.atomic_write import write_json
+
+_STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
+
+
+def write_results(
+    path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
+) -> None:
+    """Write `describe_run` and `rows`, whose keys name units."""
+    write_json(path, {**describe_run(config, command), "rows": rows})
+
+
+def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+    """`{command, commit, date, device, versions, config}`: what it takes to repeat a measurement.
+
+    `command` is for what was not started as a verb.
+    """
+    return {
+        "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": device(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "triton": _installed("triton"),
+            "lightning": lightning.__version__,
+            "transformers": transformers.__version__,
+        },
+        "config": config,
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` if files differ; IC_COMMIT where there is no git.
+
+    Files below docs/results do not count: a measurement that takes hours writes them as it goes.
+    """
+    if given := os.environ.get("IC_COMMIT"):
+        return given
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git(root, *_STATUS) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device() -> str:
+    """Name of the GPU, or of the processor and its number of cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *args: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *args], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,0 +1,47 @@
+"""Which accelerator, devices and backends this machine can give a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from ic.model.backends import Backends, gpu_capability, resolve_backends
+
+
+def _resolve(requested: Backends, accelerator: str) -> Backends:
+    resolved, notice = resolve_backends(requested, gpu_capability(accelerator))
+    if notice is not None:
+        rank_zero_info(notice)
+    return resolved
+
+
+def check_accelerator(accelerator: str) -> None:
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise ValueError(f"accelerator={accelerator!r}: choose auto, cpu or gpu")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"accelerator={accelerator}: PyTorch sees no CUDA GPU here; use accelerator=cpu or auto"
+        )
+
+
+def check_devices(accelerator: str, devices: Any) -> None:
+    """Refuse what `lightning.Trainer` would, with what this machine has.
+
+    Raises:
+        ValueError: devices that are not there, or no number of them.
+    """
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    if gpus:
+        whole = devices in ("auto", -1) or (type(devices) is int and 1 <= devices <= gpus)
+        listed = isinstance(devices, list) and bool(devices) and set(devices) <= set(range(gpus))
+        if not whole and not listed:
+            raise ValueError(
+                f"trainer.devices={devices}: this host has {gpus} GPUs; choose auto, a number "
+                f"from 1 to {gpus}, or indices such as [{gpus - 1}]"
+            )
+    elif devices != "auto" and not (type(devices) is int and devices >= 1):
+        raise ValueError(
+            f"trainer.devices={devices}: on the CPU choose auto or a number of processes from 1 on"
+        )

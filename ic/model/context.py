@@ -1,0 +1,56 @@
+"""What every layer of one forward pass shares.
+
+Legend: B batch, T new tokens, S visible tokens, F = qk_rope_head_dim / 2, M = B * T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ic.model.branches import Branches
+from ic.model.sdpa import Segments
+from ic.parallel.context_parallel import ContextParallel
+
+
+@dataclass
+class AttentionContext:
+    """What every layer of one forward pass shares; made once by `MLAModel`.
+
+    Attributes:
+        cos_BTF, sin_BTF: rotation of the new tokens, (B or 1, T, P/2) float32.
+        visible_BT: number of keys each new token sees (itself included), or None if no layer asks.
+        mask_BTS: True where a key is visible; None for plain causal attention.
+        segments: documents as (row, start, end), or None.
+        document_ids_BT: the same documents as ids, or None.
+        branches: bounds of each row's two continuations, in whole sequences, or None.
+        lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
+        append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
+            (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
+        parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
+            this rank's tokens, documents of the whole sequence.
+        is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
+            has all of them.
+    """
+
+    cos_BTF: Tensor
+    sin_BTF: Tensor
+    visible_BT: Tensor | None = None
+    mask_BTS: Tensor | None = None
+    segments: Segments | None = None
+    document_ids_BT: Tensor | None = None
+    branches: Branches | None = None
+    lengths_B: Tensor | None = None
+    append_slots_M: Tensor | None = None
+    parallel: ContextParallel | None = None
+    is_split: bool = False
+
+    def up_to(self, num_keys: int) -> AttentionContext:
+        """The same with documents cut off after the first `num_keys` tokens."""
+        segments, ids = self.segments, self.document_ids_BT
+        if segments is not None:
+            segments = [(b, i, min(j, num_keys)) for b, i, j in segments if i < num_keys]
+        if ids is not None:
+            ids = ids[:, :num_keys]
+        return replace(self, segments=segments, document_ids_BT=ids)

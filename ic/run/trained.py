@@ -1,0 +1,66 @@
+"""`validate`, `test` and `predict`: what a trained run's weights do on its data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from lightning import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from ic.config.run import RunConfig, run_directory
+from ic.files.atomic_write import replacing
+from ic.files.run_folder import resolve_checkpoint
+from ic.parallel.replica import sharing_ranks
+from ic.run.build import adapt_to_gpu, build_run
+
+
+def show_metrics(config: RunConfig, verb: str) -> int:
+    """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table."""
+    trainer, module, data, _ = build_run(_with_weights(config), training=False)
+    (metrics,) = getattr(trainer, verb)(module, datamodule=data, verbose=False)
+    table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.6f}")
+    Console().print(table)
+    return 0
+
+
+def write_predictions(config: RunConfig) -> int:
+    """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
+    trainer, module, data, _ = build_run(_with_weights(config), training=False)
+    batches = trainer.predict(module, datamodule=data)
+    path = run_directory(config) / "predictions.jsonl"
+    rows = _rows_of_all_ranks(trainer, batches or [])
+    if not trainer.is_global_zero:
+        return 0
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _with_weights(config: RunConfig) -> RunConfig:
+    """A configuration whose model starts from the checkpoint that the verb was given."""
+    if config.ckpt_path is None:
+        raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
+    folder = resolve_checkpoint(run_directory(config), config.ckpt_path)
+    config = adapt_to_gpu(config)
+    return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
+
+
+def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, Any]]:
+    """Rows of every rank's batches, in the order in which the ranks were dealt them."""
+    dealt = [batches]
+    if trainer.world_size > 1:
+        place, _ = sharing_ranks(trainer)  # ranks that share a batch have the same rows
+        dealt = [[]] * trainer.world_size
+        torch.distributed.all_gather_object(dealt, batches if place == 0 else [])
+    rounds = zip_longest(*dealt, fillvalue=[])
+    return [row for one_each in rounds for batch in one_each for row in batch]

@@ -1,0 +1,64 @@
+"""A finished run of an ablation, read from its folder."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from ic.files.results import read_json
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The measured part of a row.
+
+    `context_lengths`: at which step, and after how many seconds of training, each length was
+    reached. `passkey`: by task and length, depths and fillers pooled, without the control.
+
+    Raises:
+        ValueError: the run was configured not to write what a row needs.
+    """
+    results, speed = read_json(folder / "results.json"), read_json(folder / "throughput.json")
+    cells = [row for row in results.get("rows", []) if row["what"] == "passkey"]
+    if not speed:
+        raise ValueError(f"{folder}: no throughput.json; leave callbacks.throughput on")
+    if not cells:
+        raise ValueError(f"{folder}: no passkey answers in results.json")
+    config = results["config"]
+    if config["callbacks"]["context_length"] is None:
+        length = config["data"]["context_length"]
+        reached = [{"context_length_tokens": length, "step": 0, "elapsed_s": 0.0}]
+    else:
+        reached = read_json(folder / "context_length.json")["reached"]
+    return {
+        "device": results["device"],
+        "commit": results["commit"],
+        "context_lengths": reached,
+        "steps": speed["last_step"],
+        # A run that SLURM requeued counts the tokens of its last start alone.
+        "tokens": None if speed["first_step"] else speed["tokens_seen"],
+        "final_train_loss": _final_loss(folder / "csv" / "metrics.csv"),
+        "passkey": _pooled(cells),
+    }
+
+
+def _final_loss(metrics: Path) -> float | None:
+    """`train/loss` of the last logged step; None if it is not a finite number."""
+    with metrics.open(newline="") as lines:
+        logged = [row["train/loss"] for row in csv.DictReader(lines) if row.get("train/loss")]
+    loss = float(logged[-1]) if logged else math.nan
+    return loss if math.isfinite(loss) else None
+
+
+def _pooled(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sums: dict[tuple[str, int], list[int]] = {}
+    for cell in cells:
+        if cell["depth"] != "control":
+            total = sums.setdefault((cell["task"], cell["length_tokens"]), [0, 0])
+            total[0] += cell["n"]
+            total[1] += cell["correct"]
+    return [
+        {"task": task, "length_tokens": length, "n": n, "correct": correct, "accuracy": correct / n}
+        for (task, length), (n, correct) in sums.items()
+    ]

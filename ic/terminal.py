@@ -1,0 +1,55 @@
+"""What the libraries print on a terminal that shows progress: their advice stays off it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+
+def quieten() -> None:
+    """Keep the libraries' advice off a terminal that shows progress."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists.*",
+        ".*isinstance.*LeafSpec.*",
+        ".*is not supported on TensorBoard.*",
+        ".*srun.*",
+        ".*weights_only.*",
+        ".*mid-epoch.*",
+        ".*logger.*already.*",
+        ".*in eval mode at the start.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    _plain_log()
+
+
+class _NoAdvice(logging.Filter):
+    """Drops what Lightning says on every run, whatever the run."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(
+            (
+                "💡 Tip",
+                "TPU available",
+                "GPU available",
+                "`weights_only` was not set",
+                "`Trainer(limit_val_batches",
+            )
+        )
+
+
+def _plain_log() -> None:
+    """Lightning's messages as plain lines on today's stderr, each once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_NoAdvice())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False

@@ -1,0 +1,44 @@
+"""write a checkpoint as Hugging Face safetensors, without a GPU"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ic.checkpoint.export import ExportConfig as Config
+
+
+def run(config: Config) -> int:
+    """Write a checkpoint as Hugging Face safetensors."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from ic.checkpoint.export import export_checkpoint
+
+    columns = (TextColumn("export"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("export", total=None, visible=False)
+        files = export_checkpoint(
+            Path(config.checkpoint),
+            Path(config.output),
+            dtype=config.dtype,
+            max_shard_size=config.max_shard_size,
+            overwrite=config.overwrite,
+            on_bytes=lambda done, total: progress.update(
+                task, completed=done, total=total, visible=True
+            ),
+        )
+    size = sum(file.stat().st_size for file in files)
+    Console().print(
+        f"{len(files)} safetensors file{'s' * (len(files) > 1)}, {size / 1e6:,.1f} MB: "
+        f"{config.output}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 0

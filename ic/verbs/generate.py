@@ -1,0 +1,84 @@
+"""continue a prompt with a checkpoint folder"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ic.errors import check_choice
+from ic.inference.loading import DTYPE_NAMES
+from ic.model.backends import Backends
+
+
+@dataclass
+class Config:
+    """The verb `generate`: continue a prompt. `prompt=-` reads standard input."""
+
+    checkpoint: str = "???"
+    prompt: str = "???"
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    prefill_chunk_tokens: int = 32768
+    accelerator: str = "auto"
+    dtype: str = "auto"
+    attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "prefill_chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be at least 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
+        self.backends()
+
+    def backends(self) -> Backends:
+        """The switches above, checked."""
+        check_choice("dtype", self.dtype, DTYPE_NAMES)
+        return Backends(self.attention, self.norm, self.rope, self.dtype)
+
+
+def run(config: Config) -> int:
+    """Continue a prompt; the text appears as it is generated."""
+    import sys
+    from typing import Any
+
+    import torch
+    from transformers import GenerationConfig, TextStreamer
+
+    from ic.inference.loading import load_for_inference
+
+    model: Any
+    model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    if not ids.shape[1]:
+        raise ValueError("prompt is empty: give at least one character")
+    total = ids.shape[1] + config.max_new_tokens
+    if total > model.config.max_position_embeddings:
+        raise ValueError(
+            f"prompt and max_new_tokens come to {total} tokens, but the model has "
+            f"{model.config.max_position_embeddings} positions; shorten one of them"
+        )
+    torch.manual_seed(config.seed)
+    greedy = config.temperature == 0
+    chunk = config.prefill_chunk_tokens if ids.shape[1] > config.prefill_chunk_tokens else None
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        generation_config=GenerationConfig(
+            max_new_tokens=config.max_new_tokens,
+            do_sample=not greedy,
+            temperature=None if greedy else config.temperature,
+            top_p=None if greedy else config.top_p,
+            prefill_chunk_size=chunk,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+    )
+    return 0

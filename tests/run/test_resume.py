@@ -1,0 +1,147 @@
+"""Which checkpoint a run starts from, and that a changed configuration is refused."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHORT
+
+Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+RUN = (
+    *SHORT,
+    "callbacks.passkey=null",
+    "callbacks.memory=null",
+    "callbacks.context_length=null",
+    "trainer.val_check_interval=50",
+    "overwrite=false",
+)
+
+
+def steps(folder: Path) -> list[int]:
+    rows = csv.DictReader((folder / "csv/metrics.csv").open())
+    return [int(row["step"]) for row in rows if row["train/loss"]]
+
+
+def test_auto_begins_and_continues(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    run = tmp_path / "runs/debug/default"
+    auto = (*RUN, "ckpt_path=auto")
+    assert ic(*auto, "trainer.max_steps=2") == 0
+    assert "continuing from" not in capsys.readouterr().err
+    assert ic(*auto, "trainer.max_steps=3", "allow_config_change=true") == 0
+    assert f"continuing from {run}/checkpoints/step=2" in capsys.readouterr().err
+    assert steps(run) == [0, 1, 2]
+    # overwrite=true asks for a new beginning
+    assert ic(*auto, "trainer.max_steps=1", "overwrite=true") == 0
+    assert "continuing from" not in capsys.readouterr().err
+    assert steps(run) == [0]
+
+
+def test_repeated_steps_are_logged_once(ic: Run, tmp_path: Path) -> None:
+    """From an older checkpoint, as after a node failure: its steps replace those of before."""
+    run = tmp_path / "runs/debug/default"
+    keep = ("callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.keep_every_n_steps=2")
+    assert ic(*RUN, *keep, "trainer.max_steps=5") == 0
+    before = (run / "csv/metrics.csv").read_text()
+    assert ic(*RUN, *keep, "trainer.max_steps=5", f"ckpt_path={run}/checkpoints/step=2") == 0
+    assert steps(run) == [0, 1, 2, 3, 4]
+
+    def loss(text: str) -> list[str]:
+        return [row["train/loss"] for row in csv.DictReader(text.splitlines())]
+
+    assert loss((run / "csv/metrics.csv").read_text()) == loss(before)
+
+
+def test_a_restart_ignores_where_the_job_first_started(
+    ic: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job given another run's checkpoint, or overwrite=true, continues its own after a requeue."""
+    assert ic(*RUN, "trainer.max_steps=2", "run_id=first") == 0
+    first = tmp_path / "runs/debug/first/checkpoints/step=2"
+    given = (*RUN, "run_id=second", f"ckpt_path={first}", "trainer.max_steps=4")
+    assert ic(*given) == 0
+    assert ic(*given) == 2  # would write over its own checkpoints
+    given = (*given, "overwrite=true")
+    assert ic(*given) == 0
+    assert steps(tmp_path / "runs/debug/second") == [2, 3]
+    for name in (
+        "SLURM_NTASKS",
+        "SLURM_NNODES",
+        "SLURM_TASKS_PER_NODE",
+        "SLURM_RESTART_COUNT",
+        "SLURM_NTASKS_PER_NODE",
+    ):
+        monkeypatch.setenv(name, "1")
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29508")
+    assert ic(*given, "trainer.max_steps=5", "allow_config_change=true") == 0
+    assert steps(tmp_path / "runs/debug/second") == [2, 3, 4]
+
+
+def test_beginning_anew_forgets_the_old_checkpoints(ic: Run, tmp_path: Path) -> None:
+    assert ic(*RUN, "trainer.max_steps=2") == 0
+    checkpoints = tmp_path / "runs/debug/default/checkpoints"
+    assert (
+        ic(
+            *RUN,
+            "trainer.max_steps=4",
+            "overwrite=true",
+            "callbacks.checkpoint.monitor=val/nothing",
+            "trainer.val_check_interval=1",
+        )
+        == 2
+    )
+    assert not (checkpoints / "last").exists()
+    assert not (checkpoints / "best").exists()
+
+
+def test_names_every_changed_key(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    assert ic(*RUN, "trainer.max_steps=1") == 0
+    capsys.readouterr()
+    changed = (*RUN, "ckpt_path=last", "trainer.max_steps=2", "optimizer.lr=0.5", "seed=3")
+    assert ic(*changed) == 2
+    error = capsys.readouterr().err
+    for part in (
+        "optimizer.lr: 0.004 -> 0.5",
+        "seed: 0 -> 3",
+        "trainer.max_steps: 1 -> 2",
+        "allow_config_change=true",
+    ):
+        assert part in error
+    assert "ckpt_path:" not in error
+    config = (tmp_path / "runs/debug/default/config.yaml").read_text()
+    assert "lr: 0.004" in config
+    assert ic(*changed, "allow_config_change=true") == 0
+    assert "lr: 0.5" in (tmp_path / "runs/debug/default/config.yaml").read_text()
+
+
+def test_what_may_change(ic: Run) -> None:
+    assert ic(*RUN, "trainer.max_steps=1") == 0
+    assert (
+        ic(
+            *RUN,
+            "ckpt_path=last",
+            "trainer.max_steps=1",
+            "trainer.max_time=00:00:10:00",
+            "logger=none",
+            "callbacks.requeue.margin_s=10",
+            "callbacks.progress=false",
+            "callbacks.throughput=null",
+            "data.num_workers=1",
+        )
+        == 0
+    )
+
+
+def test_validation_counts_optimizer_steps(ic: Run, tmp_path: Path) -> None:
+    every_second = ("trainer.val_check_interval=2", "trainer.accumulate_grad_batches=3")
+    assert ic(*RUN, *every_second, "trainer.max_steps=4", "trainer.log_every_n_steps=1") == 0
+    rows = list(csv.DictReader((tmp_path / "runs/debug/default/csv/metrics.csv").open()))
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [1, 3]

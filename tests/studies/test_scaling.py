@@ -1,0 +1,172 @@
+"""The verb scaling: real runs on the CPU, failing ones among them, and the comparison of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ic.config.compose import compose_config
+from ic.config.run import RunConfig
+from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
+from ic.studies.scaling.report import draw_scaling
+from ic.studies.scaling.run import compare, gpu_counts
+
+COMMON = (
+    "model=mla_tiny",
+    "model.hidden_size=64",
+    "model.intermediate_size=96",
+    "model.num_hidden_layers=1",
+    "trainer.accelerator=cpu",
+    "data.context_length=256",
+    "data.tokens_per_batch=512",
+)
+CASES = (
+    "[{name: alone, devices: [1]},"
+    " {name: refused, devices: [1], overrides: ['strategy=fsdp']},"
+    " {name: gloo, devices: [2], overrides: ['strategy=ddp',"
+    " 'strategy.process_group_backend=gloo']},"
+    " {name: no GPUs, devices: [64], overrides: ['trainer.accelerator=gpu']}]"
+)
+TOKENS = 512
+
+
+def test_cases_are_measured_and_a_failing_one_is_reported(
+    ic: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    common = ",".join(f"'{override}'" for override in COMMON)
+    code = ic(
+        "scaling",
+        f"scaling.common=[{common}]",
+        f"scaling.cases={CASES}",
+        "scaling.warmup_steps=1",
+        "scaling.timed_steps=2",
+        "scaling.baseline=gloo",
+        "scaling.output=out/scaling.json",
+    )
+    assert code == 1
+    out = capfd.readouterr().out
+    rows = json.loads((tmp_path / "out/scaling.json").read_text())["rows"]
+    alone, refused, gloo, absent = rows
+    assert [row["status"] for row in rows] == ["measured", "failed", "measured", "skipped"]
+    for number, row in enumerate(rows, 1):
+        assert f"{number}/4 {row['name']}, " in out
+
+    for row, processes in ((alone, 1), (gloo, 2)):
+        assert row["num_processes"] == row["num_gpus"] == processes
+        assert row["context_length_tokens"] == 256
+        assert row["tokens_per_step"] == processes * TOKENS
+        assert row["num_steps_timed"] == 2
+        assert row["step_time_p10_s"] <= row["step_time_median_s"] <= row["step_time_p90_s"]
+        # The mean of two steps is their median.
+        assert row["tokens_per_s"] == pytest.approx(
+            row["tokens_per_step"] / row["step_time_median_s"]
+        )
+        assert row["peak_bytes_per_gpu"] > 0
+        assert row["mfu"] is row["gpu_utilisation"] is None
+    assert (gloo["strategy"], gloo["process_group_backend"]) == ("ddp", "gloo")
+    assert gloo["ratio_to_baseline"] == 1
+    assert alone["ratio_to_baseline"] is None
+    assert alone["scaling_efficiency"] == 1
+    speeds = gloo["tokens_per_s"], alone["tokens_per_s"]
+    assert gloo["scaling_efficiency"] == pytest.approx(speeds[0] / (2 * speeds[1]))
+
+    assert "exit code 2: ic: strategy.name=fsdp" in refused["reason"]
+    assert any("FSDP needs GPUs" in line for line in refused["log_tail"])
+    assert "needs 64 GPUs, this host has" in absent["reason"]
+    assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_case_that_hangs_is_ended(
+    ic: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    cases = "[{name: slow, devices: [1], overrides: ['trainer.accelerator=cpu']}]"
+    code = ic(
+        "scaling",
+        f"scaling.cases={cases}",
+        "scaling.common=[]",
+        "scaling.case_timeout_s=0.2",
+        "scaling.output=scaling.json",
+    )
+    (row,) = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert code == 1
+    assert row["reason"] == "took longer than scaling.case_timeout_s=0.2"
+
+
+def measured(name: str, gpus: int, speed: float, *overrides: str) -> dict[str, Any]:
+    return {
+        "status": "measured",
+        "name": name,
+        "num_gpus": gpus,
+        "tokens_per_s": speed,
+        "overrides": [*overrides, f"trainer.devices={gpus}"],
+    }
+
+
+def test_rows_are_compared_with_those_that_train_the_same() -> None:
+    short, long = "data.context_length=4", "data.context_length=32"
+    rows = [
+        measured("one", 1, 100.0, long),
+        measured("one, short", 1, 200.0, short),
+        measured("base", 2, 80.0, long, "strategy=ddp"),
+        measured("base", 4, 160.0, long, "strategy=ddp"),
+        measured(
+            "new", 4, 360.0, short, long, "strategy=fsdp2", "strategy.context_parallel_size=4"
+        ),
+        measured("compiled", 4, 400.0, long, "strategy=fsdp2", "model.compile=true"),
+        {"status": "failed", "name": "base", "num_gpus": 4, "overrides": [long]},
+    ]
+    compare(rows, "base")
+    shown = [(r["ratio_to_baseline"], r["scaling_efficiency"]) for r in rows[:-1]]
+    assert shown == [(None, 1), (None, 1), (1, 0.4), (1, 0.4), (2.25, 0.9), (None, None)]
+
+
+def test_default_cases_are_valid_overrides_of_fit() -> None:
+    config, _ = compose_config("scaling", ScalingConfig, [])
+    options = config.scaling
+    assert options.baseline in [case.name for case in options.cases]
+    for case in options.cases:
+        for n in case.devices or (2, 4):
+            overrides = [o.replace("{devices}", str(n)) for o in case.overrides]
+            run, _ = compose_config("fit", RunConfig, [*options.common, *overrides])
+            assert run.data.tokens_per_batch >= run.data.context_length
+            assert run.strategy.context_parallel_size in (1, n)
+            assert run.optimizer.name == "adamw" or case.devices == [1]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "counts"), [(0, [2]), (1, [2]), (2, [2]), (3, [2]), (4, [2, 4]), (8, [2, 4, 8])]
+)
+def test_gpu_counts(gpus: int, counts: list[int]) -> None:
+    assert gpu_counts(gpus) == counts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cases": [ScalingCase("a"), ScalingCase("a")]}, "a: give each case its own name"),
+        (
+            {"cases": [ScalingCase("fsdp2")], "only": ["fsdp"]},
+            "unknown case .* 'fsdp'; did you mean fsdp2",
+        ),
+        ({"timed_steps": 0}, "scaling.timed_steps=0: must be at least 1"),
+        ({"case_timeout_s": 0.0}, "must be above 0"),
+        ({"output": "x.csv"}, "must end in .json"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScalingOptions(**options)
+
+
+def test_without_a_measured_row_there_is_no_plot(tmp_path: Path) -> None:
+    draw_scaling([{"status": "failed", "name": "a"}], tmp_path / "plot.png")
+    assert not list(tmp_path.iterdir())
