@@ -13,10 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-import transformers
-
 from ic.files.atomic_write import write_json
 
 _STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
@@ -34,6 +30,8 @@ def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str
 
     `command` is for what was not started as a verb.
     """
+    import torch  # late: verbs that only read results, or print their help, do without it
+
     return {
         "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
         "commit": commit(),
@@ -41,11 +39,11 @@ def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str
         "device": device(),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": _installed("torch"),
             "cuda": torch.version.cuda,
             "triton": _installed("triton"),
-            "lightning": lightning.__version__,
-            "transformers": transformers.__version__,
+            "lightning": _installed("lightning"),
+            "transformers": _installed("transformers"),
         },
         "config": config,
     }
@@ -68,6 +66,8 @@ def commit() -> str:
 
 def device() -> str:
     """Name of the GPU, or of the processor and its number of cores."""
+    import torch
+
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"

@@ -1,0 +1,43 @@
+"""What a results file says of the run behind it, and what reading one does not need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import transformers
+
+import ic.files
+from ic.files.results import read_json, write_results
+
+
+def test_a_results_file_says_how_it_came_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IC_COMMIT", "0123456789ab")
+    monkeypatch.setattr(sys, "argv", ["ic", "fit", "name=two words"])
+    write_results(tmp_path / "results.json", {"seed": 3}, [{"loss": 1.5, "n": 2}])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["command"] == "python -m ic fit 'name=two words'"
+    assert written["commit"] == "0123456789ab"
+    assert written["versions"]["torch"] == torch.__version__
+    assert written["versions"]["lightning"] == lightning.__version__
+    assert written["versions"]["transformers"] == transformers.__version__
+    assert written["versions"]["cuda"] == torch.version.cuda
+    assert (written["config"], written["rows"]) == ({"seed": 3}, [{"loss": 1.5, "n": 2}])
+    assert read_json(tmp_path / "results.json") == written
+    assert read_json(tmp_path / "absent.json") == {}
+
+
+def test_files_need_neither_torch_nor_lightning() -> None:
+    """Help and configuration import this floor, and a user waits for them."""
+    modules = [f"ic.files.{path.stem}" for path in Path(ic.files.__path__[0]).glob("*.py")]
+    assert "ic.files.results" in modules
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "lightning", "transformers"}.isdisjoint(done.stdout.split())
