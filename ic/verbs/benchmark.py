@@ -38,6 +38,7 @@ class Config:
 
 def run(config: Config) -> int:
     try:
+        import ic.studies.benchmark_layer  # noqa: F401  # registers the cases of `layer`
         from ic.kernels.benchmark_mla import benchmark, selected_cases
     except ModuleNotFoundError as error:
         raise UsageError(f"benchmark needs Triton, which is not installed here: {error}") from error
