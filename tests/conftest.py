@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch.multiprocessing
+from hypothesis import settings
 from torch.distributed import TCPStore
 
 from ic.cli import main
@@ -26,6 +27,9 @@ from ic.model import MLAConfig, MLAForCausalLM
 # One thread: sums are then the same on every machine of a kind, and two workers share two cores.
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No test has a deadline: how long an example takes is the machine's business.
+settings.register_profile("ic", deadline=None)
+settings.load_profile("ic")
 
 SMALL = {
     "vocab_size": 97,

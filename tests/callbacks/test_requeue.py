@@ -119,10 +119,13 @@ def test_an_extended_time_limit_counts(
     assert os.readlink(tmp_path / "runs/debug/job/checkpoints/last") == "step=5"
 
 
-def test_a_short_margin_waits(ic: Callable[..., int], slurm: FakeSlurm) -> None:
-    slurm.ends(in_seconds(170))
-    assert ic(*RUN, "callbacks.requeue.margin_s=1") == 0
-    assert slurm.requeued == []
+@pytest.mark.parametrize(("margin_s", "requeued"), [(600, []), (7200, ["requeue 7"])])
+def test_the_margin_decides(
+    ic: Callable[..., int], slurm: FakeSlurm, margin_s: int, requeued: list[str]
+) -> None:
+    slurm.ends(in_seconds(3600))
+    assert ic(*RUN, f"callbacks.requeue.margin_s={margin_s}") == 0
+    assert slurm.requeued == requeued
 
 
 def test_without_squeue_only_signals_requeue(
@@ -217,7 +220,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path: Path) -> 
         if child.environ().get("LOCAL_RANK") == "1"
     )
     rank_1.send_signal(signal.SIGUSR1)
-    output = running.communicate(timeout=120)[0]
+    output = running.communicate()[0]
     assert running.returncode == 75, output
     assert "stopped by a signal; continue with ckpt_path=last" in output
     checkpoints = tmp_path / "runs/debug/job/checkpoints"

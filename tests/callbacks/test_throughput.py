@@ -307,7 +307,6 @@ def test_two_processes_write_one_report(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=Path(__file__).parents[2],
         check=True,
-        timeout=120,
     )
     report = json.loads((tmp_path / "throughput.json").read_text())
     assert (report["num_devices"], report["num_data_parallel_replicas"]) == (2, 2)

@@ -23,8 +23,6 @@ from ic.checkpoint.rng import rng_state
 from ic.cli import main
 from tests.conftest import LATE_IMPORTS, host_store
 
-TIMEOUT_S = 180
-
 
 class Probe(Callback):
     """Leaves what a run holds in memory: at its first batch, and whenever it saves.
@@ -149,10 +147,7 @@ def run_ranks(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(TIMEOUT_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join()
     logs = "".join((folder / f"rank{rank}.log").read_text() for rank in range(num_processes))
     return [process.exitcode for process in processes], logs
 

@@ -63,7 +63,7 @@ def test_a_batch_written_out() -> None:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths, st.integers(1, 17))
 def test_packing_equals_its_definition(sizes: list[int], T: int) -> None:
     rows = list(pack_documents(make_documents(sizes), T))
@@ -74,7 +74,7 @@ def test_packing_equals_its_definition(sizes: list[int], T: int) -> None:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths, st.integers(1, 17), st.data())
 def test_packing_goes_on_after_any_row(sizes: list[int], T: int, data: st.DataObject) -> None:
     documents = make_documents(sizes)
@@ -87,7 +87,7 @@ def test_packing_goes_on_after_any_row(sizes: list[int], T: int, data: st.DataOb
     assert [flatten(r) for r in again] == [flatten(r) for r in rows[stop + 1 :]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lengths.filter(lambda sizes: sum(sizes) >= 12), st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_cut_rows_equals_packing_at_that_length(sizes: list[int], length: int) -> None:
     long = [row.runs for row in pack_documents(make_documents(sizes), 12)][: sum(sizes) // 12]

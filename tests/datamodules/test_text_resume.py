@@ -270,7 +270,6 @@ def test_two_ranks_each_resume_at_their_own_position(tmp_path: Path, files: list
     subprocess.run(
         [sys.executable, "-c", TWO_RANKS, str(Path(__file__).parent), str(tmp_path), files[0]],
         check=True,
-        timeout=300,
         cwd=Path(__file__).parents[2],
     )
     runs = {

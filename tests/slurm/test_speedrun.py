@@ -49,7 +49,6 @@ def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> No
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first = "infinitecontext_1b"

@@ -60,6 +60,8 @@ def ablation(ic: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> Callabl
             f"ablation.variants={VARIANTS}",
             "ablation.seeds=[7]",
             "ablation.jobs=3",
+            "ablation.max_time_s=86400",
+            "ablation.run_timeout_s=100000",
             "ablation.output=out/small.json",
             *args,
         )
@@ -115,7 +117,7 @@ def test_runs_are_read_resumed_and_reported(
 
 def check_against_its_folder(row: dict[str, Any], folder: Path) -> None:
     config = json.loads((folder / "results.json").read_text())["config"]
-    assert config["trainer"]["max_time"] == "00:00:01:40"
+    assert config["trainer"]["max_time"] == "01:00:00:00"
     assert config["seed"] == config["data"]["seed"] == row["seed"] == 7
     assert row["overrides"][: len(COMMON)] == COMMON
     assert row["commit"] == "abc"

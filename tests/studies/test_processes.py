@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from ic.studies.processes import FitJob, FitOutcome, TimeLimit, run_fits
 
-LIMIT = TimeLimit(300, "some.option")
+NO_LIMIT = TimeLimit(math.inf, "some.option")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,10 @@ def test_runs_in_its_place_and_says_why_it_failed(tmp_path: Path) -> None:
     outcomes: dict[int, FitOutcome] = {}
     # With IC_TRACEBACK the command line lets an error through instead of one line and exit code 2.
     run_fits(
-        [FitJob(["trainer.max_step=3"], log)], [{"IC_TRACEBACK": "1"}], LIMIT, outcomes.__setitem__
+        [FitJob(["trainer.max_step=3"], log)],
+        [{"IC_TRACEBACK": "1"}],
+        NO_LIMIT,
+        outcomes.__setitem__,
     )
     assert log.read_text().startswith("Traceback")
     last = log.read_text().splitlines()[-1]
@@ -40,13 +44,13 @@ def test_no_more_at_a_time_than_places(tmp_path: Path) -> None:
     ended: list[tuple[int, int]] = []
 
     def on_end(index: int, outcome: FitOutcome) -> None:
-        assert outcome.reason == "took longer than some.option=0.05"
-        assert outcome.wall_s >= 0.05
+        assert outcome.reason == "took longer than some.option=0"
         started = sum((tmp_path / f"{i}.txt").exists() for i in range(4))
         ended.append((index, started))
 
+    # Without any time each ends at the first look at it, when all the places are taken.
     before = psutil.Process().children()  # other tests leave processes that serve forks
-    run_fits(jobs, [{}, {}], TimeLimit(0.05, "some.option"), on_end)
+    run_fits(jobs, [{}, {}], TimeLimit(0, "some.option"), on_end)
     assert ended == [(0, 2), (1, 2), (2, 4), (3, 4)]
     assert psutil.Process().children() == before
 
@@ -73,7 +77,7 @@ def test_a_signal_ends_them_all(
     jobs = [FitJob(["experiment=mla_tiny"], tmp_path / f"{i}.txt") for i in range(3)]
     try:
         with pytest.raises(error) as raised:
-            run_fits(jobs, [{}, {}], LIMIT, lambda index, outcome: pytest.fail("none has ended"))
+            run_fits(jobs, [{}, {}], NO_LIMIT, lambda index, outcome: pytest.fail("none has ended"))
     finally:
         signal.signal(signal.SIGALRM, previous)
     if isinstance(raised.value, SystemExit):

@@ -48,6 +48,7 @@ def test_cases_are_measured_and_a_failing_one_is_reported(
         f"scaling.cases={CASES}",
         "scaling.warmup_steps=1",
         "scaling.timed_steps=2",
+        "scaling.case_timeout_s=86400",
         "scaling.baseline=gloo",
         "scaling.output=out/scaling.json",
     )
