@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Tokenizers by name or by folder; the byte tokenizer is registered with `transformers` here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return ByteTokenizer()
     if not Path(name).is_dir():
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
-    return AutoTokenizer.from_pretrained(name)
+    return load_tokenizer(Path(name))
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a folder holds; no code of the folder's is run."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

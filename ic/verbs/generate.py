@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ic.errors import check_choice
-from ic.inference.loading import DTYPE_NAMES
-from ic.model.backends import Backends
+from ic.inference.options import InferenceOptions
 
 
 @dataclass
-class Config:
+class Config(InferenceOptions):
     """The verb `generate`: continue a prompt. `prompt=-` reads standard input."""
 
-    checkpoint: str = "???"
     prompt: str = "???"
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     prefill_chunk_tokens: int = 32768
-    accelerator: str = "auto"
-    dtype: str = "auto"
-    attention: str = "torch"
-    norm: str = "torch"
-    rope: str = "torch"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("max_new_tokens", "prefill_chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -34,12 +27,6 @@ class Config:
             raise ValueError(f"temperature={self.temperature}: must be at least 0 (0 is greedy)")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
-        self.backends()
-
-    def backends(self) -> Backends:
-        """The switches above, checked."""
-        check_choice("dtype", self.dtype, DTYPE_NAMES)
-        return Backends(self.attention, self.norm, self.rope, self.dtype)
 
 
 def run(config: Config) -> int:
@@ -50,10 +37,11 @@ def run(config: Config) -> int:
     import torch
     from transformers import GenerationConfig, TextStreamer
 
-    from ic.inference.loading import load_for_inference
+    from ic.inference.loading import load_source
 
-    model: Any
-    model, tokenizer = load_for_inference(config.checkpoint, config.accelerator, config.backends())
+    loaded = load_source(config)
+    model: Any = loaded.model
+    tokenizer = loaded.tokenizer
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     if not ids.shape[1]:

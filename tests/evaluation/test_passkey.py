@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import TASKS, answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey.heatmap import COLORS, pool, shown_name, write_csv, write_png
+from ic.evaluation.passkey.heatmap import COLORS, pool, write_csv, write_png
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import evaluate_grid
 from ic.files.json_lines import read_rows
@@ -169,14 +169,6 @@ def test_csv_pools_the_fillers(tmp_path: Path) -> None:
     assert by_cell["512", "0.0"]["low_95"] == "0.8389"
     assert by_cell["4096", "0.0"]["accuracy"] == "0.5000"
     assert by_cell["4096", "control"]["accuracy"] == "0.0000"
-
-
-def test_a_checkpoint_is_shown_by_its_run(tmp_path: Path) -> None:
-    step = tmp_path / "mla_tiny/default/checkpoints/step=1500"
-    step.mkdir(parents=True)
-    (step.parent / "last").symlink_to(step.name)
-    assert shown_name(step.parent / "last") == "mla_tiny, step 1,500"
-    assert shown_name(tmp_path / "mla_tiny") == "mla_tiny"
 
 
 def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:

@@ -134,14 +134,6 @@ def write_png(
         figure.savefig(partial, dpi=150, format="png")
 
 
-def shown_name(checkpoint: Path) -> str:
-    """`mla_tiny, step 150` for `<name>/<run_id>/checkpoints/step=150`; else the folder's name."""
-    folder = checkpoint.resolve()
-    if folder.parent.name != "checkpoints" or not folder.name.startswith("step="):
-        return folder.name
-    return f"{folder.parents[2].name}, step {int(folder.name.removeprefix('step=')):,}"
-
-
 def summary_table(rows: list[dict[str, Any]]) -> Table:
     """Accuracy by length with n, interval, worst depth, and the control, for the terminal."""
     table = Table(title="passkey retrieval, greedy decoding, synthetic data")

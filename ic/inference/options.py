@@ -1,0 +1,48 @@
+"""How a verb loads a model. Imports no PyTorch, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ic.errors import check_choice
+
+if TYPE_CHECKING:
+    from ic.model.backends import Backends
+
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+
+
+@dataclass
+class InferenceOptions:
+    """How a verb loads a model: the source, the device, the precision, the kernels.
+
+    Attributes:
+        checkpoint: the source of the model, in any form that `ic.checkpoint.source` knows.
+        accelerator: auto (a GPU if there is one), cpu or gpu.
+        dtype: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below sm_80) and the
+            saved type on a CPU.
+        attention, norm, rope: torch or triton, each on its own.
+
+    Raises:
+        ValueError: an unknown choice.
+    """
+
+    checkpoint: str = "???"
+    accelerator: str = "auto"
+    dtype: str = "auto"
+    attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
+
+    def __post_init__(self) -> None:
+        check_choice("accelerator", self.accelerator, ACCELERATORS)
+        check_choice("dtype", self.dtype, DTYPE_NAMES)
+        self.backends()
+
+    def backends(self) -> Backends:
+        """The switches above, checked."""
+        from ic.model.backends import Backends
+
+        return Backends(self.attention, self.norm, self.rope, self.dtype)
