@@ -8,7 +8,6 @@ under the allocator's limit that many tokens must fit, and two per cent more mus
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM
 from ic.model.config import MLAConfig
-from ic.planning.measured import RESULTS
 from ic.planning.options import PlanConfig
 
 CACHE_FILE = "cache-memory.json"
@@ -59,7 +57,7 @@ def allocate_cache(
 
 
 def measure_caches(config: PlanConfig) -> int:
-    """Measure on this machine's GPU and write `docs/results/cache-memory.json`.
+    """Measure on this machine's GPU and write `plan.output`.
 
     Raises:
         ValueError: no CUDA GPU here.
@@ -69,7 +67,7 @@ def measure_caches(config: PlanConfig) -> int:
     model = ModelConfig().mla_config(vocabulary_size(build_tokenizer("bytes")))
     device = torch.device("cuda", torch.cuda.current_device())
     rows = cache_rows(model, device, LENGTHS, LIMITS_GB)
-    output = Path(config.plan.output) if config.plan.output else RESULTS / CACHE_FILE
+    output = config.plan.output_file(CACHE_FILE)
     write_results(output, {"model": asdict(ModelConfig())}, rows)
     Console().print(f"cache memory: {output}", soft_wrap=True, highlight=False)
     return 0

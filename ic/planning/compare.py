@@ -10,7 +10,6 @@ from rich.console import Console
 
 from ic.config.compose import compose_config
 from ic.files.results import read_json, write_results
-from ic.planning.measured import RESULTS
 from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.report import comparison_table
@@ -29,7 +28,7 @@ def compare_with_scaling(config: PlanConfig) -> int:
         for file in config.plan.compare
         for row in compare_file(Path(file))
     ]
-    output = Path(config.plan.output) if config.plan.output else RESULTS / COMPARISON_FILE
+    output = config.plan.output_file(COMPARISON_FILE)
     write_results(output, asdict(config.plan), rows)
     Console().print(comparison_table(rows))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ic.config.run import RunConfig
 from ic.machine.gpus import GPUS
@@ -26,7 +27,9 @@ class PlanOptions:
         compare: results files of `scaling`; predict the memory of their runs and write prediction
             and measurement to `output`.
         cases: YAML list of the cases to measure; null for `ic/planning/cases.yaml`.
-        output: JSON file of `measure`, `cache` and `compare`; null for the one in `docs/results`.
+        output: JSON file of `measure`, `cache` and `compare`; null for `runs/plan-memory.json`,
+            `runs/cache-memory.json` and `runs/plan-scaling.json`. What is to be published is named:
+            `plan.output=docs/results/plan-memory.json`.
     """
 
     gpu: str = "h100"
@@ -56,6 +59,12 @@ class PlanOptions:
                 f"plan.context_parallel_size={self.context_parallel_size}: must divide "
                 f"plan.num_gpus={self.num_gpus}"
             )
+        if self.output is not None and not self.output.endswith(".json"):
+            raise ValueError(f"plan.output={self.output!r}: must end in .json")
+
+    def output_file(self, name: str) -> Path:
+        """Where a measurement goes that writes `name` unless told otherwise."""
+        return Path(self.output) if self.output else Path("runs") / name
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.machine.gpus import GPUS
 from ic.model.config import MLAConfig
 from ic.model.cost import cache_bytes_per_token, forward_flops_per_token, train_flops_per_token
-from ic.planning.measured import RECOMPUTED, find_overhead, find_utilisation, measured_memory_bytes
+from ic.planning.measurements import RECOMPUTED, Measurements
 from ic.planning.options import PlanConfig
 from ic.planning.simulate import FakeRun, Peak
 
@@ -36,23 +36,28 @@ class Layout:
 class Planner:
     """Predictions for one configuration.
 
+    Args:
+        config: the run, and the machine to plan it for.
+        measurements: what earlier runs took and reached; those of the package if not given.
+
     Raises:
         ValueError: a layout that does not divide, or a precision that plan does not know.
     """
 
-    def __init__(self, config: PlanConfig) -> None:
+    def __init__(self, config: PlanConfig, measurements: Measurements | None = None) -> None:
         self.config = config
+        self.measurements = measurements or Measurements.packaged()
         tokenizer = build_tokenizer(config.tokenizer)
         self.model_config: MLAConfig = config.model.mla_config(vocabulary_size(tokenizer))
         self.gpu = GPUS[config.plan.gpu]
         self.layout = _layout(config)
-        self.overhead = find_overhead()
+        self.overhead = self.measurements.overhead()
         self.fake = FakeRun(config, self.model_config, liger=config.plan.liger)
 
     @cached_property
     def memory_bytes(self) -> int:
         """The GPU's memory: as a driver showed it, or the datasheet's."""
-        return measured_memory_bytes(self.gpu.device_name) or self.gpu.memory_bytes
+        return self.measurements.memory_bytes(self.gpu.device_name) or self.gpu.memory_bytes
 
     def batch_shape(self) -> tuple[int, int]:
         """Rows and tokens of one micro-batch and replica at full length."""
@@ -113,7 +118,7 @@ class Planner:
     def speed(self) -> dict[str, Any]:
         """Tokens a second of the training run, and of decoding one sequence as memory allows."""
         _, tokens = self.batch_shape()
-        used = find_utilisation(self.config.model, tokens)
+        used = self.measurements.utilisation(self.config.model, tokens)
         weights = self.fake.model.num_parameters() * 2
         cache = cache_bytes_per_token(self.model_config) * tokens
         forward = forward_flops_per_token(self.model_config, tokens)

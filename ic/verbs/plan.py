@@ -11,7 +11,7 @@ def run(config: Config) -> int:
     """Predict memory and speed; or measure what the predictions are compared with."""
     from ic.planning.cache_memory import measure_caches
     from ic.planning.compare import compare_with_scaling
-    from ic.planning.measure import measure_cases
+    from ic.planning.memory_measurement import measure_cases
     from ic.planning.plan import Planner
     from ic.planning.report import print_plan
 

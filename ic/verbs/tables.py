@@ -1,7 +1,8 @@
 """regenerate the documents' tables and pictures from docs/results
 
 So no figure in a document is typed by hand. What stands in `DOCUMENTS` between `<!-- table: NAME
--->` and `<!-- end -->` is rewritten; a test fails when it is stale.
+-->` and `<!-- end -->` is rewritten, and so is what `plan` takes from measured runs
+(`ic/planning/measurements.json`); a test fails when one of them is stale.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from ic.evaluation.passkey.heatmap import write_png
 from ic.evaluation.statistics import wilson_interval
 from ic.files.atomic_write import replacing
+from ic.planning.measurements import MEASUREMENTS, Measurements
 from ic.studies.ablation.report import ablation_cells, training_share
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -282,6 +284,8 @@ def run(config: Config) -> int:
         with replacing(document) as partial:
             partial.write_text(text)
     draw_alignment()
+    with replacing(MEASUREMENTS) as partial:
+        partial.write_text(Measurements.of_results(RESULTS).as_json())
     return 0
 
 

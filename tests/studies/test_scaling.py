@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ic.config.compose import compose_config
 from ic.config.run import RunConfig
+from ic.planning.options import PlanConfig
+from ic.studies.ablation.options import AblationConfig
+from ic.studies.benchmark_preference_options import PreferenceBenchmarkOptions
 from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
 from ic.studies.scaling.report import draw_scaling
 from ic.studies.scaling.run import compare, gpu_counts
@@ -100,6 +104,41 @@ def test_a_case_that_hangs_is_ended(
     (row,) = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert code == 1
     assert row["reason"] == "took longer than scaling.case_timeout_s=0.2"
+
+
+def test_without_a_gpu_nothing_is_overwritten(
+    ic: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    published = tmp_path / "runs/scaling.json"
+    published.parent.mkdir()
+    published.write_text('{"rows": ["measured"]}')
+    assert ic("scaling") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this host has 0 GPUs and every case needs 1 or more" in line
+    assert "trainer.accelerator=cpu" in line
+    assert published.read_text() == '{"rows": ["measured"]}'
+    assert [path.name for path in published.parent.iterdir()] == ["scaling.json"]
+
+
+def test_a_published_file_is_written_only_when_it_is_named() -> None:
+    """Of every verb that measures: defaults lie below `runs/`."""
+    scaling, _ = compose_config("scaling", ScalingConfig, [])
+    ablation, _ = compose_config("ablation", AblationConfig, [])
+    preference, _ = compose_config("benchmark_preference", PreferenceBenchmarkOptions, [])
+    plan, _ = compose_config("plan", PlanConfig, [])
+    outputs = [
+        scaling.scaling.output,
+        ablation.ablation.output,
+        preference.output,
+        *(str(plan.plan.output_file(f"{name}.json")) for name in ("memory", "cache")),
+    ]
+    assert [str(Path(output).parent) for output in outputs] == ["runs"] * 5
+    named, _ = compose_config("plan", PlanConfig, ["plan.output=docs/results/cache-memory.json"])
+    assert named.plan.output_file("memory.json") == Path("docs/results/cache-memory.json")
 
 
 def measured(name: str, gpus: int, speed: float, *overrides: str) -> dict[str, Any]:

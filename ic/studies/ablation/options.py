@@ -53,7 +53,8 @@ class AblationOptions:
         jobs: runs at a time where there is no GPU, or trainer.accelerator=cpu.
         run_timeout_s: a run that takes longer, evaluation included, is ended and reported.
         output_dir: a run's folder is `<output_dir>/<name of the results file>/<variant>,seed=N`.
-        output: results file; the plot stands beside it.
+        output: results file; the plot stands beside it. What is to be published is named:
+            `ablation.output=docs/results/ablation.json`.
         drop_others: begin anew where the results file holds rows of other settings or commits.
         sweep_file: write the overrides of the runs to do, one run a line, and start none; for
             slurm/sweep.sbatch.
@@ -68,7 +69,7 @@ class AblationOptions:
     jobs: int = 1
     run_timeout_s: float = 1800.0
     output_dir: str = "runs"
-    output: str = "docs/results/ablation.json"
+    output: str = "runs/ablation.json"
     drop_others: bool = False
     sweep_file: str | None = None
 

@@ -53,7 +53,8 @@ class ScalingOptions:
         warmup_steps: optimizer steps that are not timed: compilation, autotuning, the allocator.
         timed_steps: optimizer steps after them.
         case_timeout_s: a case that takes longer is ended and reported.
-        output: results file; the plot stands beside it.
+        output: results file; the plot stands beside it. What is to be published is named:
+            `scaling.output=docs/results/scaling.json`.
     """
 
     cases: list[ScalingCase] = field(default_factory=list)
@@ -63,7 +64,7 @@ class ScalingOptions:
     warmup_steps: int = 3
     timed_steps: int = 6
     case_timeout_s: float = 300.0
-    output: str = "docs/results/scaling.json"
+    output: str = "runs/scaling.json"
 
     def __post_init__(self) -> None:
         for name, least in (("warmup_steps", 0), ("timed_steps", 1)):

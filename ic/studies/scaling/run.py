@@ -21,6 +21,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from ic.errors import UsageError
 from ic.files.results import read_json, write_results
 from ic.studies.processes import FitJob, TimeLimit, run_fit
 from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
@@ -49,12 +50,19 @@ def run_scaling(config: ScalingConfig) -> int:
 
     Raises:
         ValueError: there is no case.
+        UsageError: no case can run here; nothing has been written then.
     """
     options = config.scaling
     gpus = torch.cuda.device_count()
     runs = [(case, n) for case in options.selected() for n in case.devices or gpu_counts(gpus)]
     if not runs:
         raise ValueError("scaling.cases is empty: give at least one {name: ..., overrides: [...]}")
+    if not any(_can_run(_overrides(options, case, n), n, gpus) for case, n in runs):
+        raise UsageError(
+            f"scaling: this host has {gpus} GPUs and every case needs {min(n for _, n in runs)} or "
+            "more, so there is nothing to measure and nothing was written; run it on a GPU "
+            "machine, or put trainer.accelerator=cpu into scaling.common"
+        )
     output = Path(options.output)
     console = Console(soft_wrap=True, highlight=False)  # a file gets whole lines
     rows: list[dict[str, Any]] = []
@@ -100,12 +108,19 @@ def _settings(overrides: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in (o.partition("=") for o in overrides)}
 
 
+def _overrides(options: ScalingOptions, case: ScalingCase, devices: int) -> list[str]:
+    given = [o.replace(_DEVICES, str(devices)) for o in [*options.common, *case.overrides]]
+    return [*given, f"trainer.devices={devices}"]
+
+
+def _can_run(overrides: list[str], devices: int, gpus: int) -> bool:
+    return devices <= gpus or _settings(overrides).get("trainer.accelerator") == "cpu"
+
+
 def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) -> dict[str, Any]:
-    overrides = [o.replace(_DEVICES, str(devices)) for o in [*options.common, *case.overrides]]
-    overrides.append(f"trainer.devices={devices}")
+    overrides = _overrides(options, case, devices)
     row = {"name": case.name, "overrides": overrides, "num_gpus": devices}
-    on_cpu = _settings(overrides).get("trainer.accelerator") == "cpu"
-    if devices > gpus and not on_cpu:
+    if not _can_run(overrides, devices, gpus):
         reason = f"needs {devices} GPUs, this host has {gpus}"
         return {**row, "status": "skipped", "reason": reason}
     warmup = options.warmup_steps if case.warmup_steps is None else case.warmup_steps

@@ -17,7 +17,7 @@ from rich.console import Console
 import ic.model.mlp
 from ic.config.run import run_directory
 from ic.files.results import write_results
-from ic.planning.measured import MEMORY_FILE, RESULTS
+from ic.planning.measurements import MEMORY_FILE
 from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.report import comparison_table
@@ -25,7 +25,7 @@ from ic.run.build import build_run
 
 CASES = Path(__file__).with_name("cases.yaml")
 # The second step is the first with optimizer state; the others are timed.
-_STEPS = 5
+_STEPS = 4
 _QUIET = (
     f"trainer.max_steps={_STEPS}",
     "trainer.max_time=null",
@@ -67,7 +67,7 @@ def measure_cases(config: PlanConfig) -> int:
     from ic.config.compose import compose_config
 
     asked = config.plan
-    output = Path(asked.output) if asked.output else RESULTS / MEMORY_FILE
+    output = asked.output_file(MEMORY_FILE)
     rows: list[dict[str, Any]] = []
     for overrides in read_cases(Path(asked.cases) if asked.cases else CASES):
         with tempfile.TemporaryDirectory() as folder:
