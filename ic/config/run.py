@@ -14,10 +14,10 @@ from typing import Any
 
 from ic.callbacks.checkpoint import CheckpointConfig
 from ic.callbacks.context_length import AdaptiveContextLengthConfig
+from ic.callbacks.evaluation import PasskeyEvaluationConfig
 from ic.callbacks.gpu_utilisation import GpuUtilisationConfig
 from ic.callbacks.guardrails import GuardrailsConfig
 from ic.callbacks.memory_profiler import MemoryProfilerConfig
-from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.callbacks.profiler import ProfilerConfig
 from ic.callbacks.requeue import SlurmRequeueConfig
 from ic.callbacks.throughput import ThroughputConfig

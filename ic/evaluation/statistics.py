@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 Z_95 = 1.959963984540054
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Accuracy:
+    """How many of `n` samples were answered correctly."""
+
+    correct: float
+    n: int
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        return wilson_interval(self.correct, self.n)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """What a results row says of it."""
+        low, high = self.interval
+        return {
+            "n": self.n,
+            "correct": self.correct,
+            "accuracy": self.share,
+            "low_95": low,
+            "high_95": high,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.correct}/{self.n}"
+
+
+def pool(rows: Iterable[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], Accuracy]:
+    """Add up `n` and `correct` of the rows that have the same values of `keys`, in their order."""
+    sums: dict[tuple[Any, ...], Accuracy] = {}
+    for row in rows:
+        key = tuple(row[name] for name in keys)
+        before = sums.get(key, Accuracy(0, 0))
+        sums[key] = Accuracy(before.correct + row["correct"], before.n + row["n"])
+    return sums
+
+
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion; honest at 0 and n of n, unlike the normal one.
 
     Raises:

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.gpu_utilisation import GpuUtilisation
 from ic.callbacks.guardrails import Guardrails
 from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.memory_profiler import MemoryProfiler
-from ic.callbacks.passkey import PasskeyEvaluation
 from ic.callbacks.profiler import Profiler
 from ic.callbacks.progress import TrainingProgress
 from ic.callbacks.requeue import SlurmRequeue
@@ -37,6 +37,7 @@ from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
 from ic.datamodules.sft import SFTDataConfig, SFTDataModule
 from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
+from ic.evaluation.passkey.suite import PasskeySuite
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import saved_step
 from ic.machine.devices import _resolve, check_accelerator, check_devices
@@ -143,7 +144,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     elif wanted.requeue is not None and SlurmJob.current() is not None:
         rank_zero_warn("callbacks.checkpoint=null: this job cannot be requeued, nothing is saved")
     if wanted.passkey is not None:
-        built.append(PasskeyEvaluation(wanted.passkey, config.evaluation))
+        built.append(SuiteEvaluation(wanted.passkey, [PasskeySuite(config.evaluation)]))
     if config.trainer.num_sanity_val_steps:
         built.append(BeforeAndAfter())
     if wanted.progress:

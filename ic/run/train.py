@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE, FolderCheckpoint
+from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.improvement import BeforeAndAfter
-from ic.callbacks.passkey import PasskeyEvaluation
 from ic.callbacks.requeue import SlurmRequeue
 from ic.config.run import RunConfig, run_directory
 from ic.files.results import write_results
@@ -45,12 +45,13 @@ def train(config: RunConfig) -> int:
         rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
         return INTERRUPTED_EXIT_CODE
     if trainer.is_global_zero:
-        evaluations = [c for c in trainer.callbacks if isinstance(c, PasskeyEvaluation)]
-        cells = evaluations[0].final_rows if evaluations else []
-        changes = [
-            row for c in trainer.callbacks if isinstance(c, BeforeAndAfter) for row in c.rows
+        measured = [
+            row
+            for c in trainer.callbacks
+            if isinstance(c, (SuiteEvaluation, BeforeAndAfter))
+            for row in c.rows
         ]
-        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir, cells) + changes)
+        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir) + measured)
     if checkpoints:
         rank_zero_info(f"checkpoint: {run_dir / 'checkpoints' / 'last'}")
     return 0

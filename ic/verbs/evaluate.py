@@ -41,8 +41,10 @@ def run(config: Config) -> int:
 
     from rich.console import Console
 
-    from ic.evaluation.passkey.heatmap import passkey_rows, summary_table, write_csv, write_png
-    from ic.evaluation.passkey.run import run_grid
+    from ic.evaluation.passkey.suite import PasskeySuite
+    from ic.evaluation.progress import cell_progress
+    from ic.evaluation.report import write_report
+    from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
     from ic.inference.loading import load_source
     from ic.machine.launch import launch_ranks
@@ -63,26 +65,28 @@ def run(config: Config) -> int:
         model.model.context_parallel = ContextParallel()
     output = Path(config.output) if config.output else loaded.folder / "passkey"
     is_first = ranks.global_rank == 0
-    rows = run_grid(
-        model,
-        loaded.tokenizer,
-        config.evaluation,
-        output / "cells.jsonl",
-        quiet=not is_first,
-        ranks=ranks if sharing == 1 else None,
-        sharded=sharing > 1,
-    )
+    suite = PasskeySuite(config.evaluation)
+    with cell_progress(suite, quiet=not is_first) as on_cell:
+        cells = run_suite(
+            model,
+            loaded.tokenizer,
+            suite,
+            output / "cells.jsonl",
+            on_cell,
+            ranks=ranks if sharing == 1 else None,
+            sharded=sharing > 1,
+        )
     if not is_first:
         return 0
-    write_csv(rows, output / "heatmap.csv")
-    write_png(
-        rows,
-        output / "heatmap.png",
-        title=f"{loaded.name}: passkey retrieval on synthetic text",
+    picture = write_report(
+        suite,
+        cells,
+        output,
+        title=f"{loaded.name}: {suite.title}",
         trained_length=config.trained_length or loaded.trained_length,
     )
-    write_results(output / "results.json", asdict(config), passkey_rows(rows))
+    write_results(output / "results.json", asdict(config), suite.rows(cells))
     console = Console()
-    console.print(summary_table(rows))
-    console.print(f"heatmap: {output / 'heatmap.png'}", soft_wrap=True, highlight=False)
+    console.print(suite.table(cells))
+    console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
     return 0

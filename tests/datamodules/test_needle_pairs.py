@@ -17,7 +17,8 @@ from ic.datamodules.needles import KEYS, answer_keys
 from ic.datamodules.preference import PreferenceDataConfig, tokenize_pair
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
-from ic.evaluation.passkey.suite import settings_hash
+from ic.evaluation.passkey.suite import PasskeySuite
+from ic.evaluation.runner import settings_hash
 
 SMALL = MakePreferencesConfig(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
 
@@ -139,13 +140,15 @@ def test_evaluation_asks_as_the_pairs_do() -> None:
     name = text.rpartition(" is<|end|><|assistant|>")[0].split()[-1]
     assert question_of(name) in text
     assert f" The pass key for {name} is {prompt.expected[0]}. " in text
-    assert prompt.answer_tokens == len("12345.")
+    assert prompt.new_tokens == len("12345.") + 1
     assert len(set(answer_keys(text))) == 9
     assert int(prompt.expected[0]) in KEYS["test"]
     assert np.array_equal(
         prompt.ids,
         build_prompt(ByteTokenizer(), grid, Cell("multi_key", 800, 0.5, "noise", 1), 0).ids,
     )
-    assert settings_hash(grid) != settings_hash(PasskeyGridConfig(num_needles=8))
+    assert settings_hash(PasskeySuite(grid)) != settings_hash(
+        PasskeySuite(PasskeyGridConfig(num_needles=8))
+    )
     with pytest.raises(ValueError, match="asks multi_key"):
         PasskeyGridConfig(prompt="chat")

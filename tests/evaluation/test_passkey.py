@@ -14,9 +14,12 @@ from matplotlib.image import imread
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import TASKS, answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey.heatmap import COLORS, pool, write_csv, write_png
+from ic.evaluation.passkey.heatmap import COLORS, write_png
+from ic.evaluation.passkey.pooled import passkey_rows, pool_fillers
 from ic.evaluation.passkey.prompts import build_prompt
-from ic.evaluation.passkey.suite import evaluate_grid
+from ic.evaluation.passkey.suite import PasskeySuite
+from ic.evaluation.report import write_csv
+from ic.evaluation.runner import run_suite
 from ic.files.json_lines import read_rows
 from ic.inference.greedy import GreedyDecoder
 from ic.model.fingerprint import fingerprint
@@ -89,17 +92,15 @@ GRID = {"lengths": [256, 512], "depths": [0.0, 0.5, 1.0], "samples": 3, "control
 
 
 def test_scores_and_control(oracle: Oracle, tmp_path: Path) -> None:
-    rows = evaluate_grid(oracle, TOKENIZER, PasskeyGridConfig(**GRID), tmp_path / "cells.jsonl")
-    for cell in pool(rows):
-        if cell.depth == CONTROL:
-            assert (cell.correct, cell.n) == (0, 4)
-        else:
-            assert (cell.correct, cell.n) == (6, 6)
+    suite = PasskeySuite(PasskeyGridConfig(**GRID))
+    rows = run_suite(oracle, TOKENIZER, suite, tmp_path / "cells.jsonl")
+    for cell in pool_fillers(rows):
+        assert str(cell.accuracy) == ("0/4" if cell.is_control else "6/6")
     assert len(rows) == 2 * 2 * 4
 
 
 def test_resumes_cell_by_cell(oracle: Oracle, tmp_path: Path) -> None:
-    file, grid = tmp_path / "cells.jsonl", PasskeyGridConfig(**GRID)
+    file, suite = tmp_path / "cells.jsonl", PasskeySuite(PasskeyGridConfig(**GRID))
 
     class Stop(Exception):
         pass
@@ -109,17 +110,17 @@ def test_resumes_cell_by_cell(oracle: Oracle, tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        evaluate_grid(oracle, TOKENIZER, grid, file, stop_after_five)
+        run_suite(oracle, TOKENIZER, suite, file, stop_after_five)
     before = file.read_text()
     file.write_text(before + '{"cut sho')  # a crash in the middle of a line
-    rows = evaluate_grid(oracle, TOKENIZER, grid, file)
+    rows = run_suite(oracle, TOKENIZER, suite, file)
     assert file.read_text().startswith(before)
     assert len(read_rows(file)) == len(rows) == 16
-    assert evaluate_grid(oracle, TOKENIZER, grid, file) == rows
+    assert run_suite(oracle, TOKENIZER, suite, file) == rows
     assert len(read_rows(file)) == 16  # nothing was computed again
     with torch.no_grad():
         oracle.lm_head.weight[0, 0] += 1e-3
-    evaluate_grid(oracle, TOKENIZER, grid, file)
+    run_suite(oracle, TOKENIZER, suite, file)
     assert len(read_rows(file)) == 32  # other weights, other cells
 
 
@@ -161,7 +162,7 @@ ROWS = [
 
 
 def test_csv_pools_the_fillers(tmp_path: Path) -> None:
-    write_csv(ROWS, tmp_path / "heatmap.csv")
+    write_csv(passkey_rows(ROWS), tmp_path / "heatmap.csv")
     rows = list(csv.DictReader((tmp_path / "heatmap.csv").open()))
     by_cell = {(row["length_tokens"], row["depth"]): row for row in rows}
     assert len(rows) == 6
@@ -224,13 +225,13 @@ def test_longer_than_the_model(oracle: Oracle, tmp_path: Path) -> None:
     for length in (4096, 4090):  # the answer takes seven: a prompt that fits is not enough
         grid = PasskeyGridConfig(lengths=[512, length])
         with pytest.raises(ValueError, match=f"{length} tokens and 7 .* model has 4096 positions"):
-            evaluate_grid(oracle, TOKENIZER, grid, tmp_path / "c.jsonl")
+            run_suite(oracle, TOKENIZER, PasskeySuite(grid), tmp_path / "c.jsonl")
     assert not (tmp_path / "c.jsonl").exists()
 
 
 def test_rows_hold_what_was_answered(oracle: Oracle, tmp_path: Path) -> None:
     grid = PasskeyGridConfig(lengths=[256], depths=[0.5], samples=1, control_samples=0)
-    evaluate_grid(oracle, TOKENIZER, grid, tmp_path / "c.jsonl")
+    run_suite(oracle, TOKENIZER, PasskeySuite(grid), tmp_path / "c.jsonl")
     row = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])
     (answer,) = row["answers"]
     assert answer["text"].strip(" .") == answer["expected"][0]

@@ -18,9 +18,12 @@ import torch
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey.prompts import Prompt, build_prompt, haystack_of
-from ic.evaluation.passkey.shares import share_of_cells
-from ic.evaluation.passkey.suite import evaluate_grid
+from ic.evaluation.passkey.prompts import build_prompt
+from ic.evaluation.passkey.shares import haystack_of
+from ic.evaluation.passkey.suite import PasskeySuite
+from ic.evaluation.runner import run_suite
+from ic.evaluation.shares import share_of_cells
+from ic.evaluation.suite import Sample
 from ic.files.json_lines import rank_file, read_rows
 from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
@@ -46,11 +49,11 @@ def shared(**changes) -> PasskeyGridConfig:
     return PasskeyGridConfig(**(values | changes))
 
 
-def prompt_of(grid: PasskeyGridConfig, task: str, depth: float, length: int = 512) -> Prompt:
+def prompt_of(grid: PasskeyGridConfig, task: str, depth: float, length: int = 512) -> Sample:
     return build_prompt(TOKENIZER, grid, Cell(task, length, depth, "random", 1), 0)
 
 
-def text_of(prompt: Prompt) -> str:
+def text_of(prompt: Sample) -> str:
     return bytes(prompt.ids.tolist()).decode()
 
 
@@ -133,7 +136,7 @@ def test_the_cache_goes_over_to_the_next_prompt(make_model) -> None:
 def test_ranks_share_the_cells(world: int, share: bool) -> None:
     grid = shared(share_haystack=share)
     cells = list(grid.cells())
-    shares = [share_of_cells(grid, cells, rank, world) for rank in range(world)]
+    shares = [share_of_cells(PasskeySuite(grid), cells, rank, world) for rank in range(world)]
     taken = [cell for lists in shares for together in lists for cell in together]
     assert sorted(map(str, taken)) == sorted(map(str, cells))
     for together in (together for lists in shares for together in lists):
@@ -150,7 +153,7 @@ def test_ranks_have_equal_work(world: int, share: bool) -> None:
     work = []
     for rank in range(world):
         pairs, before = 0, ""
-        for together in share_of_cells(grid, list(grid.cells()), rank, world):
+        for together in share_of_cells(PasskeySuite(grid), list(grid.cells()), rank, world):
             for cell in together:
                 text = text_of(build_prompt(TOKENIZER, grid, cell, 0))
                 kept = common(before, text) if share and len(before) == len(text) else 0
@@ -176,8 +179,11 @@ class ThreadRanks:
 
 def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     grid = shared()
-    alone = evaluate_grid(
-        Oracle(make_model(vocab_size=320).config), TOKENIZER, grid, tmp_path / "alone.jsonl"
+    alone = run_suite(
+        Oracle(make_model(vocab_size=320).config),
+        TOKENIZER,
+        PasskeySuite(grid),
+        tmp_path / "alone.jsonl",
     )
     file = tmp_path / "cells.jsonl"
     rank_file(file, 5).write_text(json.dumps(alone[3]) + "\n")  # an earlier run of more ranks
@@ -186,10 +192,10 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
 
     def rank(number: int) -> tuple[list[dict], list[Cell]]:
         seen: list[Cell] = []
-        rows = evaluate_grid(
+        rows = run_suite(
             oracles[number],
             TOKENIZER,
-            grid,
+            PasskeySuite(grid),
             file,
             lambda cell, row: seen.append(cell),
             ranks=ThreadRanks(number),

@@ -16,8 +16,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ic.callbacks.evaluation import PasskeyEvaluationConfig
 from ic.callbacks.guardrails import GuardrailsConfig
-from ic.callbacks.passkey import PasskeyEvaluationConfig
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config.run import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
 from ic.datamodules.preference import PreferenceDataConfig

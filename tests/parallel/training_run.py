@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ic.callbacks.passkey import PasskeyEvaluationConfig
+from ic.callbacks.evaluation import PasskeyEvaluationConfig
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config.run import CallbacksConfig, LoggerConfig, RunConfig, TrainerConfig
 from ic.datamodules.accumulation import take_lookahead, with_lookahead

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from ic.datamodules.needles import FILLERS, PROMPTS, SPLITS, TASKS
 
@@ -118,7 +118,6 @@ class Cell:
     filler: str
     samples: int
 
-    @property
-    def key(self) -> dict[str, object]:
-        """What identifies the cell in a results file."""
-        return asdict(self)
+    def __str__(self) -> str:
+        depth = "no needle" if self.depth == CONTROL else f"depth {self.depth:g}"
+        return f"{self.task} {self.length_tokens} tokens, {self.filler}, {depth}"

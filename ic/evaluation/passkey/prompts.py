@@ -20,15 +20,8 @@ from ic.datamodules.needles import (
     named_needle,
 )
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids (length,) int64 that end right before the answer, and the keys expected."""
-
-    ids: np.ndarray
-    expected: list[str]
-    answer_tokens: int
+from ic.evaluation.passkey.shares import haystack_of, num_haystacks
+from ic.evaluation.suite import Sample
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class _Draw:
 
 def build_prompt(
     tokenizer: PreTrainedTokenizerBase, grid: PasskeyGridConfig, cell: Cell, index: int
-) -> Prompt:
+) -> Sample:
     """Sample `index` of a cell: exactly `cell.length_tokens` tokens, the needle at its depth.
 
     A sample depends on the grid's seed and its own cell and index alone; with
@@ -75,18 +68,8 @@ def build_prompt(
     if cell.task == "multi_value":
         places.sort()  # the values are asked for in the order of the text
     ids = np.concatenate([before, _insert(filler, needles, places), question])
-    return Prompt(ids, draw.sample.keys, len(encode(tokenizer, answer)))
-
-
-def haystack_of(grid: PasskeyGridConfig, cell: Cell) -> int:
-    """Which of the haystacks of its task, length and filler a cell's samples hide in.
-
-    One serves every depth of `single`. One of `multi_key` holds `num_needles + 1` named keys, each
-    asked for in turn with the others as distractors.
-    """
-    return (
-        0 if cell.depth == CONTROL else grid.depths.index(cell.depth) % _num_haystacks(grid, cell)
-    )
+    # One token more than the answer: "12345" and "123456" are different answers.
+    return Sample(ids, draw.sample.keys, len(encode(tokenizer, answer)) + 1)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
@@ -94,10 +77,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
     if isinstance(tokenizer, ByteTokenizer):  # a million bytes in a moment instead of seconds
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
     return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
-
-
-def _num_haystacks(grid: PasskeyGridConfig, cell: Cell) -> int:
-    return 1 if cell.task == "single" else -(-len(grid.depths) // (grid.num_needles + 1))
 
 
 def _rng(grid: PasskeyGridConfig, cell: Cell, index: int, which: int) -> np.random.Generator:
@@ -124,7 +103,7 @@ def _draw_shared(grid: PasskeyGridConfig, cell: Cell, index: int) -> _Draw:
     held = grid.num_needles + 1
     # One more than the haystack holds: the control asks for that.
     keys, names = draw_keys(rng, held + 1, grid.split), draw_names(rng, held + 1)
-    hidden_at = grid.depths[haystack :: _num_haystacks(grid, cell)]
+    hidden_at = grid.depths[haystack :: num_haystacks(grid, cell)]
     asked = held if cell.depth == CONTROL else hidden_at.index(cell.depth)
     depths = [*hidden_at, *[None] * (held - len(hidden_at))]
     statements = [named_needle(n, k) for n, k in zip(names[:held], keys[:held], strict=True)]

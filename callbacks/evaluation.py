@@ -1,0 +1,175 @@
+"""Evaluation suites while training and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
+from rich.console import Console
+
+from ic.callbacks.memory_profiler import memory_phase
+from ic.callbacks.throughput import throughput_paused
+from ic.evaluation.progress import cell_progress
+from ic.evaluation.report import write_report
+from ic.evaluation.runner import Ranks, run_suite
+from ic.evaluation.statistics import pool
+from ic.evaluation.suite import Row, Suite
+from ic.parallel.sharded import ShardedStrategy
+
+
+@dataclass
+class PasskeyEvaluationConfig:
+    """When to evaluate.
+
+    Attributes:
+        every_n_steps: steps between cheap grids; 0 for none.
+        cheap_lengths: lengths of the cheap grid; each at most the current context length counts.
+        cheap_samples: samples a cell and filler of the cheap grid.
+        at_end: evaluate the full grid of `evaluation` when training ends.
+    """
+
+    every_n_steps: int = 0
+    cheap_lengths: list[int] | None = None
+    cheap_samples: int = 1
+    at_end: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 0:
+            raise ValueError(
+                f"callbacks.passkey.every_n_steps={self.every_n_steps}: must be at least 0"
+            )
+        if self.cheap_samples < 1:
+            raise ValueError(
+                f"callbacks.passkey.cheap_samples={self.cheap_samples}: must be at least 1"
+            )
+        if self.every_n_steps and not self.cheap_lengths:
+            raise ValueError("callbacks.passkey.cheap_lengths: needed with every_n_steps above 0")
+
+
+class SuiteEvaluation(Callback):
+    """Cheap versions of suites every n steps, and the suites as configured at the end.
+
+    Each writes `cells.jsonl`, a CSV file and a picture into a folder of its name in the run
+    directory and logs `<name>/<length>` to the loggers. Where each process has the whole model,
+    each takes a share of the cells; where it is sharded, all compute each cell together.
+    """
+
+    def __init__(self, config: PasskeyEvaluationConfig, suites: Sequence[Suite[Any]]) -> None:
+        self.config = config
+        self.suites = suites
+        self._last_step = -1
+        self._rows: list[Row] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """For the results file: what the suites measured at the end."""
+        return self._rows
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every, step = self.config.every_n_steps, trainer.global_step
+        if not every or step % every or step == self._last_step:
+            return
+        self._last_step = step
+        current = batch["input_ids"].shape[1]
+        lengths = [n for n in self.config.cheap_lengths or [] if n <= current]
+        if not lengths:
+            return
+        for suite in self.suites:
+            cheap = suite.cheap(lengths, self.config.cheap_samples)
+            file = self._folder(trainer, suite) / f"cells-step={step}.jsonl"
+            cells = self._evaluate(trainer, pl_module, cheap, file, quiet=True)
+            if cells:
+                self._log(trainer, suite, cells)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interrupted = any(getattr(c, "interrupted", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self.config.at_end or interrupted:
+            return
+        for suite in self.suites:
+            file = self._folder(trainer, suite) / "cells.jsonl"
+            cells = self._evaluate(trainer, pl_module, suite, file, quiet=False)
+            if cells:
+                self._report(trainer, suite, cells)
+
+    def _evaluate(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        suite: Suite[Any],
+        file: Path,
+        *,
+        quiet: bool,
+    ) -> list[Row]:
+        """The cells on rank 0, nothing elsewhere."""
+        module: Any = pl_module
+        strategy = trainer.strategy
+        sharded = isinstance(strategy, ShardedStrategy)
+        with (
+            memory_phase(trainer, suite.name) as phase,
+            throughput_paused(trainer),
+            trainer.precision_plugin.forward_context(),
+            strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
+            cell_progress(suite, quiet=quiet or not trainer.is_global_zero) as on_cell,
+        ):
+            cells = run_suite(
+                module.model,
+                module.tokenizer,
+                suite,
+                file,
+                on_cell,
+                phase.record_cache,
+                ranks=None if sharded else cast(Ranks, strategy),
+                sharded=sharded,
+            )
+        return cells if trainer.is_global_zero else []
+
+    def _report(self, trainer: Trainer, suite: Suite[Any], cells: list[Row]) -> None:
+        name = Path(trainer.default_root_dir).parent.name
+        picture = write_report(
+            suite,
+            cells,
+            self._folder(trainer, suite),
+            title=f"{name}: {suite.title}, step {trainer.global_step:,}",
+            trained_length=getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
+        )
+        self._rows += suite.rows(cells)
+        self._log(trainer, suite, cells)
+        self._log_image(trainer, suite, picture)
+        console = Console()
+        console.print(suite.table(cells))
+        console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
+
+    @staticmethod
+    def _log(trainer: Trainer, suite: Suite[Any], cells: list[Row]) -> None:
+        by_length = pool(suite.counted(cells), "length_tokens")
+        values = {
+            f"{suite.name}/{length}": answers.share for (length,), answers in by_length.items()
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        shown = ", ".join(f"{length}: {answers}" for (length,), answers in by_length.items())
+        rank_zero_info(f"step {trainer.global_step}: {suite.name} {shown}")
+
+    @staticmethod
+    def _log_image(trainer: Trainer, suite: Suite[Any], picture: Path) -> None:
+        tag = f"{suite.name}/{suite.picture}"
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                image = np.asarray(Image.open(picture).convert("RGB"))
+                logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image(tag, [str(picture)], step=trainer.global_step)
+
+    @staticmethod
+    def _folder(trainer: Trainer, suite: Suite[Any]) -> Path:
+        return Path(trainer.default_root_dir) / suite.name

@@ -1,0 +1,56 @@
+"""Passkey accuracy by task and length as tables: for the terminal and for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ic.evaluation.passkey.pooled import pool_depths
+from ic.evaluation.suite import Row
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """Accuracy by length with n, interval, worst depth, and the control."""
+    table = Table(title="passkey retrieval, greedy decoding, synthetic data")
+    for name in (
+        "task",
+        "tokens",
+        "correct",
+        "accuracy",
+        "95 % interval",
+        "worst cell",
+        "no needle",
+    ):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for shown in pool_depths(rows):
+        low, high = shown.accuracy.interval
+        table.add_row(
+            shown.task,
+            f"{shown.length_tokens:,}",
+            str(shown.accuracy),
+            f"{100 * shown.accuracy.share:.1f} %",
+            f"{100 * low:.1f}-{100 * high:.1f} %",
+            f"{shown.worst.accuracy} at {100 * shown.worst.depth:g} %",
+            str(shown.control or "-"),
+        )
+    return table
+
+
+def document_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines: exact answers by length with interval, worst depth and control."""
+    heads = ["task", "tokens", "exact answers", "95 % interval", "worst depth", "no needle"]
+    lines = []
+    for shown in pool_depths(rows):
+        low, high = shown.accuracy.interval
+        lines.append(
+            [
+                shown.task,
+                f"{shown.length_tokens:,}",
+                str(shown.accuracy),
+                f"{100 * low:.1f}-{100 * high:.1f} %",
+                str(shown.worst.accuracy),
+                str(shown.control or "-"),
+            ]
+        )
+    return heads, lines

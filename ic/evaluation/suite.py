@@ -1,0 +1,158 @@
+"""What an evaluation suite is: cells, their samples, how an answer is scored, what is shown.
+
+`ic.evaluation.runner` does the rest: it answers the samples, continues what was interrupted, shares
+the cells over processes and writes the files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.table import Table
+    from transformers import PreTrainedTokenizerBase
+
+# A row of a cells file, or of a results file.
+Row = dict[str, Any]
+
+
+class Cell(Protocol):
+    """What is measured as one: a frozen dataclass of numbers and strings, which identify its row.
+
+    `str(cell)` is shown as it ends.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def length_tokens(self) -> int: ...
+    @property
+    def samples(self) -> int: ...
+
+
+C = TypeVar("C", bound=Cell)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what should follow.
+
+    Attributes:
+        ids: token ids (T,) int64 that end right before the answer.
+        expected: what `Suite.score` compares with; strings and numbers, they are written.
+        new_tokens: how many tokens to generate.
+    """
+
+    ids: np.ndarray
+    expected: Any
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is written of an answered sample.
+
+    Attributes:
+        correct: true or false, or the share that is right where an answer can be partly right.
+    """
+
+    expected: Any
+    text: str
+    correct: float
+
+
+class Suite(ABC, Generic[C]):
+    """One kind of evaluation, with its settings.
+
+    What is shown takes `rows` of a cells file or of a results file, whichever is at hand.
+
+    Attributes:
+        name: in file and metric names, and `what` in results rows.
+        title: says in a picture what was measured.
+        picture: name of the CSV file and the picture, without suffix.
+        tokens_per_batch: prompts of a cell that are answered together, in tokens.
+        prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    picture: ClassVar[str]
+    tokens_per_batch: int
+    prefill_chunk_tokens: int
+
+    @abstractmethod
+    def cells(self) -> Iterator[C]:
+        """All cells, in the order in which to answer and to show them."""
+
+    @abstractmethod
+    def sample(self, tokenizer: PreTrainedTokenizerBase, cell: C, index: int) -> Sample:
+        """Sample `index` of a cell, from 0; depends on nothing but the settings, cell and index."""
+
+    @abstractmethod
+    def score(self, sample: Sample, text: str) -> Score:
+        """How a model that continued the sample with `text` did."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Whatever else than a cell's own fields shapes its samples; cells of others are stale."""
+
+    @abstractmethod
+    def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+        """Refuse what cannot be answered, before anything is computed.
+
+        Args:
+            positions: that the model has.
+
+        Raises:
+            ValueError: prompts too long for the model, or too short for what they should hold.
+        """
+
+    @abstractmethod
+    def cheap(self, lengths: Sequence[int], samples: int) -> Suite[C]:
+        """A smaller one on other samples, for while a model trains.
+
+        Args:
+            samples: of each cell.
+        """
+
+    def groups(self, cells: Sequence[C]) -> list[list[C]]:
+        """Which cells are answered in turn, sample by sample, because their prompts begin alike."""
+        return [[cell] for cell in cells]
+
+    def work(self, cells: Sequence[C]) -> float:
+        """Work of cells that are answered in turn, as the (query, key) pairs of their prompts.
+
+        At the lengths that take time nothing else counts.
+        """
+        return float(sum(cell.samples * cell.length_tokens**2 for cell in cells))
+
+    @abstractmethod
+    def rows(self, cells: Sequence[Row]) -> list[Row]:
+        """Rows of a results file: `what`, and the columns of `statistics.Accuracy`."""
+
+    @abstractmethod
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """Those that count for an accuracy: controls do not."""
+
+    @abstractmethod
+    def table(self, rows: Sequence[Row]) -> Table:
+        """A summary for the terminal."""
+
+    @abstractmethod
+    def published(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+        """A summary for documents: heads, and a line of text each; the first column is a name."""
+
+    @abstractmethod
+    def draw(
+        self, rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
+    ) -> None:
+        """Draw the PNG file `path`.
+
+        Args:
+            trained_length: longest context in tokens that was trained, to be marked.
+        """
