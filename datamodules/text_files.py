@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ic.files.retry_io import retry_transient
+from ic.files.retry_io import retrying
 
 SUFFIXES = {
     "text": (".txt", ".text", ".md"),
@@ -265,10 +265,9 @@ class _Tables:
         self._open: Iterator[pyarrow.Table] | None = None
 
     def __iter__(self) -> Iterator[pyarrow.Table]:
-        while (table := self._next()) is not None:
+        while (table := retrying(self._next)) is not None:
             yield table
 
-    @retry_transient
     def _next(self) -> pyarrow.Table | None:
         try:
             if self._open is None:

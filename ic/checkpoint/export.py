@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import CheckpointError, retrying
+from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.folder import ADAPTER, TRAINER_STATE, WEIGHTS, load_config
 from ic.checkpoint.storage import MODEL, ShardReader, is_sharded, read_tensors, tensor_metadata
-from ic.files.retry_io import operating_system_error
+from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import load_adapter, merged_tensor
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import CheckpointError, retrying, save_error
+from ic.checkpoint.errors import CheckpointError, save_error
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
-from ic.files.retry_io import operating_system_error
+from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import (
     AdapterConfig,

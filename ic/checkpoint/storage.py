@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from ic.checkpoint.commit import commit_folder, sync_folder
-from ic.checkpoint.errors import CheckpointError, retrying
-from ic.files.retry_io import operating_system_error
+from ic.checkpoint.errors import CheckpointError
+from ic.files.retry_io import operating_system_error, retrying
 
 METADATA = ".metadata"
 MODEL, OPTIMIZER = "model.", "optimizer."

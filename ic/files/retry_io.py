@@ -1,13 +1,15 @@
-"""Reads that fail for a moment, as network file systems do, are tried again."""
+"""What fails for a moment, as network file systems do, is tried again: one policy for all."""
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 from tenacity import (
+    Retrying,
     before_sleep_log,
-    retry,
     retry_if_exception,
     stop_after_attempt,
     wait_exponential_jitter,
@@ -29,7 +31,13 @@ TRANSIENT = frozenset(
         errno.EREMOTEIO,
     }
 )
-ATTEMPTS = 5
+# Waits of 0.5, 1, 2 and 4 s, 8 s with the jitter: longer than the 3 s for which an NFS client
+# believes a stale attribute and than a server's pause under load, shorter than anything that waits
+# for this rank (a collective's limit is minutes). A failover takes longer still, but there the
+# client itself blocks. The jitter keeps the ranks that failed together from asking together again.
+ATTEMPTS, FIRST_WAIT_S, JITTER_S = 5, 0.5, 0.25
+
+T = TypeVar("T")
 
 
 def operating_system_error(error: BaseException) -> OSError | None:
@@ -48,11 +56,17 @@ def is_transient(error: BaseException) -> bool:
     return cause is not None and cause.errno in TRANSIENT
 
 
-# Waits of about 0.5, 1, 2 and 4 s between five attempts; the last error is raised as it is.
-retry_transient = retry(
-    retry=retry_if_exception(is_transient),
-    stop=stop_after_attempt(ATTEMPTS),
-    wait=wait_exponential_jitter(multiplier=0.5, max=30, jitter=0.25),
-    before_sleep=before_sleep_log(logging.getLogger(__name__), logging.WARNING),
-    reraise=True,
-)
+def retrying(operation: Callable[[], T]) -> T:
+    """Run `operation`, which must be repeatable, up to `ATTEMPTS` times while its fault is
+    transient; each new attempt is a warning in the log.
+
+    Raises:
+        the last error of `operation`, unchanged.
+    """
+    return Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(multiplier=FIRST_WAIT_S, jitter=JITTER_S),
+        before_sleep=before_sleep_log(logging.getLogger(__name__), logging.WARNING),
+        reraise=True,
+    )(operation)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tenacity import wait_none
 
-from ic.datamodules import text_files
 from ic.datamodules.text_files import TextFiles
-from ic.files.retry_io import ATTEMPTS, retry_transient
+from ic.files import retry_io
+from ic.files.retry_io import retrying
 
 
 class Flaky(TextFiles):
@@ -28,9 +28,14 @@ class Flaky(TextFiles):
             yield table
 
 
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry_io, "FIRST_WAIT_S", 0)
+    monkeypatch.setattr(retry_io, "JITTER_S", 0)
+
+
 @pytest.fixture
-def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flaky:
-    monkeypatch.setattr(text_files._Tables._next.retry, "wait", wait_none())
+def flaky(tmp_path: Path) -> Flaky:
     file = tmp_path / "rows.txt"
     file.write_text("".join(f"line {i}\n" for i in range(700)))
     return Flaky([str(file)], "text", "text", "line")
@@ -50,16 +55,31 @@ def test_other_errors_are_not_tried_again(flaky: Flaky) -> None:
     assert flaky.times == 1
 
 
-def test_it_gives_up() -> None:
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(OSError(errno.EIO, "still"), 5), (RuntimeError("not the disk"), 1)]
+)
+def test_it_gives_up(error: Exception, attempts: int) -> None:
     calls = 0
 
     def read() -> None:
         nonlocal calls
         calls += 1
-        raise OSError(errno.EIO, "still")
+        raise error
 
-    patient = retry_transient(read)
-    patient.retry.wait = wait_none()  # type: ignore[attr-defined]
-    with pytest.raises(OSError, match="still"):
-        patient()
-    assert calls == ATTEMPTS
+    with pytest.raises(type(error)) as caught:
+        retrying(read)
+    assert caught.value is error
+    assert calls == attempts
+
+
+def test_waits_double_from_half_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def read() -> None:
+        raise OSError(errno.ESTALE, "the server is away")
+
+    with pytest.raises(OSError, match="the server is away"):
+        retrying(read)
+    assert [int(2 * wait) / 2 for wait in waits] == [0.5, 1.0, 2.0, 4.0]  # jitter is below 0.25 s
