@@ -32,7 +32,7 @@ from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
 from ic.files.atomic_write import write_json
-from ic.machine.peak_flops import device_name
+from ic.machine.devices import device_name
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ic.files.atomic_write import replacing, write_json
-from ic.machine.peak_flops import device_name
+from ic.machine.devices import device_name
 
 
 @dataclass

@@ -35,7 +35,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
 from ic.callbacks.throughput_summary import TimedStep, summarise, summarise_by_context_length
 from ic.files.atomic_write import write_json
-from ic.machine.peak_flops import device_name, peak_bf16_flops
+from ic.machine.devices import device_name
+from ic.machine.gpus import find_gpu
 from ic.model.config import MLAConfig
 from ic.model.cost import train_flops_per_token
 
@@ -62,7 +63,7 @@ class ThroughputConfig:
         sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
             the trainer logs, up to the step before the current one: waiting for that leaves the GPU
             a step's work, so it does not run dry. On CPU each step is read at once.
-        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.peak_flops`.
+        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.gpus`.
     """
 
     warmup_steps: int = 3
@@ -277,13 +278,14 @@ class Throughput(Callback):
             return None
         if self.config.peak_bf16_flops is not None:
             return self.config.peak_bf16_flops, "set by the user"
-        peak = peak_bf16_flops(name)
-        if peak is None:
+        gpu = find_gpu(name)
+        if gpu is None:
             rank_zero_info(
                 f"MFU is left out: no peak bf16 rate is known for {name!r}; "
                 "set the throughput callback's peak_bf16_flops to its FLOP/s to have it."
             )
-        return peak
+            return None
+        return gpu.peak_bf16_flops, gpu.source
 
 
 @contextmanager

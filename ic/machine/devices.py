@@ -17,6 +17,11 @@ def _resolve(requested: Backends, accelerator: str) -> Backends:
     return resolved
 
 
+def device_name(device: torch.device) -> str:
+    """The name by which the table of GPUs and the reports know a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def check_accelerator(accelerator: str) -> None:
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
         raise ValueError(f"accelerator={accelerator!r}: choose auto, cpu or gpu")

@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 from ic.callbacks.step_timer import HostTimer
 from ic.callbacks.throughput import Throughput, ThroughputConfig, throughput_paused
 from ic.callbacks.throughput_summary import TimedStep, summarise
-from ic.machine.peak_flops import peak_bf16_flops
 from ic.model.cost import train_flops_per_token
 
 FETCH_S, COMPUTE_S = 0.5, 1.5
@@ -338,29 +337,6 @@ def test_failed_run_keeps_its_numbers_and_its_error(
     else:
         report = json.loads((tmp_path / "throughput.json").read_text())
         assert report["num_steps_timed"] == 3
-
-
-@pytest.mark.parametrize(
-    ("name", "tflops"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989.4),
-        ("NVIDIA H200", 989.4),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A100 80GB PCIe", 312),
-        ("NVIDIA L40S", 362.05),
-    ],
-)
-def test_peak_by_name(name, tflops):
-    found = peak_bf16_flops(name)
-    assert found is not None
-    assert found[0] == pytest.approx(tflops * 1e12)
-
-
-@pytest.mark.parametrize(
-    "name", ["cpu", "NVIDIA A10G", "NVIDIA H20", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "Tesla T4"]
-)
-def test_no_peak_is_guessed(name):
-    assert peak_bf16_flops(name) is None
 
 
 @pytest.mark.parametrize(
