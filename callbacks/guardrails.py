@@ -16,7 +16,6 @@ costs one wait for the GPU a step.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import deque
@@ -34,6 +33,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.files.json_lines import append_row
 from ic.files.run_folder import saved_steps
 
 # Standard deviations per median absolute deviation of a normal distribution.
@@ -214,9 +214,7 @@ class Guardrails(Callback):
             "data_position_after": position,
         }
         path = Path(trainer.default_root_dir) / "guardrails.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_row(path, line)
         rank_zero_warn(
             f"step {trainer.global_step} skipped: {reason}; batches of the ranks: "
             + "; ".join(f"rank {r['rank']}: {r['batches']}" for r in ranks)

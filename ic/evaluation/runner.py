@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.evaluation.shares import share_of_cells
 from ic.evaluation.suite import C, Cell, Row, Sample, Score, Suite
-from ic.files.atomic_write import replacing
-from ic.files.json_lines import rank_file, read_rows
+from ic.files.json_lines import append_row, rank_file, read_rows, write_rows
 from ic.inference.greedy import GreedyDecoder, OnCache
 from ic.model import MLAForCausalLM
 from ic.model.fingerprint import fingerprint
@@ -93,8 +92,7 @@ def run_suite(
         for cell, row in _evaluate_in_turn(decoder, tokenizer, suite, in_turn):
             done[cell] = row = {**identity, **row}
             if is_writer:
-                with own_file.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(own_file, row)
             show(cell)
     model.train(was_training)
     if world > 1:
@@ -119,8 +117,7 @@ def merge_rank_files(results_file: Path, ranks: Ranks | None = None) -> None:
         files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
         rows = [row for file in (results_file, *files) for row in read_rows(file)]
         if files:
-            with replacing(results_file) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(results_file, rows)
         for file in files:
             file.unlink()
     if ranks is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ic.config.run import RunConfig, run_directory
-from ic.files.atomic_write import replacing
+from ic.files.json_lines import write_rows
 from ic.files.run_folder import resolve_checkpoint
 from ic.parallel.replica import sharing_ranks
 from ic.run.build import adapt_to_gpu, build_run
@@ -40,8 +39,7 @@ def write_predictions(config: RunConfig) -> int:
     rows = _rows_of_all_ranks(trainer, batches or [])
     if not trainer.is_global_zero:
         return 0
-    with replacing(path) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
     return 0
 

@@ -8,12 +8,11 @@ the same file, and ranks share the work.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ic.files.atomic_write import replacing
+from ic.files.json_lines import append_row, read_rows, write_rows
 
 Header = dict[str, str]
 
@@ -33,7 +32,7 @@ class ReferenceCache:
         self.path = path
         self.identity = identity
         self.rows: dict[str, dict[str, Any]] = {}
-        self._mended: set[Path] = set()
+        self._begun: set[Path] = set()
         self.reload()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -42,11 +41,12 @@ class ReferenceCache:
 
     def append(self, key: str, row: dict[str, Any], rank: int = 0) -> None:
         """Keep a row, in memory and on disk."""
+        assert self.identity is not None
         partial = self.path.with_name(f"{self.path.name}.rank{rank}.partial")
-        if partial not in self._mended:
-            self._mend(partial)
-        with partial.open("a") as file:
-            file.write(json.dumps({"key": key, **row}) + "\n")
+        if partial not in self._begun and not read_rows(partial):
+            append_row(partial, self.identity)
+        self._begun.add(partial)
+        append_row(partial, {"key": key, **row})
         self.rows[key] = row
 
     def reload(self) -> None:
@@ -68,34 +68,24 @@ class ReferenceCache:
 
     def _finish(self, keys: Iterable[str]) -> None:
         """Write all rows to `path`, those of `keys` first and in their order."""
+        assert self.identity is not None
         order = dict.fromkeys([*keys, *self.rows])
-        with replacing(self.path) as temporary, temporary.open("w") as file:
-            file.write(json.dumps(self.identity) + "\n")
-            for key in order:
-                file.write(json.dumps({"key": key, **self.rows[key]}) + "\n")
+        write_rows(self.path, [self.identity, *({"key": key, **self.rows[key]} for key in order)])
         for partial in self._partials():
             partial.unlink()
-
-    def _mend(self, partial: Path) -> None:
-        """Begin a rank's file, or drop the line at which an earlier run was killed."""
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        lines = _whole_lines(partial) if partial.is_file() else []
-        with replacing(partial) as temporary:
-            temporary.write_text("".join(lines) or json.dumps(self.identity) + "\n")
-        self._mended.add(partial)
 
     def _partials(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.name}.rank*.partial"))
 
     def _read(self, file: Path) -> None:
-        lines = _whole_lines(file)
+        try:
+            lines = read_rows(file)
+            read = {row.pop("key"): row for row in lines[1:]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: damaged ({error}); delete it to compute it again") from error
         if not lines:
             return
-        try:
-            header, *rows = (json.loads(line) for line in lines)
-            read: dict[str, dict[str, Any]] = {row.pop("key"): row for row in rows}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: damaged ({error}); delete it to compute it again") from error
+        header = lines[0]
         if self.identity is None:
             self.identity = header
         elif header != self.identity:
@@ -110,8 +100,3 @@ class ReferenceCache:
                 f"is of {first}. Delete it, or choose another file with preference.reference_cache"
             )
         self.rows.update(read)
-
-
-def _whole_lines(file: Path) -> list[str]:
-    lines = file.read_text().splitlines(keepends=True)
-    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
