@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,7 +29,7 @@ from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
-from ic.files.run_folder import saved_steps
+from ic.files.run_folder import RunFolder
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED_EXIT_CODE = 130
@@ -87,16 +86,17 @@ class FolderCheckpoint(Checkpoint):
         self._previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.run = RunFolder(trainer.default_root_dir)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
         problem = None
         if trainer.is_global_zero:
-            for partial in self.folder.glob("*.partial-*"):  # what a killed save left behind
+            # What a killed save left behind.
+            for partial in self.run.checkpoints.glob("*.partial-*"):
                 partial.unlink() if partial.is_symlink() else shutil.rmtree(partial)
-            problem = check_file_system(self.folder)
+            problem = check_file_system(self.run.checkpoints)
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
             raise CheckpointError(problem)
@@ -195,7 +195,7 @@ class FolderCheckpoint(Checkpoint):
         step = trainer.global_step
         if step != self._saved_step:
             self._settle(trainer, wait_for_it=True)
-            trainer.save_checkpoint(self.folder / f"step={step}")
+            trainer.save_checkpoint(self.run.checkpoint(step))
             self._saved_step = step
         self._links.update(links)
         self._settle(trainer, wait_for_it=False)
@@ -227,13 +227,13 @@ class FolderCheckpoint(Checkpoint):
         self._remove_old(trainer.global_step)
 
     def _point(self, name: str) -> None:
-        target = f"step={self._saved_step}"
-        if not (self.folder / target).is_dir():
+        target = self.run.checkpoint(self._saved_step)
+        if not target.is_dir():
             return  # nothing saved yet at the step that was resumed from
-        link = self.folder / f"{name}.partial-{os.getpid()}"
+        link = target.with_name(f"{name}.partial-{os.getpid()}")
         link.unlink(missing_ok=True)
-        link.symlink_to(target)
-        link.replace(self.folder / name)
+        link.symlink_to(target.name)
+        link.replace(target.with_name(name))
 
     def _restore_rng(self, trainer: Trainer, states: list[dict[str, Any]]) -> None:
         if len(states) == trainer.world_size:
@@ -247,12 +247,12 @@ class FolderCheckpoint(Checkpoint):
         )
 
     def _remove_old(self, step: int) -> None:
-        kept = {os.readlink(link) for link in self.folder.iterdir() if link.is_symlink()}
+        kept = {os.readlink(p) for p in self.run.checkpoints.iterdir() if p.is_symlink()}
         every = self.config.keep_every_n_steps
-        steps = set(saved_steps(self.folder))
+        steps = set(self.run.saved_steps())
         # Later steps are of a run that was begun anew, or rolled back.
         newest = sorted(s for s in steps if s <= step)[-self.config.keep_last :]
         for old in steps.difference(newest):
-            name = f"step={old}"
-            if name not in kept and not (every and old % every == 0):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+            folder = self.run.checkpoint(old)
+            if folder.name not in kept and not (every and old % every == 0):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ic.files.atomic_write import write_json
+from ic.files.run_folder import RunFolder
 
 
 @dataclass
@@ -119,7 +119,7 @@ class AdaptiveContextLength(Callback):
                 {"context_length_tokens": length, "step": step, "elapsed_s": seconds}
                 for step, length, seconds in self.history
             ]
-            write_json(Path(trainer.default_root_dir) / "context_length.json", {"reached": reached})
+            write_json(RunFolder(trainer.default_root_dir).context_length, {"reached": reached})
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.files.atomic_write import write_json
+from ic.files.run_folder import RunFolder
 
 # NVML averages over up to a second before the question, so the first answers tell of the warm-up.
 _NVML_WINDOW_S = 1.0
@@ -103,7 +103,7 @@ class GpuUtilisation(Callback):
         if not trainer.is_global_zero:
             return
         write_json(
-            Path(trainer.default_root_dir) / "gpu_utilisation.json",
+            RunFolder(trainer.default_root_dir).gpu_utilisation,
             {"mean": mean, "by_gpu": by_gpu, "num_samples": [int(n) for _, n in by_rank]},
         )
         if mean is not None:

@@ -20,7 +20,6 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from torch.optim import Optimizer
 
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
 from ic.files.json_lines import append_row
-from ic.files.run_folder import saved_steps
+from ic.files.run_folder import RunFolder
 
 # Standard deviations per median absolute deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
@@ -213,8 +212,7 @@ class Guardrails(Callback):
             "ranks": ranks,
             "data_position_after": position,
         }
-        path = Path(trainer.default_root_dir) / "guardrails.jsonl"
-        append_row(path, line)
+        append_row(RunFolder(trainer.default_root_dir).guardrails, line)
         rank_zero_warn(
             f"step {trainer.global_step} skipped: {reason}; batches of the ranks: "
             + "; ".join(f"rank {r['rank']}: {r['batches']}" for r in ranks)
@@ -225,11 +223,11 @@ class Guardrails(Callback):
         strategy = trainer.strategy
         if isinstance(strategy, ShardedCheckpointStrategy):
             strategy.settle(wait_for_it=True)  # the newest may still be on its way to the disk
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        good = [step for step in saved_steps(folder) if step <= self._first_bad_step]
+        run = RunFolder(trainer.default_root_dir)
+        good = [step for step in run.saved_steps() if step <= self._first_bad_step]
         good = strategy.broadcast(good)
         what = f"{self._bad_in_a_row} bad steps in a row from step {self._first_bad_step}"
-        where = f"see {Path(trainer.default_root_dir) / 'guardrails.jsonl'}"
+        where = f"see {run.guardrails}"
         if not good:
             raise TrainingDivergedError(
                 f"{what}, and no checkpoint is older: save more often "
@@ -241,7 +239,7 @@ class Guardrails(Callback):
                 f"max_rollbacks): lower optimizer.lr or mend the data; {where}"
             )
         rates = [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
-        checkpoint = strategy.load_checkpoint(folder / f"step={good[-1]}", weights_only=True)
+        checkpoint = strategy.load_checkpoint(run.checkpoint(good[-1]), weights_only=True)
         # Sharded strategies have loaded in place; to them these two are nothing.
         strategy.load_model_state_dict(checkpoint, strict=True)
         strategy.load_optimizer_state_dict(checkpoint)

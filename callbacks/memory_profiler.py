@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
 from ic.files.atomic_write import write_json
+from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class MemoryProfiler(Callback):
             self.recorder = PhaseRecorder(meter, self._held_bytes)
             self._verb = TrainerFn(stage).value
         if on_cuda and self.config.oom_snapshot:
-            path = _oom_path(trainer)
+            path = RunFolder(trainer.default_root_dir).oom_snapshot(trainer.global_rank)
             self._has_oom_hook = watch_out_of_memory(path, self.config.oom_history_entries)
         self._switch("setup")
 
@@ -215,7 +215,8 @@ class MemoryProfiler(Callback):
     ) -> None:
         out_of_memory = isinstance(exception, torch.cuda.OutOfMemoryError)
         if out_of_memory and self.config.oom_snapshot and not self._has_oom_hook:
-            write_oom_snapshot(_oom_path(trainer), "PyTorch lacks the hook: taken afterwards")
+            path = RunFolder(trainer.default_root_dir).oom_snapshot(trainer.global_rank)
+            write_oom_snapshot(path, "PyTorch lacks the hook: taken afterwards")
         try:
             self._finish(trainer)
         except OSError as error:  # a full disk must not hide the exception that ended the run
@@ -256,7 +257,8 @@ class MemoryProfiler(Callback):
         title = f"Peak memory by phase, {report['device']}"
         if report["meter"] == "process_rss":
             title += " (resident memory of the process)"
-        draw_phases(report["phases"], title, self._path(trainer, ".png"))
+        run = RunFolder(trainer.default_root_dir)
+        draw_phases(report["phases"], title, run.memory_plot(self._verb))
 
     def _write_json(self, trainer: Trainer) -> dict[str, Any]:
         assert self.recorder is not None
@@ -268,7 +270,7 @@ class MemoryProfiler(Callback):
             "run_peak_bytes": self.recorder.total_peak_bytes(),
             "phases": {name: asdict(record) for name, record in self.recorder.records.items()},
         }
-        write_json(self._path(trainer, ".json"), report)
+        write_json(RunFolder(trainer.default_root_dir).memory(self._verb), report)
         return report
 
     def _log(self, trainer: Trainer) -> None:
@@ -279,10 +281,6 @@ class MemoryProfiler(Callback):
                 metrics[f"memory/{name}_peak_gib"] = record.split_of_bytes / 2**30
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-    def _path(self, trainer: Trainer, suffix: str) -> Path:
-        stem = "memory" if self._verb == "fit" else f"memory_{self._verb}"
-        return Path(trainer.default_root_dir) / "memory" / f"{stem}{suffix}"
 
 
 @contextmanager
@@ -299,8 +297,3 @@ def memory_phase(trainer: Trainer, name: str) -> Iterator[Phase]:
                 yield phase
             return
     yield Phase(name)
-
-
-def _oom_path(trainer: Trainer) -> Path:
-    name = f"oom_snapshot_rank{trainer.global_rank}" if trainer.global_rank else "oom_snapshot"
-    return Path(trainer.default_root_dir) / "memory" / f"{name}.pickle"

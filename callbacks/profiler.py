@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ic.files.atomic_write import replacing, write_json
+from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
 
 
@@ -72,7 +73,7 @@ class Profiler(Callback):
         device = trainer.strategy.root_device
         self._on_cuda = device.type == "cuda"
         config = self.config
-        self._folder = Path(trainer.default_root_dir) / "profile"
+        self._folder = RunFolder(trainer.default_root_dir).profile
         self._device_name = device_name(device)
 
         def write(finished: profile) -> None:

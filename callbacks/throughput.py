@@ -24,7 +24,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import lightning
@@ -35,6 +34,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
 from ic.callbacks.throughput_summary import TimedStep, summarise, summarise_by_context_length
 from ic.files.atomic_write import write_json
+from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
 from ic.machine.gpus import find_gpu
 from ic.model.config import MLAConfig
@@ -265,7 +265,7 @@ class Throughput(Callback):
                 self.steps, self._seen, self._total_peak
             ),
         }
-        write_json(Path(trainer.default_root_dir) / "throughput.json", report)
+        write_json(RunFolder(trainer.default_root_dir).throughput, report)
 
     @property
     def _total_peak(self) -> float | None:

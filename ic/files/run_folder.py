@@ -1,4 +1,4 @@
-"""Where everything of a run lies."""
+"""Where everything of a run lies. Nothing else spells these names."""
 
 from __future__ import annotations
 
@@ -8,29 +8,134 @@ from pathlib import Path
 _STEP_FOLDER = re.compile(r"step=(\d+)")
 
 
-def resolve_checkpoint(run_dir: Path, ckpt_path: str) -> Path:
-    """`last` or `best` of a run, or a path.
+class RunFolder:
+    """A run's folder, `<output_dir>/<name>/<run_id>`.
 
-    Raises:
-        ValueError: the run has no such checkpoint.
+    Attributes:
+        path: the folder itself.
+        config: the whole configuration that the run began with.
+        results: rows of everything it measured; there once it has ended.
+        log: what a study's `fit` printed.
+        throughput, gpu_utilisation, context_length: what the callbacks of these names wrote.
+        guardrails: a line for each step that was skipped.
+        reference: log-probabilities of a preference run's reference model.
+        predictions: answers of the verb `predict`.
+        csv, tensorboard: the loggers' folders.
+        metrics: the CSV logger's file.
+        nccl: what NCCL's flight recorder left of a run that hung.
+        profile: the profiler's folder.
+        checkpoints: the folder of `step=<n>`, and of the links `last` and `best` to two of them.
     """
-    if ckpt_path not in ("last", "best"):
-        return Path(ckpt_path)
-    folder = run_dir / "checkpoints" / ckpt_path
-    if not folder.is_dir():
-        raise ValueError(
-            f"ckpt_path={ckpt_path}: {run_dir} holds no such checkpoint; leave ckpt_path out to "
-            "begin anew, or check name= and run_id="
-        )
-    return folder.resolve()
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.config = path / "config.yaml"
+        self.results = path / "results.json"
+        self.log = path / "log.txt"
+        self.throughput = path / "throughput.json"
+        self.gpu_utilisation = path / "gpu_utilisation.json"
+        self.context_length = path / "context_length.json"
+        self.guardrails = path / "guardrails.jsonl"
+        self.reference = path / "reference.jsonl"
+        self.predictions = path / "predictions.jsonl"
+        self.csv = path / "csv"
+        self.metrics = self.csv / "metrics.csv"
+        self.tensorboard = path / "tensorboard"
+        self.nccl = path / "nccl"
+        self.profile = path / "profile"
+        self.checkpoints = path / "checkpoints"
+        self.last = self.checkpoints / "last"
+        self.best = self.checkpoints / "best"
+
+    def memory(self, verb: str = "fit") -> Path:
+        """The memory profile of training, or of a verb that only evaluated the run."""
+        name = "memory.json" if verb == "fit" else f"memory_{verb}.json"
+        return self.path / "memory" / name
+
+    def memory_plot(self, verb: str = "fit") -> Path:
+        """The picture of `memory`."""
+        return self.memory(verb).with_suffix(".png")
+
+    def oom_snapshot(self, rank: int) -> Path:
+        """What filled the GPU of a rank that ran out of memory."""
+        name = f"oom_snapshot_rank{rank}" if rank else "oom_snapshot"
+        return self.path / "memory" / f"{name}.pickle"
+
+    def suite(self, name: str) -> SuiteFolder:
+        """What an evaluation suite left."""
+        return SuiteFolder(self.path / name)
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint folder of a step."""
+        return self.checkpoints / f"step={step}"
+
+    def saved_steps(self) -> list[int]:
+        """Steps of the whole checkpoints, in order."""
+        found = (_STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step=*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def owns(self, checkpoint: Path) -> bool:
+        """Whether this run wrote a checkpoint folder."""
+        return checkpoint.resolve().parent == self.checkpoints.resolve()
+
+    def resolve_checkpoint(self, ckpt_path: str) -> Path:
+        """`last` or `best` of the run, or a path.
+
+        Raises:
+            ValueError: the run has no such checkpoint.
+        """
+        if ckpt_path not in ("last", "best"):
+            return Path(ckpt_path)
+        folder = self.checkpoints / ckpt_path
+        if not folder.is_dir():
+            raise ValueError(
+                f"ckpt_path={ckpt_path}: {self.path} holds no such checkpoint; leave ckpt_path out "
+                "to begin anew, or check name= and run_id="
+            )
+        return folder.resolve()
 
 
-def saved_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in a run's folder of them, in order."""
-    found = (_STEP_FOLDER.fullmatch(path.name) for path in folder.glob("step=*"))
-    return sorted(int(match[1]) for match in found if match)
+class SuiteFolder:
+    """What the evaluation of a suite writes, in a run's folder or elsewhere.
+
+    Attributes:
+        path: the folder itself.
+        cells: a line for each cell, as it ends.
+        results: rows of the cells; the verb `evaluate` writes them, a run's own are in its results.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.cells = path / "cells.jsonl"
+        self.results = path / "results.json"
+
+    def cells_at(self, step: int) -> Path:
+        """Cells of the cheap evaluation at a step of training."""
+        return self.path / f"cells-step={step}.jsonl"
+
+    def table(self, picture: str) -> Path:
+        """The suite's CSV file, named as its picture."""
+        return self.path / f"{picture}.csv"
+
+    def picture(self, name: str) -> Path:
+        """The suite's picture."""
+        return self.path / f"{name}.png"
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run that a checkpoint folder, or a link to one, lies in; None for any other folder."""
+    folder = checkpoint.resolve()
+    run = RunFolder(folder.parents[1]) if len(folder.parents) > 1 else None
+    return run if run and folder.parent == run.checkpoints and _step_of(folder) else None
 
 
 def saved_step(folder: Path) -> int:
     """The step of a checkpoint folder of a run, from its name."""
-    return int(folder.name.removeprefix("step="))
+    step = _step_of(folder)
+    assert step is not None, folder
+    return step
+
+
+def _step_of(folder: Path) -> int | None:
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    return int(match[1]) if match else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.console import Console
 
 import ic.model.mlp
 from ic.config.run import run_directory
-from ic.files.results import write_results
+from ic.files.results import read_json, write_results
+from ic.files.run_folder import RunFolder
 from ic.planning.measurements import MEMORY_FILE
 from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
@@ -106,7 +106,7 @@ def _measure(case: PlanConfig) -> dict[str, Any]:
     measured, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
-    speed = json.loads((run_directory(case) / "throughput.json").read_text())
+    speed = read_json(RunFolder(run_directory(case)).throughput)
     del trainer, module, data
     (timed,) = speed["by_context_length"]
     return {

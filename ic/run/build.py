@@ -39,7 +39,7 @@ from ic.datamodules.text import TextDataConfig, TextDataModule
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.files.atomic_write import replacing
-from ic.files.run_folder import saved_step
+from ic.files.run_folder import RunFolder, saved_step
 from ic.machine.devices import _resolve, check_accelerator, check_devices
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
@@ -48,7 +48,7 @@ from ic.model.backends import Backends
 from ic.parallel.fsdp import LayerFSDPStrategy
 from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.parallel.watchdog import Watchdog, record_collectives
-from ic.run.resume import is_of_run, starting_checkpoint
+from ic.run.resume import starting_checkpoint
 from ic.tracking.csv_logger import ContinuedCSVLogger
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.preference import PreferenceModule
@@ -154,15 +154,16 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
 
 def build_loggers(config: RunConfig, run_dir: Path, ckpt: Path | None) -> list[Logger]:
     """CSV and TensorBoard write into the run directory; W&B keeps the run's id over resumes."""
+    run = RunFolder(run_dir)
     loggers: list[Logger] = []
     if config.logger.csv:
-        if ckpt is not None and is_of_run(ckpt, run_dir):
+        if ckpt is not None and run.owns(ckpt):
             step = saved_step(ckpt.resolve())
-            loggers.append(ContinuedCSVLogger(run_dir, version="csv", first_step=step))
+            loggers.append(ContinuedCSVLogger(run_dir, version=run.csv.name, first_step=step))
         else:
-            loggers.append(CSVLogger(run_dir, name="", version="csv"))
+            loggers.append(CSVLogger(run_dir, name="", version=run.csv.name))
     if config.logger.tensorboard:
-        loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
+        loggers.append(TensorBoardLogger(run_dir, name="", version=run.tensorboard.name))
     if config.logger.wandb is not None:
         wandb = config.logger.wandb
         loggers.append(
@@ -252,7 +253,7 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
     if ckpt is not None:
         load_config(ckpt)  # fail before anything is built
     if training and config.callbacks.watchdog is not None and torch.cuda.is_available():
-        record_collectives(run_dir / "nccl")
+        record_collectives(RunFolder(run_dir).nccl)
     tokenizer = build_tokenizer(config.tokenizer)
     datamodule = build_datamodule(config.data, tokenizer)
     model = build_model(config.model, tokenizer)
@@ -264,7 +265,7 @@ def build_run(config: RunConfig, *, training: bool) -> tuple[Any, ...]:
 
 def write_config(config: RunConfig, run_dir: Path) -> None:
     """The run's whole configuration as `config.yaml`, written under a temporary name."""
-    with replacing(run_dir / "config.yaml") as partial:
+    with replacing(RunFolder(run_dir).config) as partial:
         partial.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
 
 

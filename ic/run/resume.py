@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.config.run import RunConfig
-from ic.files.run_folder import resolve_checkpoint
+from ic.files.run_folder import RunFolder
 from ic.machine.slurm_job import SlurmJob
 
 # What may differ when a run continues: where and on which kernels it runs, for how long, what it
@@ -52,15 +52,16 @@ def starting_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     Raises:
         ValueError: no such checkpoint; the run holds one already; its configuration has changed.
     """
-    has_last = (run_dir / "checkpoints" / "last").exists()
+    run = RunFolder(run_dir)
+    has_last = run.last.exists()
     job = SlurmJob.current()
     restarted = job is not None and job.restart_count > 0
     wanted = config.ckpt_path
     if restarted or wanted == "auto":
         own = has_last and (restarted or not config.overwrite)
         wanted = "last" if own else None if wanted == "auto" else wanted
-    checkpoint = None if wanted is None else resolve_checkpoint(run_dir, wanted)
-    if checkpoint is not None and is_of_run(checkpoint, run_dir):
+    checkpoint = None if wanted is None else run.resolve_checkpoint(wanted)
+    if checkpoint is not None and run.owns(checkpoint):
         check_same_configuration(config, run_dir)
         rank_zero_info(f"continuing from {checkpoint}")
     elif has_last and not config.overwrite:
@@ -71,15 +72,11 @@ def starting_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
     return checkpoint
 
 
-def is_of_run(checkpoint: Path, run_dir: Path) -> bool:
-    """Whether a checkpoint was written by the run in `run_dir`."""
-    return checkpoint.resolve().parent == (run_dir / "checkpoints").resolve()
-
-
 def forget_checkpoints(run_dir: Path) -> None:
     """Remove the links `last` and `best`, so that a run begun anew can never resume the old one."""
-    for name in ("last", "best"):
-        (run_dir / "checkpoints" / name).unlink(missing_ok=True)
+    run = RunFolder(run_dir)
+    for link in (run.last, run.best):
+        link.unlink(missing_ok=True)
 
 
 def check_same_configuration(config: RunConfig, run_dir: Path) -> None:
@@ -88,7 +85,7 @@ def check_same_configuration(config: RunConfig, run_dir: Path) -> None:
     Raises:
         ValueError: names each key that differs, with both values.
     """
-    file = run_dir / "config.yaml"
+    file = RunFolder(run_dir).config
     if config.allow_config_change or not file.is_file():
         return
     saved = _flatten(yaml.safe_load(file.read_text()))

@@ -13,9 +13,10 @@ from ic.callbacks.improvement import BeforeAndAfter
 from ic.callbacks.requeue import SlurmRequeue
 from ic.config.run import RunConfig, run_directory
 from ic.files.results import write_results
+from ic.files.run_folder import RunFolder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.run.build import adapt_to_gpu, build_run, write_config
-from ic.run.resume import forget_checkpoints, is_of_run
+from ic.run.resume import forget_checkpoints
 from ic.run.summary import run_rows
 
 
@@ -24,8 +25,9 @@ def train(config: RunConfig) -> int:
     config = adapt_to_gpu(config)
     trainer, module, data, ckpt = build_run(config, training=True)
     run_dir = run_directory(config)
+    run = RunFolder(run_dir)
     if trainer.is_global_zero:
-        if ckpt is None or not is_of_run(ckpt, run_dir):
+        if ckpt is None or not run.owns(ckpt):
             forget_checkpoints(run_dir)
         write_config(config, run_dir)
     model_config = module.model.config
@@ -51,7 +53,7 @@ def train(config: RunConfig) -> int:
             if isinstance(c, (SuiteEvaluation, BeforeAndAfter))
             for row in c.rows
         ]
-        write_results(run_dir / "results.json", asdict(config), run_rows(run_dir) + measured)
+        write_results(run.results, asdict(config), run_rows(run_dir) + measured)
     if checkpoints:
-        rank_zero_info(f"checkpoint: {run_dir / 'checkpoints' / 'last'}")
+        rank_zero_info(f"checkpoint: {run.last}")
     return 0

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ic.config.run import RunConfig, run_directory
 from ic.files.json_lines import write_rows
-from ic.files.run_folder import resolve_checkpoint
+from ic.files.run_folder import RunFolder
 from ic.parallel.replica import sharing_ranks
 from ic.run.build import adapt_to_gpu, build_run
 
@@ -35,7 +35,7 @@ def write_predictions(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
     trainer, module, data, _ = build_run(_with_weights(config), training=False)
     batches = trainer.predict(module, datamodule=data)
-    path = run_directory(config) / "predictions.jsonl"
+    path = RunFolder(run_directory(config)).predictions
     rows = _rows_of_all_ranks(trainer, batches or [])
     if not trainer.is_global_zero:
         return 0
@@ -48,7 +48,7 @@ def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
         raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
-    folder = resolve_checkpoint(run_directory(config), config.ckpt_path)
+    folder = RunFolder(run_directory(config)).resolve_checkpoint(config.ckpt_path)
     config = adapt_to_gpu(config)
     return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.files.run_folder import RunFolder
 from ic.studies.ladder_options import LadderConfig, LadderStage
 
 
 def run_ladder(config: LadderConfig) -> int:
     """Run the stages that are not finished; an interrupted one goes on from its last checkpoint."""
-    before: Path | None = None
+    before: RunFolder | None = None
     for number, stage in enumerate(config.stages, 1):
-        run = Path(config.output_dir) / stage.experiment / config.run_id
+        run = RunFolder(Path(config.output_dir) / stage.experiment / config.run_id)
         title = f"stage {number} of {len(config.stages)}, {stage.experiment}"
-        if (run / "results.json").is_file():
-            rank_zero_info(f"{title}: finished, see {run}")
+        if run.results.is_file():
+            rank_zero_info(f"{title}: finished, see {run.path}")
         else:
             command = stage_command(config, stage, run, before)
             rank_zero_info(f"{title}: python -m ic {' '.join(command)}")
@@ -30,7 +31,7 @@ def run_ladder(config: LadderConfig) -> int:
 
 
 def stage_command(
-    config: LadderConfig, stage: LadderStage, run: Path, before: Path | None
+    config: LadderConfig, stage: LadderStage, run: RunFolder, before: RunFolder | None
 ) -> list[str]:
     """Arguments of the `fit` of a stage."""
     command = [
@@ -41,9 +42,9 @@ def stage_command(
         f"output_dir={config.output_dir}",
         *config.overrides,
     ]
-    if (run / "checkpoints" / "last").exists():
+    if run.last.exists():
         command.append("ckpt_path=last")
     elif "weights" in stage.keep:
         assert before is not None
-        command.append(f"model.init_from={before / 'checkpoints' / 'last'}")
+        command.append(f"model.init_from={before.last}")
     return command

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 
+from ic.files.run_folder import RunFolder
+
 
 class ContinuedCSVLogger(CSVLogger):
     """Keeps the rows of `metrics.csv` that a resumed run does not write again.
@@ -35,7 +37,7 @@ class ContinuedCSVLogger(CSVLogger):
         return self._experiment
 
     def _earlier_rows(self) -> list[dict[str, Any]]:
-        file = Path(self.log_dir) / "metrics.csv"
+        file = RunFolder(self.root_dir).metrics
         if not file.is_file():
             return []
         with file.open(newline="") as lines:

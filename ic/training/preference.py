@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.preference import PreferenceDataModule, TokenizedPair
+from ic.files.run_folder import RunFolder
 from ic.model import MLAForCausalLM
 from ic.model.adapter import adapter_disabled, has_adapter, split_adapter
 from ic.model.fingerprint import fingerprint_state
@@ -129,7 +130,7 @@ class PreferenceModule(LanguageModelingModule):
     def cache_path(self) -> Path:
         """The reference cache's file."""
         chosen = self.preference.reference_cache
-        return Path(chosen) if chosen else Path(self.trainer.default_root_dir) / "reference.jsonl"
+        return Path(chosen) if chosen else RunFolder(self.trainer.default_root_dir).reference
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pairs = self._pair_log_probs(batch)

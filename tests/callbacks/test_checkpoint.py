@@ -14,7 +14,7 @@ import pytest
 
 from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
 from ic.checkpoint.folder import trained_length
-from ic.files.run_folder import resolve_checkpoint, saved_steps
+from ic.files.run_folder import RunFolder
 from tests.conftest import SHORT
 
 RUN = (*SHORT, "callbacks.passkey=null", "callbacks.memory=null", "callbacks.context_length=null")
@@ -43,7 +43,7 @@ def test_keeps_last_best_and_every_nth(ic: Callable[..., int], tmp_path: Path) -
     scores = {int(r["step"]) + 1: float(r["val/loss"]) for r in rows if r["val/loss"]}
     assert best == f"step={min(scores, key=scores.get)}"
     last = tmp_path / "runs/debug/default/checkpoints/last"
-    assert resolve_checkpoint(tmp_path / "runs/debug/default", "last") == last.resolve()
+    assert RunFolder(tmp_path / "runs/debug/default").resolve_checkpoint("last") == last.resolve()
     assert trained_length(last) == 256
 
 
@@ -134,10 +134,3 @@ def test_second_interrupt_ends_at_once() -> None:
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.checkpoint.{next(iter(changes))}="):
         CheckpointConfig(**changes)
-
-
-def test_saved_steps_leave_out_unfinished_ones(tmp_path: Path) -> None:
-    for name in ("step=10", "step=2", "step=4.partial-7", "best.partial-3"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "last").symlink_to("step=10")
-    assert saved_steps(tmp_path) == [2, 10]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ic.files.results import read_json
+from ic.files.run_folder import RunFolder
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -19,18 +20,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the run was configured not to write what a row needs.
     """
-    results, speed = read_json(folder / "results.json"), read_json(folder / "throughput.json")
+    run = RunFolder(folder)
+    results, speed = read_json(run.results), read_json(run.throughput)
     cells = [row for row in results.get("rows", []) if row["what"] == "passkey"]
     if not speed:
-        raise ValueError(f"{folder}: no throughput.json; leave callbacks.throughput on")
+        raise ValueError(f"{folder}: no {run.throughput.name}; leave callbacks.throughput on")
     if not cells:
-        raise ValueError(f"{folder}: no passkey answers in results.json")
+        raise ValueError(f"{folder}: no passkey answers in {run.results.name}")
     config = results["config"]
     if config["callbacks"]["context_length"] is None:
         length = config["data"]["context_length"]
         reached = [{"context_length_tokens": length, "step": 0, "elapsed_s": 0.0}]
     else:
-        reached = read_json(folder / "context_length.json")["reached"]
+        reached = read_json(run.context_length)["reached"]
     return {
         "device": results["device"],
         "commit": results["commit"],
@@ -38,7 +40,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "steps": speed["last_step"],
         # A run that SLURM requeued counts the tokens of its last start alone.
         "tokens": None if speed["first_step"] else speed["tokens_seen"],
-        "final_train_loss": _final_loss(folder / "csv" / "metrics.csv"),
+        "final_train_loss": _final_loss(run.metrics),
         "passkey": _pooled(cells),
     }
 

@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 
 from ic.files.results import commit, read_json, write_results
+from ic.files.run_folder import RunFolder
 from ic.studies.ablation.finished_run import read_run
 from ic.studies.ablation.options import AblationConfig, AblationOptions
 from ic.studies.ablation.report import ablation_line, ablation_table, draw_ablation
@@ -73,8 +74,8 @@ def run_ablation(config: AblationConfig) -> int:
         console.print(f"{done}/{len(selected)} {ablation_line(row)}", markup=False)
 
     for run in todo:
-        (run.folder / "results.json").unlink(missing_ok=True)  # of an earlier commit
-    jobs = [FitJob(run.arguments, run.folder / "log.txt") for run in todo]
+        RunFolder(run.folder).results.unlink(missing_ok=True)  # of an earlier commit
+    jobs = [FitJob(run.arguments, RunFolder(run.folder).log) for run in todo]
     run_fits(jobs, places, TimeLimit(options.run_timeout_s, "ablation.run_timeout_s"), on_end)
     ordered = write()
     width = console.width if console.is_terminal else _TABLE_WIDTH

@@ -14,6 +14,7 @@ from ic.config.flags import split_flags
 from ic.config.run import RunConfig
 from ic.files.atomic_write import replacing
 from ic.files.results import read_json
+from ic.files.run_folder import RunFolder
 from ic.studies.ablation.options import FIXED, AblationOptions
 
 # A run that a job of the sweep made is the same run whatever these say.
@@ -56,7 +57,7 @@ class PlannedRun:
 
         A job of the sweep left it there, or an ablation that was killed before it wrote the row.
         """
-        results = read_json(self.folder / "results.json")
+        results = read_json(RunFolder(self.folder).results)
         return (
             bool(results)
             and results["commit"] == commit

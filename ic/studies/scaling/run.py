@@ -23,6 +23,7 @@ from rich.console import Console
 
 from ic.errors import UsageError
 from ic.files.results import read_json, write_results
+from ic.files.run_folder import RunFolder
 from ic.studies.processes import FitJob, TimeLimit, run_fit
 from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
 from ic.studies.scaling.report import draw_scaling, scaling_line, scaling_table
@@ -142,24 +143,25 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
         job = FitJob(settings, Path(folder) / "log.txt")
         outcome = run_fit(job, TimeLimit(limit_s, "scaling.case_timeout_s"))
         row["wall_s"] = outcome.wall_s
-        run = Path(folder) / "scaling" / "case"
+        run = RunFolder(Path(folder) / "scaling" / "case")
         failure = outcome.reason
-        if failure is None and not (run / "throughput.json").is_file():
-            failure = "the run wrote no throughput.json; leave callbacks.throughput on"
+        if failure is None and not run.throughput.is_file():
+            failure = f"the run wrote no {run.throughput.name}; leave callbacks.throughput on"
         if failure is not None:
             return {**row, "status": "failed", "reason": failure, "log_tail": outcome.log_tail}
-        return {**row, "status": "measured", **read_run(run)}
+        return {**row, "status": "measured", **read_run(run.path)}
 
 
-def read_run(run: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
     """The measured part of a row, from a run directory."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    speed = read_json(run / "throughput.json")
+    run = RunFolder(folder)
+    config = yaml.safe_load(run.config.read_text())
+    speed = read_json(run.throughput)
     (timed,) = speed["by_context_length"]
-    memory = read_json(run / "memory" / "memory.json")
-    utilisation = read_json(run / "gpu_utilisation.json")
+    memory = read_json(run.memory())
+    utilisation = read_json(run.gpu_utilisation)
     if not timed["num_steps_timed"]:
-        raise ValueError(f"{run}: no step was timed")
+        raise ValueError(f"{folder}: no step was timed")
     return {
         "device": speed["device"],
         "num_processes": speed["num_devices"],
