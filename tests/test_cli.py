@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 from collections.abc import Callable
@@ -10,13 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM
 
+from ic.checkpoint.folder import FolderCheckpointIO
 from ic.cli import find_verbs
 from ic.config.flags import split_flags
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.model import MLAForCausalLM
 from tests.conftest import SHORT
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def test_bare_call_lists_the_verbs(ic: Run, capsys: Capture) -> None:
@@ -233,7 +241,9 @@ def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
         "throughput.json",
     ):
         assert (run / name).stat().st_size > 0, name
-    assert list(run.glob("tensorboard/events*"))
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    drawn = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert drawn == pytest.approx(losses(run), rel=1e-6)
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["max_steps"] == 6
 
     memory = json.loads((run / "memory/memory.json").read_text())
@@ -254,15 +264,63 @@ def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert ic("evaluate", f"checkpoint={ckpt}", f"output={tmp_path / 'out'}", *small) == 0
     assert (tmp_path / "out/heatmap.png").stat().st_size > 0
     capsys.readouterr()
-    assert (
-        ic("generate", f"checkpoint={ckpt}", "prompt=It is 5 = five, the 'key'", "max_new_tokens=5")
-        == 0
-    )
-    assert len(capsys.readouterr().out) >= 1
+    assert ic("generate", f"checkpoint={ckpt}", "prompt=the key", "max_new_tokens=5") == 0
 
     assert ic(*SHORT, "name=next", f"model.init_from={ckpt}", "trainer.max_steps=1") == 0
     assert ic(*SHORT, f"model.init_from={ckpt}", "model.hidden_size=64") == 2
     assert "hidden_size 128 (configured 64)" in capsys.readouterr().err
+
+
+@pytest.fixture
+def writer(make_model: Callable[..., MLAForCausalLM], tmp_path: Path) -> Path:
+    """A checkpoint folder whose random model writes printable characters alone."""
+    tokenizer = ByteTokenizer()
+    special = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+    model = make_model(vocab_size=320, **special)
+    with torch.no_grad():
+        model.lm_head.weight[:32], model.lm_head.weight[127:] = 0, 0
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    folder = tmp_path / "writer"
+    FolderCheckpointIO(model.config, tokenizer).save_checkpoint({"state_dict": state}, folder)
+    return folder
+
+
+def continuation(checkpoint: Path, prompt: str, num_tokens: int) -> str:
+    """The likeliest bytes one after another, the whole text through the model for each."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    text = prompt.encode()
+    with torch.no_grad():
+        for _ in range(num_tokens):
+            logits = model(torch.tensor([list(text)]), use_cache=False).logits[0, -1]
+            text += bytes([int(logits.argmax())])
+    return text.decode().removeprefix(prompt)
+
+
+def test_generate(ic: Run, writer: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = "It is 5 = five, the 'key'"
+    expected = continuation(writer, prompt, 24)
+    assert len(set(expected)) > 4
+    args = ("generate", f"checkpoint={writer}", "accelerator=cpu", "max_new_tokens=24")
+    for more in ((), ("prefill_chunk_tokens=7",), ("temperature=1", "top_p=0.001")):
+        assert ic(*args, f"prompt={prompt}", *more) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompt))
+    assert ic(*args, "prompt=-") == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+    drawn = []
+    for seed in (1, 1, 2):
+        assert ic(*args, f"prompt={prompt}", "temperature=1", f"seed={seed}") == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """By step, as the run's CSV file has them."""
+    rows = csv.DictReader((run / "csv/metrics.csv").open())
+    found = {int(row["step"]): float(row["train/loss"]) for row in rows if row["train/loss"]}
+    assert sorted(found) == list(range(len(found)))
+    assert len(found) > 1
+    return found
 
 
 def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
@@ -275,7 +333,9 @@ def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
     )
     assert ic(*SHORT, *quick) == 0
     (recorded,) = (tmp_path / "runs/debug/default").glob("wandb/offline-run-*/run-*.wandb")
-    assert recorded.stat().st_size > 1000
+    text = recorded.read_bytes()
+    for loss in losses(tmp_path / "runs/debug/default").values():
+        assert f"{loss}".encode() in text
 
 
 def test_multirun_sweeps(ic: Run, tmp_path: Path) -> None:

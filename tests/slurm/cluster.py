@@ -7,6 +7,7 @@ slurmd share the host under different node names, each with GPUs that are null d
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -21,16 +22,9 @@ import psutil
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "sacctmgr")
 PACKAGES = "slurm-wlm slurmdbd slurm-wlm-mysql-plugin munge mariadb-server"
 GPUS_PER_NODE = 2
-POLL_S = 0.05
-
-
-def until(condition: Callable[[], object], what: str, deadline_s: float = 60) -> None:
-    """Poll until `condition()` is true."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not happen within {deadline_s} s")
-        time.sleep(POLL_S)
+POLL_S, LOOKS_BETWEEN_CHECKS = 0.05, 20
+# States in which nothing more comes of a job.
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
 
 def reason_not_to_run() -> str | None:
@@ -68,11 +62,10 @@ class Cluster:
         self._spawn("slurmctld", "slurmctld", "-D")
         for node in self.nodes:
             self.start_node(node)
-        until(
+        self.until(
             lambda: (
                 len(self.call("sinfo", "-hN", "-t", "idle", "-o", "%N").split()) == len(self.nodes)
-            ),
-            "all nodes idle",
+            )
         )
 
     def start_node(self, node: str) -> None:
@@ -84,19 +77,35 @@ class Cluster:
             if jobs:
                 self.call("scancel", "-s", "KILL", "--full", *jobs, check=False)
                 self.call("scancel", *jobs, check=False)
-                until(lambda: not self.call("squeue", "-h", check=False), "end of all jobs", 30)
+                self.until(lambda: not self.call("squeue", "-h", check=False))
         for process in reversed(self.daemons.values()):
             process.terminate()
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait()
+
+    def until(self, condition: Callable[[], object], job: str | None = None) -> None:
+        """Poll for `condition()`, for as long as it can still come true.
+
+        Raises:
+            RuntimeError: a daemon, or the job that it is waited for, has come to its end before.
+        """
+        for look in itertools.count(1):
+            if condition():
+                return
+            time.sleep(POLL_S)
+            if look % LOOKS_BETWEEN_CHECKS:
+                continue
+            # The job may have come to both since; hence the condition once more.
+            if job is not None and self.state(job) in ENDED and not condition():
+                raise RuntimeError(f"job {job} is {self.state(job)} already")
+            for name, process in self.daemons.items():
+                if process.poll() is not None:
+                    log = (self.base / f"{name}.out").read_text()[-2000:]
+                    raise RuntimeError(f"{name} ended with code {process.returncode}:\n{log}")
 
     def call(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
         """Run a SLURM command -> its output."""
         done = subprocess.run(
-            command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=60
+            command, env=self.environment, cwd=cwd, capture_output=True, text=True
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
@@ -150,7 +159,7 @@ class Cluster:
         }
         arguments = [f"--{name}={self.base / file}" for name, file in files.items()]
         self._spawn("munged", "munged", "--foreground", "--force", *arguments)
-        until((self.base / "munge.sock").is_socket, "munge's socket")
+        self.until((self.base / "munge.sock").is_socket)
 
     def _start_accounting(self) -> None:
         data, sock = self.base / "mysql", str(self.base / "mysql.sock")
@@ -180,7 +189,7 @@ class Cluster:
         def answers() -> bool:
             return subprocess.run((*client, "SELECT 1"), capture_output=True).returncode == 0
 
-        until(answers, "an answer of MariaDB")
+        self.until(answers)
         self.call(
             *client,
             "CREATE DATABASE slurm_acct_db; CREATE USER 'slurm'@'localhost' IDENTIFIED BY 'ci';"
@@ -192,7 +201,7 @@ class Cluster:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self.ports[1])) == 0
 
-        until(listens, "slurmdbd's port")
+        self.until(listens)
 
     def _spawn(self, name: str, *command: str) -> None:
         with (self.base / f"{name}.out").open("a") as log:
@@ -233,6 +242,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
 KillWait=5
+# SLURM's own patience, whose defaults of seconds a busy machine outlasts; a day for the record of a job.
+MessageTimeout=100
+TCPTimeout=100
+BatchStartTimeout=1000
+SlurmdTimeout=0
+MinJobAge=86400
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1

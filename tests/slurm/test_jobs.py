@@ -14,7 +14,7 @@ import pytest
 
 from ic.doctor import slurm
 from tests.conftest import SHORT
-from tests.slurm.cluster import Cluster, until
+from tests.slurm.cluster import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -31,7 +31,6 @@ RUN = (
     "callbacks.memory=null",
     "overwrite=false",
 )
-DEADLINE_S = 120
 
 
 class Jobs:
@@ -75,7 +74,7 @@ class Jobs:
             )
             return now == state
 
-        until(reached, f"{state} of job {job}", DEADLINE_S)
+        self.cluster.until(reached)
 
     def release(self, job: str) -> None:
         """A requeued job waits two minutes; let it begin sooner.
@@ -83,7 +82,7 @@ class Jobs:
         Not in the second of its requeue: slurmd would refuse it, because it revokes a job's
         credentials up to the present second ("Job credential revoked").
         """
-        until(lambda: self.cluster.reason(job) == "BeginTime", f"requeue of {job}", DEADLINE_S)
+        self.cluster.until(lambda: self.cluster.reason(job) == "BeginTime", job)
         self.cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
     def accounts(self, job: str) -> list[str]:
@@ -95,7 +94,7 @@ class Jobs:
             states[:] = [row.split()[0] for row in rows]
             return bool(states) and not {"PENDING", "RUNNING"} & set(states)
 
-        until(settled, f"the end of job {job} in sacct", DEADLINE_S)
+        self.cluster.until(settled)
         return states
 
 
@@ -143,7 +142,7 @@ def test_a_signal_to_one_rank_requeues_and_resumes_exactly(
     job = jobs.pretrain("logger=wandb")  # without run_id: the job's number is the run's
     run = jobs.run(job)
     after = random.choice((5, 10))
-    until(lambda: checkpoint_at(run, after), f"checkpoint {after} of job {job}", DEADLINE_S)
+    jobs.cluster.until(lambda: checkpoint_at(run, after), job)
     (rank,) = jobs.cluster.tasks(job, SLURM_PROCID="1")
     os.kill(rank.pid, signal.SIGUSR1)
     jobs.release(job)
@@ -173,7 +172,7 @@ def test_a_node_that_fails_is_survived(jobs: Jobs, undisturbed: dict[int, tuple[
     job = jobs.pretrain("run_id=node-failure")
     run = jobs.run("node-failure")
     # Lightning logs a step after the checkpoint of that step: wait for the step behind it.
-    until(lambda: checkpoint_at(run, 10) and is_logged(run, 10), f"step 10 of {job}", DEADLINE_S)
+    jobs.cluster.until(lambda: checkpoint_at(run, 10) and is_logged(run, 10), job)
     nodes = jobs.cluster.call("squeue", "-h", "-j", job, "-o", "%N")
     last = jobs.cluster.call("scontrol", "show", "hostnames", nodes).split()[-1]
     jobs.cluster.fail(last, job)
@@ -201,7 +200,7 @@ def test_an_evaluation_is_requeued_by_its_shell(
         "evaluation.samples=1",
         "evaluation.control_samples=0",
     )
-    until(lambda: jobs.cluster.tasks(job), f"a task of job {job}", DEADLINE_S)
+    jobs.cluster.until(lambda: jobs.cluster.tasks(job), job)
     jobs.cluster.call("scancel", "-s", "USR1", "--batch", job)
     jobs.release(job)
     jobs.wait_for(job, "COMPLETED")
