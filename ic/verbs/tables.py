@@ -11,18 +11,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ic.evaluation.passkey.heatmap import write_png
-from ic.evaluation.statistics import wilson_interval
+from ic.evaluation.statistics import pool
+from ic.evaluation.suites import build_suite, suite_names
 from ic.files.atomic_write import replacing
 from ic.planning.measurements import MEASUREMENTS, Measurements
 from ic.studies.ablation.report import ablation_cells, training_share
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
-# (name shown, file of the training run, file of the passkey grid; one file may hold both)
+# (name shown, file of the training run, file of the evaluation; one file may hold both)
 RUNS = (
     ("`mla_tiny`", "mla_tiny-fit.json", "mla_tiny-fit.json"),
     *(
@@ -33,30 +34,15 @@ RUNS = (
 )
 
 
-def passkey_table() -> str:
-    """Accuracy by run, task and length, depths and fillers pooled, with interval and control."""
-    lines = [
-        "| run | task | tokens | exact answers | 95 % interval | worst depth | no needle "
-        "| commit |",
-        "|---|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for name, _, file in RUNS:
+def suite_table(name: str) -> str:
+    """What an evaluation suite publishes of each run, and the commit that measured it."""
+    suite = build_suite(name)
+    lines = []
+    for run, _, file in RUNS:
         data = _load(file)
-        rows = [r for r in data["rows"] if r["what"] == "passkey"]
-        for task, length in sorted({(r["task"], r["length_tokens"]) for r in rows}):
-            here = [r for r in rows if (r["task"], r["length_tokens"]) == (task, length)]
-            control = [r for r in here if r["depth"] == "control"]
-            hidden = [r for r in here if r["depth"] != "control"]
-            n, correct = sum(r["n"] for r in hidden), sum(r["correct"] for r in hidden)
-            low, high = wilson_interval(correct, n)
-            worst = min(hidden, key=lambda r: r["accuracy"])
-            without = f"{control[0]['correct']}/{control[0]['n']}" if control else "-"
-            lines.append(
-                f"| {name} | {task} | {length:,} | {correct}/{n} "
-                f"| {100 * low:.1f}-{100 * high:.1f} % | {worst['correct']}/{worst['n']} "
-                f"| {without} | {data['commit'][:9]} |"
-            )
-    return "\n".join(lines)
+        heads, found = suite.published([row for row in data["rows"] if row["what"] == name])
+        lines += [[run, *line, data["commit"][:9]] for line in found]
+    return "\n".join(_markdown(["run", *heads, "commit"], lines, left=2, text=["commit"]))
 
 
 def training_table() -> str:
@@ -213,12 +199,9 @@ def alignment_table() -> str:
     found: dict[tuple[str, int], list[str]] = {}
     for kind, shown in KINDS.items():
         for stage in STAGES:
-            rows = _load(f"infinitecontext_1b-{stage}-{kind}.json")["rows"]
-            hidden = [r for r in rows if r["what"] == "passkey" and r["depth"] != "control"]
-            for length in sorted({r["length_tokens"] for r in hidden}):
-                here = [r for r in hidden if r["length_tokens"] == length]
-                n, correct = sum(r["n"] for r in here), sum(r["correct"] for r in here)
-                found.setdefault((shown, length), []).append(f"{correct}/{n}")
+            by_length = pool(_alignment_rows(stage, kind), "length_tokens")
+            for (length,) in sorted(by_length):
+                found.setdefault((shown, length), []).append(str(by_length[length,]))
     heads = ["asked for", "tokens", *STAGES.values()]
     lines = [[shown, f"{length:,}", *cells] for (shown, length), cells in found.items()]
     return "\n".join(_markdown(heads, lines, left=1))
@@ -227,18 +210,23 @@ def alignment_table() -> str:
 def draw_alignment() -> None:
     """`docs/images/alignment-<kind>.png`: a panel for each stage."""
     for kind, shown in KINDS.items():
-        rows = []
-        for stage, name in STAGES.items():
-            for row in _load(f"infinitecontext_1b-{stage}-{kind}.json")["rows"]:
-                if row["what"] == "passkey" and row["depth"] != "control":
-                    rows.append(row | {"task": name})
-        write_png(
-            rows, ROOT / f"docs/images/alignment-{kind}.png", title=f"{shown}, synthetic data"
-        )
+        rows = [
+            row | {"task": name}
+            for stage, name in STAGES.items()
+            for row in _alignment_rows(stage, kind)
+        ]
+        picture = ROOT / f"docs/images/alignment-{kind}.png"
+        build_suite("passkey").draw(rows, picture, title=f"{shown}, synthetic data")
+
+
+def _alignment_rows(stage: str, kind: str) -> list[dict[str, Any]]:
+    """Rows of a stage that ask for a key which is there."""
+    rows = _load(f"infinitecontext_1b-{stage}-{kind}.json")["rows"]
+    return build_suite("passkey").counted([row for row in rows if row["what"] == "passkey"])
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "passkey": passkey_table,
+    **{name: partial(suite_table, name) for name in suite_names()},
     "training": training_table,
     "cache": cache_table,
     "plan": plan_table,
@@ -289,11 +277,16 @@ def run(config: Config) -> int:
     return 0
 
 
-def _markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: int) -> list[str]:
-    """Lines of a table whose first `left` columns are set left, the others right."""
+def _markdown(
+    heads: Sequence[str], lines: Iterable[Sequence[str]], *, left: int, text: Sequence[str] = ()
+) -> list[str]:
+    """Lines of a table whose first `left` columns, and those headed as in `text`, are set left, the
+    others right.
+    """
+    sides = ["---" if n < left or head in text else "--:" for n, head in enumerate(heads)]
     return [
         f"| {' | '.join(heads)} |",
-        "|" + "---|" * left + "--:|" * (len(heads) - left),
+        f"|{'|'.join(sides)}|",
         *(f"| {' | '.join(line)} |" for line in lines),
     ]
 

@@ -20,6 +20,12 @@ from ic.evaluation.suite import Row, Sample, Score, Suite
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Config = PasskeyGridConfig
+
+
+def build(config: PasskeyGridConfig) -> PasskeySuite:
+    return PasskeySuite(config)
+
 
 class PasskeySuite(Suite[Cell]):
     """A passkey grid."""
