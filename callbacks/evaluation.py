@@ -22,6 +22,7 @@ from ic.evaluation.report import write_report
 from ic.evaluation.runner import Ranks, run_suite
 from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
+from ic.files.run_folder import RunFolder, SuiteFolder
 from ic.parallel.sharded import ShardedStrategy
 
 
@@ -86,7 +87,7 @@ class SuiteEvaluation(Callback):
             return
         for suite in self.suites:
             cheap = suite.cheap(lengths, self.config.cheap_samples)
-            file = self._folder(trainer, suite) / f"cells-step={step}.jsonl"
+            file = self._folder(trainer, suite).cells_at(step)
             cells = self._evaluate(trainer, pl_module, cheap, file, quiet=True)
             if cells:
                 self._log(trainer, suite, cells)
@@ -96,7 +97,7 @@ class SuiteEvaluation(Callback):
         if not self.config.at_end or interrupted:
             return
         for suite in self.suites:
-            file = self._folder(trainer, suite) / "cells.jsonl"
+            file = self._folder(trainer, suite).cells
             cells = self._evaluate(trainer, pl_module, suite, file, quiet=False)
             if cells:
                 self._report(trainer, suite, cells)
@@ -171,5 +172,5 @@ class SuiteEvaluation(Callback):
                 logger.log_image(tag, [str(picture)], step=trainer.global_step)
 
     @staticmethod
-    def _folder(trainer: Trainer, suite: Suite[Any]) -> Path:
-        return Path(trainer.default_root_dir) / suite.name
+    def _folder(trainer: Trainer, suite: Suite[Any]) -> SuiteFolder:
+        return RunFolder(trainer.default_root_dir).suite(suite.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ic.evaluation.suite import Row, Suite
 from ic.files.atomic_write import replacing
+from ic.files.run_folder import SuiteFolder
 
 _SHARES = ("accuracy", "low_95", "high_95")
 
@@ -16,7 +17,7 @@ _SHARES = ("accuracy", "low_95", "high_95")
 def write_report(
     suite: Suite[Any],
     cells: Sequence[Row],
-    folder: Path,
+    folder: SuiteFolder,
     *,
     title: str,
     trained_length: int | None = None,
@@ -26,8 +27,8 @@ def write_report(
     Args:
         trained_length: longest context in tokens that was trained, to be marked.
     """
-    write_csv(suite.rows(cells), folder / f"{suite.picture}.csv")
-    picture = folder / f"{suite.picture}.png"
+    write_csv(suite.rows(cells), folder.table(suite.picture))
+    picture = folder.picture(suite.picture)
     suite.draw(cells, picture, title=title, trained_length=trained_length)
     return picture
 

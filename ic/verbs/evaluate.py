@@ -37,8 +37,6 @@ class Config(InferenceOptions):
 
 def run(config: Config) -> int:
     """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
-    from pathlib import Path
-
     from rich.console import Console
 
     from ic.evaluation.passkey.suite import PasskeySuite
@@ -46,6 +44,7 @@ def run(config: Config) -> int:
     from ic.evaluation.report import write_report
     from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
+    from ic.files.run_folder import SuiteFolder
     from ic.inference.loading import load_source
     from ic.machine.launch import launch_ranks
     from ic.parallel.context_parallel import ContextParallel
@@ -63,15 +62,15 @@ def run(config: Config) -> int:
     model = loaded.model
     if sharing > 1:
         model.model.context_parallel = ContextParallel()
-    output = Path(config.output) if config.output else loaded.folder / "passkey"
     is_first = ranks.global_rank == 0
     suite = PasskeySuite(config.evaluation)
+    output = SuiteFolder(config.output or loaded.folder / suite.name)
     with cell_progress(suite, quiet=not is_first) as on_cell:
         cells = run_suite(
             model,
             loaded.tokenizer,
             suite,
-            output / "cells.jsonl",
+            output.cells,
             on_cell,
             ranks=ranks if sharing == 1 else None,
             sharded=sharing > 1,
@@ -85,7 +84,7 @@ def run(config: Config) -> int:
         title=f"{loaded.name}: {suite.title}",
         trained_length=config.trained_length or loaded.trained_length,
     )
-    write_results(output / "results.json", asdict(config), suite.rows(cells))
+    write_results(output.results, asdict(config), suite.rows(cells))
     console = Console()
     console.print(suite.table(cells))
     console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
