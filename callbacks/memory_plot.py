@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ic.files.atomic_write import replacing
+from ic.display.figure import new_figure, save_png
 
 # Weights, what training adds to them, what a batch adds, and what is not ours: four families of
 # colour.
@@ -36,7 +34,7 @@ def draw_phases(phases: Mapping[str, Mapping[str, Any]], title: str, path: Path)
     has_reserved = any(phase["peak_reserved_bytes"] is not None for phase in phases.values())
     largest = max((_bar_end(phase) for phase in phases.values()), default=1)
     unit, scale = ("GiB", 2**30) if largest >= 2**30 else ("MiB", 2**20)
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(phases)), layout="constrained")
+    figure = new_figure(9, 1.6 + 0.5 * len(phases))
     axes = figure.add_subplot()
     for row, phase in enumerate(phases[name] for name in names):
         left = 0.0
@@ -62,8 +60,7 @@ def draw_phases(phases: Mapping[str, Mapping[str, Any]], title: str, path: Path)
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(ncols=len(COLORS), loc="outside lower center", frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_png(figure, path, dpi=150)
 
 
 def _bar_end(phase: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ic.display.numbers import gib
 from ic.files.atomic_write import replacing
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ class _Observer:
 
     def __call__(self, device: int, requested: int, device_total: int, device_free: int) -> None:
         if self.path is not None:
-            gib = [f"{n / 2**30:.2f} GiB" for n in (requested, device_free, device_total)]
-            what = f"GPU {device}: {gib[0]} requested, {gib[1]} of {gib[2]} free"
+            asked, free, total = (gib(n, 2) for n in (requested, device_free, device_total))
+            what = f"GPU {device}: {asked} requested, {free} of {total} free"
             write_oom_snapshot(self.path, what)
 
 

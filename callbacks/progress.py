@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -22,6 +21,8 @@ from rich.console import Console
 from rich.progress import ProgressColumn, Task, TextColumn
 from rich.text import Text
 from torch import Tensor
+
+from ic.display.numbers import clock_text, short_number
 
 
 @dataclass
@@ -55,7 +56,7 @@ METRICS: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
     ("train/loss", "loss", "loss", lambda v: f"{v:.3f}"),
     ("train/answer_accuracy", "acc", "answer accuracy", lambda v: f"{v:.3f}"),
     ("train/context_length", "ctx", "context", lambda v: f"{v:,.0f}"),
-    ("train/tokens_per_s", "tok/s", "tokens/s", lambda v: short_number(v)),
+    ("train/tokens_per_s", "tok/s", "tokens/s", short_number),
     ("lr", "lr", "lr", lambda v: f"{v:.1e}"),
 )
 READ_INTERVAL_S = 0.5
@@ -243,19 +244,6 @@ class PositionColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         total = task.total if task.total is not None and math.isfinite(task.total) else "--"
         return Text(task.fields.get("position", f"{int(task.completed)}/{total}"))
-
-
-def clock_text(seconds: float | None) -> str:
-    """`0:01:05`, or `-:--:--` for None."""
-    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
-
-
-def short_number(value: float) -> str:
-    """Three figures: 950, 12.3k, 1.25M."""
-    for unit, scale in (("M", 1e6), ("k", 1e3)):
-        if value >= scale * 0.9995:
-            return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 def _to_float(value: Any) -> float:

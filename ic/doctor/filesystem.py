@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ic.display.numbers import gib
 from ic.doctor.check import Finding
 
 MIN_FREE_BYTES = 2 * 2**30  # less than one checkpoint of the 1B with its optimizer
@@ -41,7 +42,7 @@ def output_directory(path: Path) -> Iterator[Finding]:
 
 def free_space(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in {folder}"
+    found = f"{gib(free)} free in {folder}"
     fix = "free some space, or set output_dir= to another disk"
     if free < MIN_FREE_BYTES:
         return Finding("free space", "fail", found, fix)

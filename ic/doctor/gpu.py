@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from ic.display.numbers import gib
 from ic.doctor.check import Finding
 
 TIMEOUT_S = 60
@@ -78,7 +79,7 @@ def gpus() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        found = f"{p.name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+        found = f"{p.name}, {gib(free, 0, unit='')} of {gib(total, 0)} free"
         if p.major < 8:
             yield Finding(f"GPU {index}", "warn", found, "no bf16: trainer.precision=16-mixed")
         elif free < 0.9 * total:

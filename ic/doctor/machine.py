@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ic.display.numbers import gib
 from ic.doctor.check import Finding
 
 GOOD_SHM_BYTES = 2 * 2**30
@@ -22,7 +23,7 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
         yield Finding("shared memory", "warn", f"no {folder}", "data.num_workers=0")
         return
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.2f} GiB free in {folder}"
+    found = f"{gib(free, 2)} free in {folder}"
     if free < GOOD_SHM_BYTES:
         yield Finding(
             "shared memory",

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import ic.model.mlp
 from ic.config.run import run_directory
+from ic.display.numbers import gib
 from ic.files.results import read_json, write_results
 from ic.files.run_folder import RunFolder
 from ic.planning.measurements import MEMORY_FILE
@@ -81,8 +82,8 @@ def measure_cases(config: PlanConfig) -> int:
         rows.append({"case": " ".join(overrides), "overrides": overrides, **row})
         write_results(output, asdict(asked), rows)  # what is measured stays if a later case fails
         rank_zero_info(
-            f"{' '.join(overrides)}: predicted {row['predicted_peak_bytes'] / 2**30:.2f} GiB, "
-            f"measured {row['measured_peak_bytes'] / 2**30:.2f} GiB"
+            f"{' '.join(overrides)}: predicted {gib(row['predicted_peak_bytes'], 2)}, "
+            f"measured {gib(row['measured_peak_bytes'], 2)}"
         )
     if not rows:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from ic.datamodules.preference import PreferenceDataConfig
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
+from ic.display.numbers import gib
 from ic.machine.gpus import GPUS
 from ic.model.config import MLAConfig
 from ic.model.cost import cache_bytes_per_token, forward_flops_per_token, train_flops_per_token
@@ -155,7 +156,7 @@ class Planner:
             without = self.needed_bytes(self.training(rows, tokens, checkpointing=False))
             if without > self.memory_bytes:
                 return []
-            return [f"model.gradient_checkpointing=false fits too ({_gib(without)}) and is faster"]
+            return [f"model.gradient_checkpointing=false fits too ({gib(without)}) and is faster"]
         tried: list[tuple[str, Peak]] = []
         if rows > 1:
             tried.append((f"data.tokens_per_batch={tokens}", self.training(1, tokens)))
@@ -178,7 +179,7 @@ class Planner:
 
     def _fitting(self, tried: list[tuple[str, Peak]]) -> list[str]:
         needed = [(name, self.needed_bytes(peak)) for name, peak in tried]
-        return [f"{name}: {_gib(size)}" for name, size in needed if size <= self.memory_bytes]
+        return [f"{name}: {gib(size)}" for name, size in needed if size <= self.memory_bytes]
 
     def report(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -250,7 +251,3 @@ def _wider(layout: Layout) -> list[Layout]:
             found.append(Layout(num_gpus, "fsdp2", 1))
             found.append(Layout(num_gpus, "fsdp2", num_gpus))
     return found
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB"

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ic.display.numbers import gib, percent
+
 PARTS = {
     "parameters": "parameters, as the optimizer keeps them",
     "reference": "frozen reference",
@@ -57,14 +59,14 @@ def print_plan(report: dict[str, Any]) -> None:
     ]
     if report["tokens_per_s"]:
         lines.append(
-            f"{report['tokens_per_s']:,.0f} tokens/s, MFU {100 * report['mfu']:.0f} % "
+            f"{report['tokens_per_s']:,.0f} tokens/s, MFU {percent(report['mfu'])} "
             f"({report['utilisation_source']}"
             + ("; linear scaling assumed)" if report["num_gpus"] > 1 else ")")
         )
     else:
         lines.append(f"tokens/s: unknown, {report['utilisation_source']}")
     lines.append(
-        f"attention is {100 * report['attention_share_of_flops']:.0f} % of the FLOPs; decoding at "
+        f"attention is {percent(report['attention_share_of_flops'])} of the FLOPs; decoding at "
         f"this length at most {report['decode_tokens_per_s_at_most']:,.0f} tokens/s a sequence "
         "(memory bandwidth)"
     )
@@ -73,7 +75,7 @@ def print_plan(report: dict[str, Any]) -> None:
 
 
 def _gib(nbytes: float | None) -> str:
-    return "-" if not nbytes else f"{nbytes / 2**30:.2f}"
+    return gib(nbytes or None, digits=2, unit="")
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> Table:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ic.display.numbers import gib, percent, tokens
 from ic.evaluation.statistics import pool
 from ic.evaluation.suites import build_suite, suite_names
 from ic.files.atomic_write import replacing
@@ -55,10 +56,10 @@ def training_table() -> str:
         data = _load(file)
         rows = [r for r in data["rows"] if r["what"] == "training" and r["num_steps_timed"]]
         peaks = [r["peak_bytes"] for r in data["rows"] if r["what"] == "memory"]
-        peak = f"{peaks[0] / 2**30:.1f} GiB" if peaks else "-"
+        peak = gib(peaks[0] if peaks else None)
         # The shortest and the longest say how speed changes with context; the file has them all.
         for row in [*rows[:1], *rows[1:][-1:]]:
-            mfu = f"{100 * row['mfu']:.0f} %" if row.get("mfu") else "-"
+            mfu = percent(row.get("mfu") or None)
             lines.append(
                 f"| {name} | {data['device']} | {row['context_length_tokens']:,} "
                 f"| {row['num_steps_timed']} | {row['tokens_per_s']:,.0f} "
@@ -73,7 +74,7 @@ def cache_table() -> str:
     rows = _load("cache-memory.json")["rows"]
     lengths = [int(n) for n in rows[0]["cache_bytes_by_tokens"]]
     limits = sorted({row["limit_gb"] for row in rows})
-    shown = [f"{n // 1024}k" if n < 2**20 else f"{n // 2**20}M" for n in lengths]
+    shown = [tokens(n) for n in lengths]
     gpus = (f"{limit} GB" for limit in limits)
     heads = ["cache of the 1B shape", *shown, "MB per 1k tokens", *gpus]
     lines = []
@@ -81,7 +82,7 @@ def cache_table() -> str:
         here = {row["limit_gb"]: row for row in rows if row["cache"] == name}
         first = here[limits[0]]
         sizes = [
-            f"{size / 2**30:.2f} GiB" if size else "did not fit"
+            gib(size, 2) if size else "did not fit"
             for size in first["cache_bytes_by_tokens"].values()
         ]
         per_token = f"{first['bytes_per_token'] * 1000 / 1e6:.2f}"
@@ -101,8 +102,8 @@ def plan_table() -> str:
         for row in data["rows"]:
             lines.append(
                 f"| {row['case']} | {row['device_name']} "
-                f"| {row['predicted_peak_bytes'] / 2**30:.2f} GiB "
-                f"| {row['measured_peak_bytes'] / 2**30:.2f} GiB "
+                f"| {gib(row['predicted_peak_bytes'], 2)} "
+                f"| {gib(row['measured_peak_bytes'], 2)} "
                 f"| {100 * row['error_share']:+.1f} % "
                 f"| {row.get('measured_commit', data['commit'])[:9]} |"
             )
@@ -126,7 +127,7 @@ def preference_table() -> str:
                 f"| {row['error']} | - | - "
                 if "error" in row
                 else f"| {row['step_median_s']:.2f} s | {row['tokens_per_s']:,.0f} "
-                f"| {row['peak_bytes'] / 2**30:.1f} GiB "
+                f"| {gib(row['peak_bytes'])} "
             )
             shown.append((vocabulary, row["length_tokens"], row["side"], start + cells + end))
     return "\n".join([*lines, *(line for *_, line in sorted(shown))])
@@ -140,9 +141,6 @@ def scaling_table() -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.0f} %"
-
     for file in sorted(RESULTS.glob("scaling*.json")):
         rows = _load(file.name)["rows"]
         for row in (row for row in rows if row["status"] == "measured"):
@@ -150,10 +148,10 @@ def scaling_table() -> str:
             lines.append(
                 f"| {row['name']} | {row['device']} | {row['num_gpus']} "
                 f"| {row['context_length_tokens']:,} | {row['tokens_per_step']:,} "
-                f"| {row['tokens_per_s']:,.0f} | {share(row['mfu'])} "
-                f"| {share(row['gpu_utilisation'])} | {row['peak_bytes_per_gpu'] / 2**30:.1f} GiB "
+                f"| {row['tokens_per_s']:,.0f} | {percent(row['mfu'])} "
+                f"| {percent(row['gpu_utilisation'])} | {gib(row['peak_bytes_per_gpu'])} "
                 f"| {'-' if ratio is None else f'{ratio:.2f} times'} "
-                f"| {share(row['scaling_efficiency'])} |"
+                f"| {percent(row['scaling_efficiency'])} |"
             )
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import OmegaConf
 
-from ic.callbacks.progress import TrainingProgress, TrainingProgressConfig, clock_text, short_number
+from ic.callbacks.progress import TrainingProgress, TrainingProgressConfig
 from ic.callbacks.step_timer import HostTimer
 from ic.callbacks.throughput import Throughput, ThroughputConfig
 
@@ -201,17 +201,6 @@ def test_other_ranks_are_quiet(run, monkeypatch, live):
     monkeypatch.setattr(SingleDeviceStrategy, "is_global_zero", False)
     output, _ = run(3, live=live)
     assert output == ""
-
-
-# Parts
-
-
-def test_texts():
-    numbers = {0.5: "0.5", 950: "950", 999.9: "1k", 12_345: "12.3k", 1_250_000: "1.25M"}
-    for value, text in numbers.items():
-        assert short_number(value) == text
-    assert clock_text(65.4) == "0:01:05"
-    assert clock_text(None) == "-:--:--"
 
 
 @pytest.mark.parametrize("field", ["refresh_per_second", "plain_every_n_steps", "plain_every_s"])

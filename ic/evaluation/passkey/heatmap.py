@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ic.display.figure import new_figure, save_png
 from ic.evaluation.passkey.grid import CONTROL
 from ic.evaluation.passkey.pooled import ShownCell, pool_fillers
 from ic.evaluation.suite import Row
-from ic.files.atomic_write import replacing
 
 # Red over yellow to green with 0 and 1 fixed, so that two heatmaps can be compared by eye.
 COLORS = ("#F0496E", "#EBB839", "#0CD79F")
@@ -26,9 +26,7 @@ def write_png(
     A dashed line marks the longest length that was trained; the strip below shows the control
     without needle.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
 
     cells = pool_fillers(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -38,8 +36,7 @@ def write_png(
     colors = LinearSegmentedColormap.from_list("retrieval", COLORS)
 
     height = 1.8 + len(tasks) * (0.42 * len(depths) + (0.75 if control else 0) + 0.7)
-    figure = Figure(figsize=(max(6.4, 2.4 + 1.25 * len(lengths)), height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6.4, 2.4 + 1.25 * len(lengths)), height)
     ratios = ([len(depths), 1] if control else [len(depths)]) * len(tasks)
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     edges = _log2_edges(lengths)
@@ -88,8 +85,7 @@ def write_png(
     assert image is not None
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
     bar.set_label("share of exact answers")
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=150, format="png")
+    save_png(figure, path, dpi=150)
 
 
 def _annotate(axis: Any, cell: ShownCell, x: float, y: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ic.files.atomic_write import replacing
+from ic.display.figure import new_figure, save_png
+from ic.display.numbers import tokens
 
 Row = dict[str, Any]
 # Okabe and Ito's colours without the yellow, which is faint on white, and two more; the marker
@@ -32,10 +33,10 @@ def ablation_line(row: Row) -> str:
     title = f"{row['variant']}, seed {row['seed']}"
     if row["status"] == "failed":
         return f"{title}: failed, {row['reason']}"
-    parts = [f"{_length(row['context_lengths'][-1]['context_length_tokens'])} trained"]
+    parts = [f"{tokens(row['context_lengths'][-1]['context_length_tokens'])} trained"]
     for task in dict.fromkeys(cell["task"] for cell in row["passkey"]):
         shown = (
-            f"{_length(cell['length_tokens'])} {cell['correct']}/{cell['n']}"
+            f"{tokens(cell['length_tokens'])} {cell['correct']}/{cell['n']}"
             for cell in row["passkey"]
             if cell["task"] == task
         )
@@ -58,7 +59,7 @@ def ablation_cells(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     found = accuracies(rows)
     tasks = list(dict.fromkeys(task for _, task, _ in found))
     lengths = sorted({length for _, _, length in found})
-    heads = ["variant", "task", "seeds", "trained to", "after", *map(_length, lengths)]
+    heads = ["variant", "task", "seeds", "trained to", "after", *map(tokens, lengths)]
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         here = [row for row in rows if row["variant"] == variant]
@@ -96,8 +97,6 @@ def ablation_table(rows: list[Row], max_time_s: int | None) -> Table:
 
 def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:
     """Accuracy by length, a panel a task: a marker a seed, a bar at the mean of a variant."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     found = accuracies(rows)
@@ -109,8 +108,7 @@ def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:
     styles = [
         (_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]) for i in range(len(variants))
     ]
-    figure = Figure(figsize=(14, 1.2 + 3.1 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, 1.2 + 3.1 * len(tasks))
     panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]
     width = 0.9 / len(variants)
     for axis, task in zip(panels, tasks, strict=True):
@@ -148,8 +146,7 @@ def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:
         "a marker a seed, a bar their mean",
         fontsize=11,
     )
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+    save_png(figure, path, dpi=130)
 
 
 def _trained(measured: list[Row]) -> list[str]:
@@ -157,9 +154,9 @@ def _trained(measured: list[Row]) -> list[str]:
     last = [row["context_lengths"][-1] for row in measured]
     lengths = sorted({reached["context_length_tokens"] for reached in last})
     if len(lengths) > 1:
-        return [f"{_length(lengths[0])}-{_length(lengths[-1])}", "-"]
+        return [f"{tokens(lengths[0])}-{tokens(lengths[-1])}", "-"]
     seconds = [reached["elapsed_s"] for reached in last]
-    return [_length(lengths[0]), f"{_spread(seconds)} s"]
+    return [tokens(lengths[0]), f"{_spread(seconds)} s"]
 
 
 def _percent(shares: Collection[float]) -> str:
@@ -173,10 +170,3 @@ def _spread(values: list[float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
-
-
-def _length(tokens: int) -> str:
-    for unit, name in ((2**20, "M"), (2**10, "k")):
-        if tokens >= unit and tokens % unit == 0:
-            return f"{tokens // unit}{name}"
-    return f"{tokens:,}"

@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ic.files.atomic_write import replacing
+from ic.display.figure import new_figure, save_png
+from ic.display.numbers import gib, percent
 
 _COLUMNS = (
     "case",
@@ -31,7 +32,7 @@ def scaling_line(row: dict[str, Any]) -> str:
         return f"{title}: {row['status']}, {row['reason']}"
     parts = [f"{row['tokens_per_s']:,.0f} tokens/s", f"{row['step_time_median_s']:.3f} s a step"]
     if row["mfu"] is not None:
-        parts.append(f"MFU {row['mfu']:.1%}")
+        parts.append(f"MFU {_percent(row['mfu'])}")
     return f"{title}: {', '.join(parts)} ({row['wall_s']:.0f} s in all)"
 
 
@@ -53,7 +54,7 @@ def scaling_table(rows: list[dict[str, Any]], baseline: str) -> Table:
             f"{row['step_time_p10_s']:.3f}-{row['step_time_p90_s']:.3f}",
             _percent(row["mfu"]),
             _percent(row["gpu_utilisation"]),
-            "-" if peak is None else f"{peak / 2**30:.1f}",
+            gib(peak, unit=""),
             "-" if ratio is None else f"{ratio:.2f}",
             _percent(row["scaling_efficiency"]),
         )
@@ -62,17 +63,17 @@ def scaling_table(rows: list[dict[str, Any]], baseline: str) -> Table:
 
 def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
     """Bars of tokens/s, and of MFU and GPU utilisation, a line a measured row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = [row for row in rows if row["status"] == "measured"]
     if not shown:
         return
-    figure = Figure(figsize=(12, 1.6 + 0.5 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 1.6 + 0.5 * len(shown))
     speed, share = figure.subplots(1, 2, sharey=True)
     y = list(range(len(shown)))
-    speed.set_yticks(y, [f"{r['name']}\n{_gpus(r)}, {_length(r)}" for r in shown], fontsize=8)
+    speed.set_yticks(
+        y,
+        [f"{r['name']}\n{_gpus(r)}, {r['context_length_tokens']:,} tokens" for r in shown],
+        fontsize=8,
+    )
     speed.invert_yaxis()
     bars = speed.barh(y, [r["tokens_per_s"] for r in shown], color="#3B6FB6")
     speed.bar_label(bars, [f"{r['tokens_per_s']:,.0f}" for r in shown], padding=3, fontsize=8)
@@ -92,17 +93,12 @@ def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:
     for axes in (speed, share):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Training by strategy, {shown[0]['device']}", fontsize=11)
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+    save_png(figure, path, dpi=130)
 
 
 def _gpus(row: dict[str, Any]) -> str:
     return f"{row['num_gpus']} GPU{'s' * (row['num_gpus'] > 1)}"
 
 
-def _length(row: dict[str, Any]) -> str:
-    return f"{row['context_length_tokens']:,} tokens"
-
-
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    return percent(share, digits=1, sign="%")
