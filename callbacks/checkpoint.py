@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import signal
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -25,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
@@ -35,40 +35,6 @@ from ic.files.run_folder import RunFolder
 INTERRUPTED_EXIT_CODE = 130
 
 
-@dataclass
-class CheckpointConfig:
-    """When to save, and what to keep.
-
-    Attributes:
-        every_n_steps: steps between saves of `last`.
-        keep_last: number of the newest checkpoints that stay.
-        keep_every_n_steps: steps whose checkpoints stay for good; 0 keeps none.
-        monitor: metric of the validation that decides `best`; null keeps no best.
-        mode: `max` or `min`.
-    """
-
-    every_n_steps: int = 250
-    keep_last: int = 1
-    keep_every_n_steps: int = 0
-    monitor: str | None = "val/loss"
-    mode: str = "min"
-
-    def __post_init__(self) -> None:
-        if self.every_n_steps < 1:
-            raise ValueError(
-                f"callbacks.checkpoint.every_n_steps={self.every_n_steps}: must be at least 1"
-            )
-        if self.keep_last < 1:
-            raise ValueError(f"callbacks.checkpoint.keep_last={self.keep_last}: must be at least 1")
-        if self.keep_every_n_steps < 0 or self.keep_every_n_steps % self.every_n_steps:
-            raise ValueError(
-                f"callbacks.checkpoint.keep_every_n_steps={self.keep_every_n_steps}: 0, or a "
-                f"multiple of every_n_steps={self.every_n_steps}"
-            )
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"callbacks.checkpoint.mode={self.mode!r}: choose max or min")
-
-
 class FolderCheckpoint(Checkpoint):
     """Saves at batch boundaries, so that a resumed run continues exactly.
 
@@ -76,7 +42,7 @@ class FolderCheckpoint(Checkpoint):
     once. `interrupted` tells afterwards.
     """
 
-    def __init__(self, config: CheckpointConfig) -> None:
+    def __init__(self, config: CheckpointOptions) -> None:
         self.config = config
         self.interrupted = False
         self.best_score: float | None = None

@@ -7,7 +7,6 @@ schedule can sit at a length that the model has not begun to master (docs/recipe
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,44 +14,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from ic.callbacks.options import AdaptiveContextLengthOptions
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
-
-
-@dataclass
-class AdaptiveContextLengthConfig:
-    """Doubles the context length once answers are mastered.
-
-    Attributes:
-        start_length: first length in tokens.
-        threshold: moving average of `train/answer_accuracy` at which to double.
-        check_every_n_steps: how often to look.
-        new_weight: weight of the newest step in the moving average.
-    """
-
-    start_length: int = 256
-    threshold: float = 0.95
-    check_every_n_steps: int = 10
-    new_weight: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.start_length < 128:
-            raise ValueError(
-                f"callbacks.context_length.start_length={self.start_length}: must be at least 128"
-            )
-        if not 0 < self.threshold < 1:
-            raise ValueError(
-                f"callbacks.context_length.threshold={self.threshold}: must be between 0 and 1"
-            )
-        if self.check_every_n_steps < 1:
-            raise ValueError(
-                "callbacks.context_length.check_every_n_steps="
-                f"{self.check_every_n_steps}: must be at least 1"
-            )
-        if not 0 < self.new_weight <= 1:
-            raise ValueError(
-                f"callbacks.context_length.new_weight={self.new_weight}: must be in (0, 1]"
-            )
 
 
 class AdaptiveContextLength(Callback):
@@ -69,7 +33,7 @@ class AdaptiveContextLength(Callback):
         history: (step, length in tokens, seconds) of the first length and of each doubling.
     """
 
-    def __init__(self, config: AdaptiveContextLengthConfig) -> None:
+    def __init__(self, config: AdaptiveContextLengthOptions) -> None:
         self.config = config
         self.average: Tensor | float = 0.0
         self.history: list[tuple[int, int, float]] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from ic.callbacks.memory_profiler import memory_phase
+from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
 from ic.evaluation.progress import cell_progress
 from ic.evaluation.report import write_report
@@ -26,35 +26,6 @@ from ic.files.run_folder import RunFolder, SuiteFolder
 from ic.parallel.sharded import ShardedStrategy
 
 
-@dataclass
-class PasskeyEvaluationConfig:
-    """When to evaluate.
-
-    Attributes:
-        every_n_steps: steps between cheap grids; 0 for none.
-        cheap_lengths: lengths of the cheap grid; each at most the current context length counts.
-        cheap_samples: samples a cell and filler of the cheap grid.
-        at_end: evaluate the full grid of `evaluation` when training ends.
-    """
-
-    every_n_steps: int = 0
-    cheap_lengths: list[int] | None = None
-    cheap_samples: int = 1
-    at_end: bool = True
-
-    def __post_init__(self) -> None:
-        if self.every_n_steps < 0:
-            raise ValueError(
-                f"callbacks.passkey.every_n_steps={self.every_n_steps}: must be at least 0"
-            )
-        if self.cheap_samples < 1:
-            raise ValueError(
-                f"callbacks.passkey.cheap_samples={self.cheap_samples}: must be at least 1"
-            )
-        if self.every_n_steps and not self.cheap_lengths:
-            raise ValueError("callbacks.passkey.cheap_lengths: needed with every_n_steps above 0")
-
-
 class SuiteEvaluation(Callback):
     """Cheap versions of suites every n steps, and the suites as configured at the end.
 
@@ -63,7 +34,7 @@ class SuiteEvaluation(Callback):
     each takes a share of the cells; where it is sharded, all compute each cell together.
     """
 
-    def __init__(self, config: PasskeyEvaluationConfig, suites: Sequence[Suite[Any]]) -> None:
+    def __init__(self, config: PasskeyEvaluationOptions, suites: Sequence[Suite[Any]]) -> None:
         self.config = config
         self.suites = suites
         self._last_step = -1

@@ -10,39 +10,18 @@ number.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.callbacks.options import GpuUtilisationOptions
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 
 # NVML averages over up to a second before the question, so the first answers tell of the warm-up.
 _NVML_WINDOW_S = 1.0
-
-
-@dataclass
-class GpuUtilisationConfig:
-    """When and how often to ask.
-
-    Attributes:
-        warmup_steps: optimizer steps of this process before the first sample.
-        every_s: seconds between samples.
-    """
-
-    warmup_steps: int = 3
-    every_s: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ValueError(
-                f"callbacks.gpu_utilisation.warmup_steps={self.warmup_steps}: must be at least 0"
-            )
-        if not self.every_s > 0:
-            raise ValueError(f"callbacks.gpu_utilisation.every_s={self.every_s}: must be above 0")
 
 
 class GpuUtilisation(Callback):
@@ -53,8 +32,8 @@ class GpuUtilisation(Callback):
     between counts: validation, evaluation, checkpoints. Without a CUDA GPU it does nothing.
     """
 
-    def __init__(self, config: GpuUtilisationConfig | None = None) -> None:
-        self.config = config or GpuUtilisationConfig()
+    def __init__(self, config: GpuUtilisationOptions | None = None) -> None:
+        self.config = config or GpuUtilisationOptions()
         self._samples: list[float] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from ic.callbacks.options import GuardrailsOptions
 from ic.checkpoint.sharded import ShardedCheckpointStrategy
 from ic.files.json_lines import append_row
 from ic.files.run_folder import RunFolder
@@ -44,45 +44,6 @@ class TrainingDivergedError(RuntimeError):
     """Bad steps went on although the guardrails did what they could."""
 
 
-@dataclass
-class GuardrailsConfig:
-    """What counts as bad, and how much of it is borne.
-
-    Attributes:
-        loss_threshold: z-score of the loss from which a step is bad; null looks for non-finite
-            values alone.
-        grad_norm_threshold: likewise of the gradient norm, whose good values vary more.
-        window_steps: good steps that the median is taken over; begun anew when a curriculum changes
-            the context length.
-        min_steps: good steps before a spike can be told.
-        max_in_a_row: bad steps in a row that lead to a rollback.
-        max_rollbacks: rollbacks of one run; the next ends it.
-    """
-
-    loss_threshold: float | None = 20.0
-    grad_norm_threshold: float | None = 100.0
-    window_steps: int = 100
-    min_steps: int = 50
-    max_in_a_row: int = 3
-    max_rollbacks: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("loss_threshold", "grad_norm_threshold"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"callbacks.guardrails.{name}={value}: must be above 0, or null")
-        for name, least in (("min_steps", 2), ("max_in_a_row", 1), ("max_rollbacks", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"callbacks.guardrails.{name}={getattr(self, name)}: must be at least {least}"
-                )
-        if self.window_steps < self.min_steps:
-            raise ValueError(
-                f"callbacks.guardrails.window_steps={self.window_steps}: must be at least "
-                f"min_steps={self.min_steps}"
-            )
-
-
 class Guardrails(Callback):
     """Skips bad steps on all ranks alike; see the module's docstring.
 
@@ -91,8 +52,8 @@ class Guardrails(Callback):
             `max_rollbacks` is used up.
     """
 
-    def __init__(self, config: GuardrailsConfig | None = None) -> None:
-        self.config = config or GuardrailsConfig()
+    def __init__(self, config: GuardrailsOptions | None = None) -> None:
+        self.config = config or GuardrailsOptions()
         self._losses: deque[float] = deque(maxlen=self.config.window_steps)
         self._norms: deque[float] = deque(maxlen=self.config.window_steps)
         self._context_length = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,39 +30,12 @@ from ic.callbacks.memory_accounting import (
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
+from ic.callbacks.options import MemoryProfilerOptions
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class MemoryProfilerConfig:
-    """How often to measure and what to keep.
-
-    Attributes:
-        first_steps: optimizer steps measured at the start of the run.
-        every_n_steps: after them, measure every n-th step; 0 for none. A measured step walks all
-            parameters a few times and puts a hook on each; the others cost a comparison.
-        oom_snapshot: write `memory/oom_snapshot.pickle` when CUDA runs out of memory.
-        oom_history_entries: allocations kept with their stack for that snapshot; 0 for none.
-        reset_host_peak: on CPU, reset the process's peak counter for each phase (see
-            `ProcessMeter`).
-    """
-
-    first_steps: int = 3
-    every_n_steps: int = 100
-    oom_snapshot: bool = True
-    oom_history_entries: int = 50_000
-    reset_host_peak: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("first_steps", "every_n_steps", "oom_history_entries"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"callbacks.memory.{name}={getattr(self, name)}: must be at least 0"
-                )
 
 
 class MemoryProfiler(Callback):
@@ -79,9 +52,9 @@ class MemoryProfiler(Callback):
     """
 
     def __init__(
-        self, config: MemoryProfilerConfig | None = None, meter: MemoryMeter | None = None
+        self, config: MemoryProfilerOptions | None = None, meter: MemoryMeter | None = None
     ) -> None:
-        self.config = config or MemoryProfilerConfig()
+        self.config = config or MemoryProfilerOptions()
         self.recorder: PhaseRecorder | None = None
         self._meter = meter
         self._trainer: Trainer | None = None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +20,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from ic.callbacks.options import ProfilerOptions
 from ic.files.atomic_write import replacing, write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
 
 
-@dataclass
-class ProfilerConfig:
-    """Which micro-batches to profile.
-
-    Attributes:
-        wait_steps: left alone at the start.
-        warmup_steps: profiled and thrown away: the profiler's own start-up.
-        active_steps: profiled and kept.
-        num_kernels: rows of the table.
-        memory_history_entries: allocations of the CUDA snapshot.
-    """
-
-    wait_steps: int = 8
-    warmup_steps: int = 2
-    active_steps: int = 3
-    num_kernels: int = 30
-    memory_history_entries: int = 100_000
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("wait_steps", 0),
-            ("warmup_steps", 1),
-            ("active_steps", 1),
-            ("num_kernels", 1),
-            ("memory_history_entries", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"callbacks.profiler.{name}={getattr(self, name)}: must be at least {least}"
-                )
-
-
 class Profiler(Callback):
     """Writes `profile/` below `trainer.default_root_dir` once the active steps are over."""
 
-    def __init__(self, config: ProfilerConfig | None = None) -> None:
-        self.config = config or ProfilerConfig()
+    def __init__(self, config: ProfilerOptions | None = None) -> None:
+        self.config = config or ProfilerOptions()
         self._profile: profile | None = None
         self._on_cuda = False
         self._num_batches = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import signal
 import time
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -20,34 +19,13 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.checkpoint import FolderCheckpoint
+from ic.callbacks.options import SlurmRequeueOptions
 from ic.machine.slurm_job import SlurmError, SlurmJob
 
 # EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
 TO_BE_CONTINUED_EXIT_CODE = 75
 # What a shell reports for a program that SIGTERM ended.
 TERMINATED_EXIT_CODE = 143
-
-
-@dataclass
-class SlurmRequeueConfig:
-    """When to give up the machines, and how often to come back.
-
-    Attributes:
-        margin_s: seconds before the job's time limit at which to save and requeue if no signal has
-            come; the longest step so far is added, since the next chance is one step away.
-        max_restarts: restarts after which a job stops, with a checkpoint, instead of requeueing.
-    """
-
-    margin_s: float = 180.0
-    max_restarts: int = 20
-
-    def __post_init__(self) -> None:
-        if self.margin_s < 0:
-            raise ValueError(f"callbacks.requeue.margin_s={self.margin_s}: must be at least 0")
-        if self.max_restarts < 0:
-            raise ValueError(
-                f"callbacks.requeue.max_restarts={self.max_restarts}: must be at least 0"
-            )
 
 
 class Stop(enum.IntEnum):
@@ -68,7 +46,7 @@ class SlurmRequeue(Callback):
         job: the SLURM job, if any.
     """
 
-    def __init__(self, config: SlurmRequeueConfig, job: SlurmJob | None = None) -> None:
+    def __init__(self, config: SlurmRequeueOptions, job: SlurmJob | None = None) -> None:
         self.config = config
         self.job = job
         self.stop = Stop.NO

@@ -31,6 +31,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.callbacks.options import ThroughputOptions
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
 from ic.callbacks.throughput_summary import TimedStep, summarise, summarise_by_context_length
 from ic.files.atomic_write import write_json
@@ -50,38 +51,6 @@ LOGGED = {
     "data_wait_share": "data_wait_share",
     "mfu": "mfu",
 }
-
-
-@dataclass
-class ThroughputConfig:
-    """What counts and how often the clock is read.
-
-    Attributes:
-        warmup_steps: optimizer steps left out at the start of the process and of each new context
-            length.
-        window_steps: timed steps behind the logged values.
-        sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
-            the trainer logs, up to the step before the current one: waiting for that leaves the GPU
-            a step's work, so it does not run dry. On CPU each step is read at once.
-        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.gpus`.
-    """
-
-    warmup_steps: int = 3
-    window_steps: int = 20
-    sync_every_n_steps: int = 10
-    peak_bf16_flops: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("warmup_steps", 0), ("window_steps", 1), ("sync_every_n_steps", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"callbacks.throughput.{name}={getattr(self, name)}: must be at least {least}"
-                )
-        if self.peak_bf16_flops is not None and self.peak_bf16_flops <= 0:
-            raise ValueError(
-                f"callbacks.throughput.peak_bf16_flops={self.peak_bf16_flops}: "
-                "must be above 0, or null to look the device up"
-            )
 
 
 @dataclass
@@ -108,9 +77,9 @@ class Throughput(Callback):
     """
 
     def __init__(
-        self, config: ThroughputConfig | None = None, timer: StepTimer | None = None
+        self, config: ThroughputOptions | None = None, timer: StepTimer | None = None
     ) -> None:
-        self.config = config or ThroughputConfig()
+        self.config = config or ThroughputOptions()
         self.steps: list[TimedStep] = []
         self._timer: StepTimer = timer or HostTimer()
         self._has_own_timer = timer is None

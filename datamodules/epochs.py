@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,6 +18,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.options import EpochDataOptions
 from ic.parallel.replica import data_replica, length_multiple
 
 Batch = dict[str, Any]
@@ -72,57 +72,7 @@ class EpochBatches(IterableDataset, Generic[Row]):
             step, turn = step + 1, turn + 1
 
 
-@dataclass
-class EpochDataConfig:
-    """Configuration of an `EpochDataModule`; subclasses add the columns they read.
-
-    Attributes:
-        train_files, val_files, test_files: paths or globs of `.jsonl` and `.parquet`, folders
-            that `datasets` saved, or `bundled:NAME`.
-        context_length: most tokens of a sequence.
-        tokens_per_batch: tokens of a micro-batch and rank.
-        too_long: what to do with an example beyond the context, one of `TOO_LONG`.
-        shuffle: another order each epoch.
-        num_workers: processes that make batches ahead; the batches do not depend on it.
-    """
-
-    TOO_LONG: ClassVar[tuple[str, ...]]
-    SEQUENCES_PER_ROW: ClassVar[int] = 1
-
-    name: str = "???"
-    train_files: list[str] = field(default_factory=list)
-    val_files: list[str] = field(default_factory=list)
-    test_files: list[str] = field(default_factory=list)
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
-    too_long: str = "error"
-    shuffle: bool = True
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.too_long not in self.TOO_LONG:
-            raise ValueError(
-                f"data.too_long={self.too_long!r}: choose from {', '.join(self.TOO_LONG)}"
-            )
-        if self.context_length < 2:
-            raise ValueError(f"data.context_length={self.context_length}: must be at least 2")
-        for name in ("num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
-
-    @property
-    def mixes_lengths(self) -> bool:
-        """Whether batches differ in length."""
-        return True
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows of a micro-batch and rank."""
-        return self.tokens_per_batch // (self.SEQUENCES_PER_ROW * self.context_length)
-
-
-Config = TypeVar("Config", bound=EpochDataConfig)
+Config = TypeVar("Config", bound=EpochDataOptions)
 
 
 class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):

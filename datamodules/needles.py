@@ -13,12 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ic.datamodules.needle_names import FILLERS, TASKS
+
 KEY_DIGITS = 5
 NAME_LETTERS = 3
-SPLITS = ("train", "validation", "test")
-FILLERS = ("noise", "random")
-TASKS = ("single", "multi_key", "multi_value", "multi_query")
-PROMPTS = ("chat", "plain")
 
 # The filler of Mohtashami and Jaggi (arXiv 2305.16300), which most passkey reports use.
 NOISE = (

@@ -12,7 +12,6 @@ Batch contract (every datamodule of the project):
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,88 +22,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needles import SPLITS, TASKS
-from ic.datamodules.synthetic import SLOT_BYTES, draw_sequence
+from ic.datamodules.needle_names import SPLITS
+from ic.datamodules.options import SLOT_BYTES, PasskeyDataOptions
+from ic.datamodules.synthetic import draw_sequence
 from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
 
 
-@dataclass
-class PasskeyDataConfig:
-    """Configuration of `PasskeyDataModule`.
-
-    Attributes:
-        context_length: longest sequence; the curriculum, if any, starts shorter.
-        tokens_per_batch: tokens of one micro-batch and rank, held constant over lengths.
-        max_position: positions are drawn below this (skips).
-        skip_probability: share of the sequences with position skips; 0 turns them off.
-        num_skips: skips a sequence.
-        task_weights: how often a sequence ends in each needle task.
-        num_needles: distractors of `multi_key`, values of `multi_value`, queries of `multi_query`.
-        val_batches: batches of the validation and of the test set.
-        num_workers: processes that make batches ahead; the batches do not depend on it.
-    """
-
-    name: str = "passkey"
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
-    max_position: int = 2**20
-    skip_probability: float = 0.8
-    num_skips: int = 3
-    task_weights: dict[str, float] = field(
-        default_factory=lambda: {
-            "single": 1.0,
-            "multi_key": 0.0,
-            "multi_value": 0.0,
-            "multi_query": 0.0,
-        }
-    )
-    num_needles: int = 4
-    val_batches: int = 8
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.context_length < 2 * SLOT_BYTES:
-            raise ValueError(
-                f"data.context_length={self.context_length}: must be at least {2 * SLOT_BYTES}, "
-                "a needle and a question take 64 bytes each"
-            )
-        if self.tokens_per_batch < self.context_length:
-            raise ValueError(
-                f"data.tokens_per_batch={self.tokens_per_batch}: must hold one sequence of "
-                f"data.context_length={self.context_length}"
-            )
-        if self.max_position < self.context_length:
-            raise ValueError(
-                f"data.max_position={self.max_position}: must be at least "
-                f"data.context_length={self.context_length}"
-            )
-        if not 0 <= self.skip_probability <= 1:
-            raise ValueError(f"data.skip_probability={self.skip_probability}: must be in [0, 1]")
-        for name, least in (
-            ("num_skips", 0),
-            ("num_needles", 1),
-            ("val_batches", 1),
-            ("num_workers", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
-        if self.num_needles > 8:
-            raise ValueError(f"data.num_needles={self.num_needles}: at most 8")
-        unknown = set(self.task_weights) - set(TASKS)
-        if unknown:
-            raise ValueError(
-                f"data.task_weights: unknown {sorted(unknown)}; choose from {', '.join(TASKS)}"
-            )
-        if min(self.task_weights.values()) < 0 or not sum(self.task_weights.values()):
-            raise ValueError(f"data.task_weights={self.task_weights}: must be >= 0, one above 0")
-
-
 def make_batch(
-    config: PasskeyDataConfig, *, split: str, step: int, rank: int, context_length: int
+    config: PasskeyDataOptions, *, split: str, step: int, rank: int, context_length: int
 ) -> Batch:
     """The batch of a step; a pure function of its arguments, whatever process makes it."""
     rng = np.random.default_rng([config.seed, SPLITS.index(split), step, rank])
@@ -138,7 +65,7 @@ class _TrainStream(IterableDataset):
 
     def __init__(
         self,
-        config: PasskeyDataConfig,
+        config: PasskeyDataOptions,
         rank: int,
         next_step: torch.Tensor,
         context_length: torch.Tensor,
@@ -164,7 +91,7 @@ class _TrainStream(IterableDataset):
 class _FixedSet(torch.utils.data.Dataset):
     """The same few batches each time, at full length."""
 
-    def __init__(self, config: PasskeyDataConfig, split: str, rank: int) -> None:
+    def __init__(self, config: PasskeyDataOptions, split: str, rank: int) -> None:
         self.config, self.split, self.rank = config, split, rank
 
     def __len__(self) -> int:
@@ -192,7 +119,7 @@ class PasskeyDataModule(LightningDataModule):
         ValueError: a tokenizer other than `ByteTokenizer`; slots are counted in bytes.
     """
 
-    def __init__(self, config: PasskeyDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: PasskeyDataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         if not isinstance(tokenizer, ByteTokenizer):
             raise ValueError(

@@ -35,38 +35,9 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataConfig, EpochDataModule
+from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.options import PreferenceDataOptions
 from ic.datamodules.packing import IGNORED_LABEL
-
-
-@dataclass
-class PreferenceDataConfig(EpochDataConfig):
-    """Configuration of `PreferenceDataModule`; a row is a pair.
-
-    Attributes:
-        prompt_column, chosen_column, rejected_column: names of the columns; a row without the
-            prompt's has it as the common beginning of the other two.
-        share_prompt: run a pair's prompt through the model once, not twice. The loss is the same.
-        tokens_per_batch: a pair counts as two context lengths, whether its prompt is shared or not.
-        too_long: what to do with a pair beyond the context: `error`, or `drop` and report it.
-    """
-
-    TOO_LONG = ("error", "drop")
-    SEQUENCES_PER_ROW = 2
-
-    name: str = "preference"
-    prompt_column: str = "prompt"
-    chosen_column: str = "chosen"
-    rejected_column: str = "rejected"
-    share_prompt: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens_per_batch < 2 * self.context_length:
-            raise ValueError(
-                f"data.tokens_per_batch={self.tokens_per_batch}: must hold a pair, two times "
-                f"data.context_length={self.context_length}"
-            )
 
 
 @dataclass(frozen=True)
@@ -93,7 +64,7 @@ class TokenizedPair:
 
 
 def tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase, record: Record, where: str, config: PreferenceDataConfig
+    tokenizer: PreTrainedTokenizerBase, record: Record, where: str, config: PreferenceDataOptions
 ) -> TokenizedPair:
     """A row of the data as tokens.
 
@@ -186,7 +157,7 @@ def _rows_of_pairs(pairs: list[TokenizedPair]) -> list[list[_Part]]:
     ]
 
 
-class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, int]):
+class PreferenceDataModule(EpochDataModule[PreferenceDataOptions, TokenizedPair, int]):
     """Preference pairs, each a row of `EpochDataModule`."""
 
     file_example = "pairs.jsonl"
@@ -247,7 +218,7 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataConfig, TokenizedPair, 
 
 
 def _split_prompt(
-    chosen: Any, rejected: Any, where: str, config: PreferenceDataConfig
+    chosen: Any, rejected: Any, where: str, config: PreferenceDataOptions
 ) -> tuple[Any, Any, Any]:
     """The common beginning of two completions as the prompt: whole turns, or characters."""
     if is_conversation(chosen):

@@ -29,43 +29,9 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataConfig, EpochDataModule
+from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.options import SFTDataOptions
 from ic.datamodules.packing import IGNORED_LABEL, collate_rows, pack_whole
-
-
-@dataclass
-class SFTDataConfig(EpochDataConfig):
-    """Configuration of `SFTDataModule`.
-
-    Attributes:
-        messages_column: conversations; where a row lacks it, `prompt_column` and
-            `completion_column` hold text or messages.
-        context_length: most tokens of a row.
-        tokens_per_batch: a multiple of `context_length`.
-        packing: several conversations a row, each attending to itself; otherwise one a row.
-        too_long: what to do with a conversation beyond the context: `error`, or `drop` it, or
-            `split` it into rows that do not see each other; both are counted and reported.
-    """
-
-    TOO_LONG = ("error", "drop", "split")
-
-    name: str = "sft"
-    messages_column: str = "messages"
-    prompt_column: str = "prompt"
-    completion_column: str = "completion"
-    packing: bool = True
-
-    @property
-    def mixes_lengths(self) -> bool:
-        return not self.packing
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens_per_batch < 1 or self.tokens_per_batch % self.context_length:
-            raise ValueError(
-                f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
-                f"data.context_length={self.context_length}"
-            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +47,7 @@ class TokenizedConversation:
 
 
 def tokenize_conversation(
-    tokenizer: PreTrainedTokenizerBase, record: Record, where: str, config: SFTDataConfig
+    tokenizer: PreTrainedTokenizerBase, record: Record, where: str, config: SFTDataOptions
 ) -> TokenizedConversation:
     """A row of the data as tokens: targets are the assistant's, or the completion's.
 
@@ -141,7 +107,7 @@ def collate_conversations(
     return batch
 
 
-class SFTDataModule(EpochDataModule[SFTDataConfig, TokenizedConversation, list[int]]):
+class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[int]]):
     """Conversations, one or more a row of `EpochDataModule`."""
 
     file_example = "chats.jsonl"

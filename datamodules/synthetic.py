@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ic.datamodules.needles import FILLERS, KEY_DIGITS, KEYS, draw_filler, draw_sample
+from ic.datamodules.needle_names import FILLERS
+from ic.datamodules.needles import KEY_DIGITS, KEYS, draw_filler, draw_sample
+from ic.datamodules.options import SLOT_BYTES
 
-SLOT_BYTES = 64
 MAX_PAIRS = 96
 _PAIR = np.frombuffer(b" The pass key for abc is 00000. ", dtype=np.uint8)
 _NAME_AT = _PAIR.tobytes().index(b"abc")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
+from ic.datamodules.options import TextDataOptions
 from ic.datamodules.packing import cut_rows
-from ic.datamodules.text_files import (
-    DOCUMENT_UNITS,
-    FORMATS,
-    TextFiles,
-    detect_format,
-    resolve_files,
-)
+from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
 from ic.datamodules.text_stream import (
     DocumentTokenizer,
     EvaluationBatches,
@@ -37,77 +32,6 @@ from ic.datamodules.text_stream import (
 from ic.parallel.replica import data_replica
 
 Batch = dict[str, Any]
-
-
-@dataclass
-class TextDataConfig:
-    """Configuration of `TextDataModule`.
-
-    Attributes:
-        train_files, val_files, test_files: paths or globs of local files.
-        format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
-        text_column: key (jsonl) or column (parquet) that holds the document.
-        document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
-        append_eos: end each document with the tokenizer's eos token, a target like any other.
-        prepend_bos: start each document with the tokenizer's bos token.
-        context_length: tokens of a sequence.
-        tokens_per_batch: tokens of one micro-batch and rank, a multiple of `context_length`.
-        shuffle_buffer: documents that are permuted together, held in memory by each stream and
-            read again on resume; 0 keeps files and rows in their order.
-        num_streams: streams a rank reads side by side; micro-batch i comes from stream i % this.
-            Workers share the work when their number divides it. It is part of what fixes the order.
-        num_workers: processes that make batches ahead; the batches do not depend on it.
-        ignore_checkpoint_position: on resume begin with the first document, rather than refuse when
-            the checkpoint's position does not fit these files and settings.
-    """
-
-    name: str = "text"
-    train_files: list[str] = field(default_factory=list)
-    val_files: list[str] = field(default_factory=list)
-    test_files: list[str] = field(default_factory=list)
-    format: str = "auto"
-    text_column: str = "text"
-    document_unit: str = "file"
-    append_eos: bool = True
-    prepend_bos: bool = False
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
-    shuffle_buffer: int = 256
-    num_streams: int = 1
-    num_workers: int = 0
-    seed: int = 0
-    ignore_checkpoint_position: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("train_files", "val_files", "test_files"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)!r}: must be a list of paths or globs, "
-                    f"such as [{getattr(self, name)}]"
-                )
-        for name, allowed in (("format", FORMATS), ("document_unit", DOCUMENT_UNITS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}"
-                )
-        if not self.text_column:
-            raise ValueError("data.text_column is empty: name the key or column with the document")
-        for name, least in (
-            ("context_length", 2),
-            ("shuffle_buffer", 0),
-            ("num_streams", 1),
-            ("num_workers", 0),
-            ("seed", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
-        sequences = self.tokens_per_batch // self.context_length
-        if sequences < 1 or self.tokens_per_batch % self.context_length:
-            nearest = max(1, sequences) * self.context_length
-            raise ValueError(
-                f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
-                f"data.context_length={self.context_length}, such as {nearest}"
-            )
 
 
 class TextDataModule(LightningDataModule):
@@ -141,7 +65,7 @@ class TextDataModule(LightningDataModule):
             position recorded with other files or settings.
     """
 
-    def __init__(self, config: TextDataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: TextDataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer

@@ -18,15 +18,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from ic.datamodules.options import SUFFIXES
 from ic.files.retry_io import retrying
 
-SUFFIXES = {
-    "text": (".txt", ".text", ".md"),
-    "jsonl": (".jsonl", ".ndjson"),
-    "parquet": (".parquet", ".pq"),
-}
-FORMATS = ("auto", *SUFFIXES)
-DOCUMENT_UNITS = ("file", "paragraph", "line")
 # `datasets` calls a whole file a "document".
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 _ROWS_PER_READ = 256

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,32 +27,6 @@ from ic.model.adapter import load_adapter, merged_tensor
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class ExportConfig:
-    """The verb `export`: a checkpoint as Hugging Face safetensors.
-
-    Attributes:
-        checkpoint: folder, sharded or not.
-        output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
-        dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
-        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
-        overwrite: replace an existing output.
-    """
-
-    checkpoint: str = "???"
-    output: str = "???"
-    dtype: str | None = None
-    max_shard_size: str = "5GB"
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in (None, "float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"dtype={self.dtype!r}: choose one of float32, bfloat16, float16, or null to keep "
-                "the checkpoint's"
-            )
 
 
 class WeightSource:

@@ -32,7 +32,6 @@ from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, rea
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import (
-    AdapterConfig,
     add_adapter,
     join_adapter,
     load_adapter,
@@ -41,6 +40,7 @@ from ic.model.adapter import (
     split_adapter,
 )
 from ic.model.backends import ON_TORCH, Backends
+from ic.model.options import AdapterOptions
 
 WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
 ADAPTER = "adapter"
@@ -60,7 +60,7 @@ class FolderCheckpointIO(CheckpointIO):
         self,
         config: MLAConfig,
         tokenizer: PreTrainedTokenizerBase,
-        adapter: AdapterConfig | None = None,
+        adapter: AdapterOptions | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer

@@ -12,15 +12,16 @@ from ic.config.run import (
     TrainerConfig,
     WandbConfig,
 )
-from ic.datamodules.passkey import PasskeyDataConfig
-from ic.datamodules.preference import PreferenceDataConfig
-from ic.datamodules.sft import SFTDataConfig
-from ic.datamodules.text import TextDataConfig
+from ic.datamodules.options import (
+    PasskeyDataOptions,
+    PreferenceDataOptions,
+    SFTDataOptions,
+    TextDataOptions,
+)
 from ic.evaluation.passkey.grid import PasskeyGridConfig
-from ic.model.adapter import AdapterConfig
-from ic.parallel.config import StrategyConfig
-from ic.training.optimizers import OptimizerConfig
-from ic.training.preference_loss import PreferenceConfig
+from ic.model.options import AdapterOptions
+from ic.parallel.options import StrategyOptions
+from ic.training.options import OptimizerOptions, PreferenceOptions
 
 
 def register_schemas(verb: str, schema: type) -> None:
@@ -34,14 +35,14 @@ def register_schemas(verb: str, schema: type) -> None:
     store.store(name=f"{verb}_schema", node=schema)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
-        ("data", "passkey_schema", PasskeyDataConfig),
-        ("data", "text_schema", TextDataConfig),
-        ("data", "sft_schema", SFTDataConfig),
-        ("data", "preference_data_schema", PreferenceDataConfig),
-        ("preference", "preference_schema", PreferenceConfig),
-        ("model/adapter", "lora_schema", AdapterConfig),
-        ("optimizer", "optimizer_schema", OptimizerConfig),
-        ("strategy", "strategy_schema", StrategyConfig),
+        ("data", "passkey_schema", PasskeyDataOptions),
+        ("data", "text_schema", TextDataOptions),
+        ("data", "sft_schema", SFTDataOptions),
+        ("data", "preference_data_schema", PreferenceDataOptions),
+        ("preference", "preference_schema", PreferenceOptions),
+        ("model/adapter", "lora_schema", AdapterOptions),
+        ("optimizer", "optimizer_schema", OptimizerOptions),
+        ("strategy", "strategy_schema", StrategyOptions),
         ("trainer", "trainer_schema", TrainerConfig),
         ("callbacks", "callbacks_schema", CallbacksConfig),
         ("logger", "logger_schema", LoggerConfig),

@@ -10,27 +10,29 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ic.callbacks.checkpoint import CheckpointConfig
-from ic.callbacks.context_length import AdaptiveContextLengthConfig
-from ic.callbacks.evaluation import PasskeyEvaluationConfig
-from ic.callbacks.gpu_utilisation import GpuUtilisationConfig
-from ic.callbacks.guardrails import GuardrailsConfig
-from ic.callbacks.memory_profiler import MemoryProfilerConfig
-from ic.callbacks.profiler import ProfilerConfig
-from ic.callbacks.requeue import SlurmRequeueConfig
-from ic.callbacks.throughput import ThroughputConfig
-from ic.datamodules.preference import PreferenceDataConfig
+from ic.callbacks.options import (
+    AdaptiveContextLengthOptions,
+    CheckpointOptions,
+    GpuUtilisationOptions,
+    GuardrailsOptions,
+    MemoryProfilerOptions,
+    PasskeyEvaluationOptions,
+    ProfilerOptions,
+    SlurmRequeueOptions,
+    ThroughputOptions,
+)
+from ic.datamodules.options import PreferenceDataOptions
 from ic.evaluation.passkey.grid import PasskeyGridConfig
-from ic.model.adapter import AdapterConfig
 from ic.model.backends import Backends
-from ic.model.config import MLAConfig
-from ic.parallel.config import StrategyConfig
-from ic.parallel.watchdog import WatchdogConfig
-from ic.training.language_modeling import ObjectiveConfig
-from ic.training.optimizers import OptimizerConfig
-from ic.training.preference_loss import PreferenceConfig
+from ic.model.dimensions import check_dimensions
+from ic.model.options import AdapterOptions
+from ic.parallel.options import StrategyOptions, WatchdogOptions
+from ic.training.options import ObjectiveOptions, OptimizerOptions, PreferenceOptions
+
+if TYPE_CHECKING:
+    from ic.model.config import MLAConfig
 
 
 @dataclass
@@ -72,14 +74,16 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     init_from: str | None = None
-    adapter: AdapterConfig | None = None
+    adapter: AdapterOptions | None = None
 
     def __post_init__(self) -> None:
         Backends(self.attention, self.norm, self.rope)
-        self.mla_config(vocab_size=1)  # its checks, with the same messages
+        check_dimensions(self, self.rope)
 
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""
+        from ic.model.config import MLAConfig
+
         names = set(self.__dataclass_fields__) - {
             "attention",
             "norm",
@@ -151,16 +155,16 @@ class TrainerConfig:
 class CallbacksConfig:
     """Callbacks; `null` turns one off."""
 
-    checkpoint: CheckpointConfig | None = None
-    context_length: AdaptiveContextLengthConfig | None = None
-    guardrails: GuardrailsConfig | None = None
-    passkey: PasskeyEvaluationConfig | None = None
-    memory: MemoryProfilerConfig | None = None
-    throughput: ThroughputConfig | None = None
-    gpu_utilisation: GpuUtilisationConfig | None = None
-    profiler: ProfilerConfig | None = None
-    watchdog: WatchdogConfig | None = None
-    requeue: SlurmRequeueConfig | None = None
+    checkpoint: CheckpointOptions | None = None
+    context_length: AdaptiveContextLengthOptions | None = None
+    guardrails: GuardrailsOptions | None = None
+    passkey: PasskeyEvaluationOptions | None = None
+    memory: MemoryProfilerOptions | None = None
+    throughput: ThroughputOptions | None = None
+    gpu_utilisation: GpuUtilisationOptions | None = None
+    profiler: ProfilerOptions | None = None
+    watchdog: WatchdogOptions | None = None
+    requeue: SlurmRequeueOptions | None = None
     progress: bool = True
 
 
@@ -202,10 +206,10 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: Any = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    preference: PreferenceConfig | None = None
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    preference: PreferenceOptions | None = None
+    strategy: StrategyOptions = field(default_factory=StrategyOptions)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -231,7 +235,7 @@ class RunConfig:
         positions = self.model.max_position_embeddings
         if self.data is None:
             raise ValueError("data: choose one, for example data=passkey")
-        if (self.preference is not None) != isinstance(self.data, PreferenceDataConfig):
+        if (self.preference is not None) != isinstance(self.data, PreferenceDataOptions):
             raise ValueError(
                 f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
                 "objective under preference: data=preference and preference=dpo go together"

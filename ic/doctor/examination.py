@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial, update_wrapper
 from pathlib import Path
 
 from ic.doctor import filesystem, gpu, machine, slurm, versions
 from ic.doctor.check import Check, examine, show
+from ic.doctor.options import DoctorOptions
 
 
-@dataclass
-class DoctorConfig:
-    """The verb `doctor`.
-
-    Attributes:
-        output_dir: where runs will be written.
-        json: print findings for a program.
-    """
-
-    output_dir: str = "runs"
-    json: bool = False
-
-
-def checks(config: DoctorConfig) -> list[Check]:
+def checks(config: DoctorOptions) -> list[Check]:
     output = partial(filesystem.output_directory, Path(config.output_dir))
     update_wrapper(output, filesystem.output_directory)
     return [
@@ -40,7 +27,7 @@ def checks(config: DoctorConfig) -> list[Check]:
     ]
 
 
-def doctor(config: DoctorConfig) -> int:
+def doctor(config: DoctorOptions) -> int:
     """Examine this machine -> 0, or 1 if something will break a run."""
     findings = examine(checks(config))
     show(findings, as_json=config.json)

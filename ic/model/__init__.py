@@ -1,7 +1,24 @@
-"""The MLA language model."""
+"""The MLA language model.
 
-from ic.model.cache import LatentCache
-from ic.model.config import MLAConfig
-from ic.model.modeling_mla import MLAForCausalLM, MLAModel
+Its classes, and PyTorch with them, are imported when first asked for, so that the options in this
+folder are read without them. The first of them registers all with `transformers`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ic.model.cache import LatentCache
+    from ic.model.config import MLAConfig
+    from ic.model.modeling_mla import MLAForCausalLM, MLAModel
 
 __all__ = ["LatentCache", "MLAConfig", "MLAForCausalLM", "MLAModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from ic.model import modeling_mla
+
+        return getattr(modeling_mla, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ic.model.options import AdapterOptions
+
 _BASE, _NAME = ".base_layer.", "default"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Prefix of PEFT's own files, which name tensors from its wrapper downwards.
 _PEFT_PREFIX = "base_model.model."
 
 
-@dataclass
-class AdapterConfig:
-    """LoRA (arXiv 2106.09685), with the names of `peft.LoraConfig`.
-
-    Attributes:
-        r: rank of the update.
-        lora_alpha: the update is scaled by lora_alpha / r.
-        lora_dropout: dropout before `lora_A`.
-        target_modules: names of the linear layers to adapt.
-        use_rslora: scale by lora_alpha / sqrt(r) instead (arXiv 2312.03732).
-    """
-
-    r: int = 16
-    lora_alpha: float = 32
-    lora_dropout: float = 0.0
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
-    )
-    use_rslora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"model.adapter.r={self.r}: must be at least 1")
-        if not self.lora_alpha > 0:
-            raise ValueError(f"model.adapter.lora_alpha={self.lora_alpha}: must be above 0")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"model.adapter.lora_dropout={self.lora_dropout}: must be in [0, 1)")
-        if not self.target_modules:
-            raise ValueError("model.adapter.target_modules is empty: name the layers to adapt")
-
-
-def add_adapter(model: nn.Module, config: AdapterConfig) -> None:
+def add_adapter(model: nn.Module, config: AdapterOptions) -> None:
     """Inject trainable LoRA layers and freeze everything else, in place.
 
     `lora_B` starts at zero, so the model computes what it did before.
@@ -129,7 +100,7 @@ def merge_adapter(model: nn.Module) -> None:
 
 
 def merged_tensor(
-    name: str, tensor: Tensor, adapter: Mapping[str, Tensor], config: AdapterConfig
+    name: str, tensor: Tensor, adapter: Mapping[str, Tensor], config: AdapterOptions
 ) -> Tensor:
     """A base model's tensor with its update, if it has one, added in float32."""
     layer, _, leaf = name.rpartition(".")
@@ -157,7 +128,7 @@ def join_adapter(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor]) -> d
     return state
 
 
-def save_adapter(adapter: Mapping[str, Tensor], config: AdapterConfig, folder: Path) -> None:
+def save_adapter(adapter: Mapping[str, Tensor], config: AdapterOptions, folder: Path) -> None:
     """Write the adapter as PEFT does, so that `peft.PeftModel.from_pretrained` reads it too."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -169,21 +140,21 @@ def save_adapter(adapter: Mapping[str, Tensor], config: AdapterConfig, folder: P
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
 
 
-def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
+def load_adapter(folder: Path) -> tuple[dict[str, Tensor], AdapterOptions]:
     """What `save_adapter` wrote: tensors under the injected model's names, and the configuration.
 
     Raises:
         ValueError: a configuration that is not LoRA's, or lacks a value.
     """
     values = json.loads((folder / CONFIG).read_text())
-    known = AdapterConfig.__dataclass_fields__
+    known = AdapterOptions.__dataclass_fields__
     if values.get("peft_type") != "LORA" or not set(known) <= set(values):
         raise ValueError(f"{folder / CONFIG}: not the LoRA configuration of a checkpoint of ours")
     tensors = {}
     for name, tensor in load_file(folder / WEIGHTS).items():
         layer, _, leaf = name.removeprefix(_PEFT_PREFIX).rpartition(".")
         tensors[f"{layer}.{_NAME}.{leaf}"] = tensor
-    return tensors, AdapterConfig(**{key: values[key] for key in known})
+    return tensors, AdapterOptions(**{key: values[key] for key in known})
 
 
 def _is_adapter(name: str) -> bool:

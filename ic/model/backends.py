@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from types import ModuleType
 
-import torch
-
 from ic.errors import check_choice
+from ic.model.dimensions import BACKENDS
 
-BACKENDS = ("torch", "triton")
 FIRST_CAPABILITY = (8, 0)
 # Float16 has five exponent bits: weights and their updates stay float32, gradients are scaled.
 _FLOAT16 = {
@@ -85,6 +83,8 @@ def resolve_backends(
 
 def gpu_capability(accelerator: str) -> tuple[int, int] | None:
     """Compute capability of the oldest visible GPU; None without one or with `accelerator=cpu`."""
+    import torch  # late: choices are checked without it
+
     if accelerator == "cpu" or not torch.cuda.is_available():
         return None
     return min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))

@@ -8,10 +8,8 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from ic.errors import check_choice
-from ic.model.backends import BACKENDS, Backends
-
-LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
-ROPE_TYPES = ("default", "yarn")
+from ic.model.backends import Backends
+from ic.model.dimensions import BACKENDS, check_dimensions
 
 
 class MLAConfig(PreTrainedConfig):
@@ -19,8 +17,7 @@ class MLAConfig(PreTrainedConfig):
 
     A folder saved with this configuration also loads in `transformers`' `DeepseekV3ForCausalLM`
     (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end
-    of
-    the list are left at their defaults: every layer is dense, `first_k_dense_replace` says so.
+    of the list are left at their defaults: every layer is dense, `first_k_dense_replace` says so.
 
     Args:
         vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: sizes.
@@ -127,28 +124,8 @@ class MLAConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "kv_lora_rank",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
-            "v_head_dim",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.q_lora_rank is not None and self.q_lora_rank < 1:
-            raise ValueError(
-                f"q_lora_rank={self.q_lora_rank}: must be at least 1, or null for none"
-            )
-        if self.qk_rope_head_dim % 2:
-            raise ValueError(
-                f"qk_rope_head_dim={self.qk_rope_head_dim}: must be even, pairs are rotated"
-            )
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
                 f"num_key_value_heads={self.num_key_value_heads}: MLA expands one key and value a "
@@ -165,31 +142,7 @@ class MLAConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act={self.hidden_act!r}: only 'silu' is supported")
         for name in ("attention_backend", "norm_backend", "rope_backend"):
             check_choice(name, getattr(self, name), BACKENDS)
-        width = self.qk_rope_head_dim
-        if self.rope_backend == "triton" and (width < 16 or width & (width - 1)):
-            raise ValueError(
-                f"qk_rope_head_dim={width}: the Triton rotation takes powers of two from 16 on; "
-                "use rope=torch"
-            )
-        check_choice("length_temperature", self.length_temperature, LENGTH_TEMPERATURES)
-        bad = [i for i in self.nope_layers or [] if not 0 <= i < self.num_hidden_layers]
-        if bad:
-            raise ValueError(
-                f"nope_layers={bad}: layer indices run from 0 to {self.num_hidden_layers - 1}"
-            )
-        self._check_rope(self.rope_parameters or {})
-
-    @staticmethod
-    def _check_rope(rope: dict[str, Any]) -> None:
-        check_choice("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
-        if not rope.get("rope_theta", 0) > 1:
-            raise ValueError(
-                f"rope_parameters.rope_theta={rope.get('rope_theta')}: must be a number above 1"
-            )
-        if rope.get("rope_type") == "yarn":
-            missing = {"factor", "original_max_position_embeddings"} - rope.keys()
-            if missing:
-                raise ValueError(f"rope_parameters: YaRN needs {sorted(missing)}")
+        check_dimensions(self, self.rope_backend)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from ic.parallel.options import WatchdogOptions
 
 
 class MissingRanksError(RuntimeError):
@@ -22,26 +23,6 @@ class MissingRanksError(RuntimeError):
         self.ranks = ranks
 
 
-@dataclass
-class WatchdogConfig:
-    """Barriers that name who is missing.
-
-    Attributes:
-        timeout_s: how long ranks wait for each other at the start and at a checkpoint.
-        after_error_s: how long, once a collective has failed, to see who still answers.
-    """
-
-    timeout_s: float = 600.0
-    after_error_s: float = 15.0
-
-    def __post_init__(self) -> None:
-        for name in ("timeout_s", "after_error_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"callbacks.watchdog.{name}={getattr(self, name)}: must be above 0"
-                )
-
-
 class Watchdog(Callback):
     """Barriers over all ranks at the start of training and at each checkpoint.
 
@@ -49,8 +30,8 @@ class Watchdog(Callback):
         MissingRanksError: on rank 0, with the ranks that did not come.
     """
 
-    def __init__(self, config: WatchdogConfig | None = None) -> None:
-        self.config = config or WatchdogConfig()
+    def __init__(self, config: WatchdogOptions | None = None) -> None:
+        self.config = config or WatchdogOptions()
         self._group: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ic.datamodules.preference import PreferenceDataConfig
+from ic.datamodules.options import PreferenceDataOptions
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.display.numbers import gib
 from ic.machine.gpus import GPUS
@@ -63,7 +63,7 @@ class Planner:
     def batch_shape(self) -> tuple[int, int]:
         """Rows and tokens of one micro-batch and replica at full length."""
         data = self.config.data
-        if isinstance(data, PreferenceDataConfig) and data.share_prompt:
+        if isinstance(data, PreferenceDataOptions) and data.share_prompt:
             # A pair is a row, as long as one sequence if the prompt fills it.
             return data.rows_per_batch, data.context_length
         return max(1, data.tokens_per_batch // data.context_length), data.context_length

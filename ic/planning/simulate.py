@@ -18,9 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ic.callbacks.memory_accounting import optimizer_state
 from ic.config.run import RunConfig
-from ic.datamodules.passkey import PasskeyDataConfig
-from ic.datamodules.preference import PreferenceDataConfig
-from ic.datamodules.text import TextDataConfig
+from ic.datamodules.options import PasskeyDataOptions, PreferenceDataOptions, TextDataOptions
 from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
@@ -213,15 +211,15 @@ class FakeRun:
                 name: torch.zeros(rows, tokens, dtype=torch.long)
                 for name in ("input_ids", "labels", "position_ids")
             }
-            if isinstance(self.config.data, PasskeyDataConfig):
+            if isinstance(self.config.data, PasskeyDataOptions):
                 batch["answer_mask"] = torch.zeros(rows, tokens, dtype=torch.bool)
-            if isinstance(self.config.data, TextDataConfig):
+            if isinstance(self.config.data, TextDataOptions):
                 batch["document_ids"] = torch.zeros(rows, tokens, dtype=torch.int32)
         return batch
 
     def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
         """What `LanguageModelingModule.training_step` does with a micro-batch."""
-        if isinstance(self.config.data, PreferenceDataConfig):
+        if isinstance(self.config.data, PreferenceDataOptions):
             return self._preference_loss(model, batch, self.config.data.share_prompt)
         outputs = model.model(
             input_ids=batch["input_ids"],

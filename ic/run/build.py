@@ -32,10 +32,16 @@ from ic.checkpoint.folder import (
     load_model,
 )
 from ic.config.run import ModelConfig, RunConfig, run_directory
-from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
-from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
-from ic.datamodules.sft import SFTDataConfig, SFTDataModule
-from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.datamodules.options import (
+    PasskeyDataOptions,
+    PreferenceDataOptions,
+    SFTDataOptions,
+    TextDataOptions,
+)
+from ic.datamodules.passkey import PasskeyDataModule
+from ic.datamodules.preference import PreferenceDataModule
+from ic.datamodules.sft import SFTDataModule
+from ic.datamodules.text import TextDataModule
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.files.atomic_write import replacing
@@ -97,13 +103,13 @@ def build_model(
 
 def build_datamodule(data: Any, tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:
     """The datamodule that a data configuration names."""
-    if isinstance(data, PasskeyDataConfig):
+    if isinstance(data, PasskeyDataOptions):
         return PasskeyDataModule(data, tokenizer)
-    if isinstance(data, SFTDataConfig):
+    if isinstance(data, SFTDataOptions):
         return SFTDataModule(data, tokenizer)
-    if isinstance(data, PreferenceDataConfig):
+    if isinstance(data, PreferenceDataOptions):
         return PreferenceDataModule(data, tokenizer)
-    assert isinstance(data, TextDataConfig)
+    assert isinstance(data, TextDataOptions)
     return TextDataModule(data, tokenizer)
 
 

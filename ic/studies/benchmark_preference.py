@@ -26,15 +26,16 @@ from transformers import TrainerCallback
 from ic.config.compose import compose_config
 from ic.config.run import ModelConfig, RunConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, write_pairs
-from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
+from ic.datamodules.needle_pairs import needle_pairs, write_pairs
+from ic.datamodules.needle_pairs_options import MakePreferencesOptions
+from ic.datamodules.options import PreferenceDataOptions
+from ic.datamodules.preference import PreferenceDataModule
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM
 from ic.run.build import build_model
 from ic.studies.benchmark_preference_options import SIDES, TWICE, PreferenceBenchmarkOptions
-from ic.training.optimizers import OptimizerConfig
+from ic.training.options import OptimizerOptions, PreferenceOptions
 from ic.training.preference import PreferenceModule
-from ic.training.preference_loss import PreferenceConfig
 
 _OUT_OF_MEMORY = "out of memory"
 
@@ -113,7 +114,7 @@ def _measure(options: PreferenceBenchmarkOptions) -> dict[str, Any]:
     tokenizer = ByteTokenizer()
     model = build_model(model_config, tokenizer, options.vocab_size)
     total = options.steps + options.warmup
-    pairs = MakePreferencesConfig(output="pairs.jsonl", lengths=[length], depths=[0.5], samples=2)
+    pairs = MakePreferencesOptions(output="pairs.jsonl", lengths=[length], depths=[0.5], samples=2)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / pairs.output
         write_pairs(needle_pairs(pairs, tokenizer), file)
@@ -146,7 +147,7 @@ def _ours(
 ) -> _Steps:
     steps = _LightningSteps()
     data = PreferenceDataModule(
-        PreferenceDataConfig(
+        PreferenceDataOptions(
             train_files=[str(file)],
             context_length=length,
             tokens_per_batch=2 * length,
@@ -155,7 +156,7 @@ def _ours(
         tokenizer,
     )
     module = PreferenceModule(
-        model, tokenizer, OptimizerConfig(name="adamw", lr=1e-6), PreferenceConfig()
+        model, tokenizer, OptimizerOptions(name="adamw", lr=1e-6), PreferenceOptions()
     )
     trainer = Trainer(
         max_steps=total,

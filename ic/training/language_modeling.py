@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +16,8 @@ from ic.model import MLAForCausalLM
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
 from ic.training.metrics import ObjectiveMean, Share
-from ic.training.optimizers import OptimizerConfig, build_optimizer, lr_factor
-
-
-@dataclass
-class ObjectiveConfig:
-    """Loss of a batch that marks answers: mean over answer tokens + all_tokens_weight x mean over
-    all.
-
-    Without answer marks the loss is the mean over all targets. Each mean is over the targets of a
-    whole optimizer step: all ranks, all micro-batches.
-    """
-
-    all_tokens_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.all_tokens_weight < 0:
-            raise ValueError(
-                f"objective.all_tokens_weight={self.all_tokens_weight}: must be at least 0"
-            )
+from ic.training.optimizers import build_optimizer, lr_factor
+from ic.training.options import ObjectiveOptions, OptimizerOptions
 
 
 class LanguageModelingModule(LightningModule):
@@ -49,8 +31,8 @@ class LanguageModelingModule(LightningModule):
         self,
         model: MLAForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        optimizer: OptimizerConfig,
-        objective: ObjectiveConfig,
+        optimizer: OptimizerOptions,
+        objective: ObjectiveOptions,
     ) -> None:
         super().__init__()
         self.model = model

@@ -5,53 +5,14 @@ schedule.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ic.training.options import OptimizerOptions
 from ic.training.sharded_muon import ShardedMuon
-
-OPTIMIZERS = ("muon", "adamw")
-
-
-@dataclass
-class OptimizerConfig:
-    """Optimizer and schedule.
-
-    Attributes:
-        name: `muon` (block matrices; AdamW for embedding, head, norms, vectors, LoRA) or `adamw`
-            for all.
-        lr: peak rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
-        warmup_steps: linear warm-up.
-        decay_fraction: last share of the run over which the rate falls linearly to zero.
-    """
-
-    name: str = "muon"
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    momentum: float = 0.95
-    warmup_steps: int = 100
-    decay_fraction: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer.name={self.name!r}: choose one of {', '.join(OPTIMIZERS)}")
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr={self.lr}: must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"optimizer.weight_decay={self.weight_decay}: must be at least 0")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"optimizer.betas={self.betas}: two numbers in [0, 1)")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum={self.momentum}: must be in [0, 1)")
-        if self.warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps={self.warmup_steps}: must be at least 0")
-        if not 0 <= self.decay_fraction <= 1:
-            raise ValueError(f"optimizer.decay_fraction={self.decay_fraction}: must be in [0, 1]")
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -64,7 +25,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, muon: Iterable[nn.Parameter], adamw: Iterable[nn.Parameter], config: OptimizerConfig
+        self, muon: Iterable[nn.Parameter], adamw: Iterable[nn.Parameter], config: OptimizerOptions
     ) -> None:
         matrices = list(muon)
         sharded = any(isinstance(matrix, DTensor) for matrix in matrices)
@@ -106,7 +67,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._muon.state = self._adamw.state = self.state
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerOptions) -> torch.optim.Optimizer:
     """The configured optimizer over the parameters that train.
 
     AdamW alone where Muon has no matrix to train, as with LoRA.
@@ -133,7 +94,7 @@ def is_muon_parameter(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and "layers." in name and ".lora_" not in name
 
 
-def lr_factor(config: OptimizerConfig, step: int, progress: float) -> float:
+def lr_factor(config: OptimizerOptions, step: int, progress: float) -> float:
     """Share of the peak rate: warm-up by step, then constant, then linear decay by progress in [0,
     1].
     """

@@ -26,12 +26,11 @@ from ic.model import MLAForCausalLM
 from ic.model.adapter import adapter_disabled, has_adapter, split_adapter
 from ic.model.fingerprint import fingerprint_state
 from ic.parallel.replica import data_replica, sharing_ranks
-from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
+from ic.training.language_modeling import LanguageModelingModule
 from ic.training.metrics import BucketMeans
-from ic.training.optimizers import OptimizerConfig
+from ic.training.options import ObjectiveOptions, OptimizerOptions, PreferenceOptions
 from ic.training.preference_loss import (
     PairLogProbs,
-    PreferenceConfig,
     preference_losses,
     preference_metrics,
     sum_per_sequence,
@@ -70,10 +69,10 @@ class PreferenceModule(LanguageModelingModule):
         self,
         model: MLAForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        optimizer: OptimizerConfig,
-        preference: PreferenceConfig,
+        optimizer: OptimizerOptions,
+        preference: PreferenceOptions,
     ) -> None:
-        super().__init__(model, tokenizer, optimizer, ObjectiveConfig())
+        super().__init__(model, tokenizer, optimizer, ObjectiveOptions())
         self.preference = preference
         self.cache: ReferenceCache | None = None
         self._identity: dict[str, str] = {}

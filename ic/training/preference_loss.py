@@ -10,79 +10,13 @@ Legend: B pairs, S = 2B sequences (the chosen ones first, then the rejected), M 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass
-class PreferenceConfig:
-    """The preference objective; names and meanings are those of TRL's `DPOConfig`.
-
-    Attributes:
-        loss_type: one or more of `LOSS_TYPES`; `sft` is the mean over the chosen completions'
-            tokens.
-        loss_weights: a weight for each; all 1 if null.
-        beta: strength of the pull towards the reference (tau of `ipo`).
-        label_smoothing: probability that a label is flipped (`robust`), epsilon of `exo_pair`.
-        ld_alpha: weight in [0, 1] of the tokens beyond the shorter completion's length (LD-DPO,
-            arXiv 2409.06411); null for 1.
-        precompute_ref_log_probs: write the reference's log-probabilities to `reference_cache` once
-            and train without a second model; otherwise a frozen copy stays in memory (with LoRA,
-            the model without its adapter).
-        reference_cache: the file; default `reference.jsonl` in the run directory.
-        length_buckets: metrics are also logged for pairs up to each of these tokens, and beyond.
-    """
-
-    loss_type: list[str] = field(default_factory=lambda: ["sigmoid"])
-    loss_weights: list[float] | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    ld_alpha: float | None = None
-    precompute_ref_log_probs: bool = True
-    reference_cache: str | None = None
-    length_buckets: list[int] = field(default_factory=lambda: [4096, 16384, 65536])
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.loss_type if name not in LOSS_TYPES]
-        if unknown or not self.loss_type:
-            raise ValueError(
-                f"preference.loss_type={self.loss_type}: one or more of {', '.join(LOSS_TYPES)}"
-            )
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"preference.loss_weights={self.loss_weights}: one weight for each of "
-                f"preference.loss_type={self.loss_type}"
-            )
-        if not self.beta > 0:
-            raise ValueError(f"preference.beta={self.beta}: must be above 0")
-        smoothed = [name for name in self.loss_type if name in SMOOTHED]
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"preference.label_smoothing={self.label_smoothing}: must be in [0, 0.5)"
-            )
-        if self.label_smoothing and not smoothed:
-            raise ValueError(
-                f"preference.label_smoothing={self.label_smoothing}: only "
-                f"{' and '.join(SMOOTHED)} use it; set 0 or add one of them to loss_type"
-            )
-        if "exo_pair" in smoothed and not self.label_smoothing:
-            raise ValueError("preference.label_smoothing=0: exo_pair needs more than 0 (try 1e-3)")
-        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ValueError(f"preference.ld_alpha={self.ld_alpha}: must be in [0, 1], or null")
-        if sorted(set(self.length_buckets)) != list(self.length_buckets) or not all(
-            edge > 0 for edge in self.length_buckets
-        ):
-            raise ValueError(
-                f"preference.length_buckets={self.length_buckets}: rising numbers of tokens"
-            )
-        if self.reference_cache is not None and not self.precompute_ref_log_probs:
-            raise ValueError(
-                "preference.reference_cache: used with preference.precompute_ref_log_probs=true "
-                "alone; set one of them back"
-            )
+from ic.training.options import PreferenceOptions
 
 
 def sum_per_sequence(
@@ -143,14 +77,14 @@ class PairLogProbs:
         return self.rejected - self.ref_rejected
 
 
-def preference_losses(pairs: PairLogProbs, config: PreferenceConfig) -> Tensor:
+def preference_losses(pairs: PairLogProbs, config: PreferenceOptions) -> Tensor:
     """Weighted sum of the configured losses of each pair (B,), whose mean is the loss of a batch.
 
     `sft`, a mean over the tokens of the batch, is the same for all of them.
     """
     weights = config.loss_weights or [1.0] * len(config.loss_type)
     terms = [
-        weight * LOSS_TYPES[name](pairs, config).expand_as(pairs.chosen)
+        weight * LOSSES[name](pairs, config).expand_as(pairs.chosen)
         for name, weight in zip(config.loss_type, weights, strict=True)
     ]
     return torch.stack(terms).sum(0)
@@ -184,27 +118,27 @@ def _normalized_difference(p: PairLogProbs) -> Tensor:
     return p.chosen_log_ratios / p.chosen_tokens - p.rejected_log_ratios / p.rejected_tokens
 
 
-def _sigmoid(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _sigmoid(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """DPO, arXiv 2305.18290."""
     return -F.logsigmoid(c.beta * _difference(p))
 
 
-def _sigmoid_norm(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _sigmoid_norm(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """DPO on log-ratios a token (the length-normalised form of Tulu 3, arXiv 2411.15124)."""
     return -F.logsigmoid(c.beta * _normalized_difference(p))
 
 
-def _hinge(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _hinge(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """SLiC, arXiv 2305.10425."""
     return torch.relu(1 - c.beta * _difference(p))
 
 
-def _ipo(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _ipo(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """IPO, arXiv 2310.12036, on log-ratios a token."""
     return (_normalized_difference(p) - 1 / (2 * c.beta)) ** 2
 
 
-def _exo_pair(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _exo_pair(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """EXO, arXiv 2402.00856, equation 16."""
     logits = c.beta * _difference(p)
     epsilon = torch.tensor(c.label_smoothing, device=logits.device)
@@ -213,47 +147,47 @@ def _exo_pair(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
     ) * (F.logsigmoid(-logits) - torch.log(epsilon))
 
 
-def _robust(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _robust(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """Robust DPO, arXiv 2403.00409."""
     logits, flip = c.beta * _difference(p), c.label_smoothing
     kept = -(1 - flip) * F.logsigmoid(logits)
     return (kept + flip * F.logsigmoid(-logits)) / (1 - 2 * flip)
 
 
-def _nca_pair(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _nca_pair(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """NCA, arXiv 2402.05369."""
     chosen, rejected = c.beta * p.chosen_log_ratios, c.beta * p.rejected_log_ratios
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
-def _bco_pair(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _bco_pair(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """BCO without its running shift, arXiv 2404.04656."""
     chosen, rejected = c.beta * p.chosen_log_ratios, c.beta * p.rejected_log_ratios
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
-def _sppo_hard(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _sppo_hard(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """SPPO with probabilities 1 and 0, arXiv 2405.00675."""
     half = 0.5 / c.beta
     return (p.chosen_log_ratios - half) ** 2 + (p.rejected_log_ratios + half) ** 2
 
 
-def _apo_zero(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _apo_zero(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """APO for chosen answers better than the model's own, arXiv 2408.06266, equation 7."""
     chosen, rejected = c.beta * p.chosen_log_ratios, c.beta * p.rejected_log_ratios
     return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
 
 
-def _apo_down(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _apo_down(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     """APO for chosen answers worse than the model's own, arXiv 2408.06266, equation 8."""
     return torch.sigmoid(c.beta * p.chosen_log_ratios) + 1 - torch.sigmoid(c.beta * _difference(p))
 
 
-def _sft(p: PairLogProbs, c: PreferenceConfig) -> Tensor:
+def _sft(p: PairLogProbs, c: PreferenceOptions) -> Tensor:
     return -p.chosen_plain.sum() / p.chosen_tokens.sum()
 
 
-LOSS_TYPES: dict[str, Callable[[PairLogProbs, PreferenceConfig], Tensor]] = {
+LOSSES: dict[str, Callable[[PairLogProbs, PreferenceOptions], Tensor]] = {
     "sigmoid": _sigmoid,
     "sigmoid_norm": _sigmoid_norm,
     "hinge": _hinge,
@@ -267,4 +201,3 @@ LOSS_TYPES: dict[str, Callable[[PairLogProbs, PreferenceConfig], Tensor]] = {
     "apo_down": _apo_down,
     "sft": _sft,
 }
-SMOOTHED = ("robust", "exo_pair")

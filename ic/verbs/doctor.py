@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ic.doctor.examination import DoctorConfig as Config
+from ic.doctor.options import DoctorOptions as Config
 
 
 def run(config: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ic.checkpoint.export import ExportConfig as Config
+from ic.checkpoint.options import ExportOptions as Config
 
 
 def run(config: Config) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ic.datamodules.needle_pairs import MakePreferencesConfig as Config
+from ic.datamodules.needle_pairs_options import MakePreferencesOptions as Config
 
 
 def run(config: Config) -> int:

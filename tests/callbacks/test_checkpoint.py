@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
+from ic.callbacks.checkpoint import FolderCheckpoint
+from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.folder import trained_length
 from ic.files.run_folder import RunFolder
 from tests.conftest import SHORT
@@ -115,7 +116,7 @@ def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_second_interrupt_ends_at_once() -> None:
-    callback = FolderCheckpoint(CheckpointConfig())
+    callback = FolderCheckpoint(CheckpointOptions())
     callback._on_interrupt(signal.SIGINT, None)
     assert callback.interrupted
     with pytest.raises(KeyboardInterrupt):
@@ -133,4 +134,4 @@ def test_second_interrupt_ends_at_once() -> None:
 )
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.checkpoint.{next(iter(changes))}="):
-        CheckpointConfig(**changes)
+        CheckpointOptions(**changes)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ic.callbacks.context_length import AdaptiveContextLength, AdaptiveContextLengthConfig
+from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.options import AdaptiveContextLengthOptions
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
+from ic.datamodules.options import PasskeyDataOptions
+from ic.datamodules.passkey import PasskeyDataModule
 
 
 def trainer_of(data: object) -> SimpleNamespace:
@@ -36,10 +38,10 @@ def drive(
 
 
 def test_doubles_when_the_average_passes_at_a_check() -> None:
-    config = AdaptiveContextLengthConfig(
+    config = AdaptiveContextLengthOptions(
         start_length=128, threshold=0.6, check_every_n_steps=5, new_weight=0.2
     )
-    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
     callback.on_train_start(trainer, None)
     assert data.context_length == 128
@@ -50,8 +52,8 @@ def test_doubles_when_the_average_passes_at_a_check() -> None:
 
 
 def test_does_not_double_below_the_threshold() -> None:
-    config = AdaptiveContextLengthConfig(start_length=128, threshold=0.68, check_every_n_steps=5)
-    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    config = AdaptiveContextLengthOptions(start_length=128, threshold=0.68, check_every_n_steps=5)
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
     callback.on_train_start(trainer, None)
     # 0.672 at step 5 is below 0.68, 0.893 at step 10 above.
@@ -63,8 +65,8 @@ def test_state_and_times_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "ic.callbacks.context_length.time", SimpleNamespace(perf_counter=lambda: next(clock))
     )
-    config = AdaptiveContextLengthConfig(start_length=128, threshold=0.6, check_every_n_steps=5)
-    data = PasskeyDataModule(PasskeyDataConfig(context_length=512), ByteTokenizer())
+    config = AdaptiveContextLengthOptions(start_length=128, threshold=0.6, check_every_n_steps=5)
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
     callback.on_train_start(trainer, None)  # second 1
     drive(callback, trainer, [1.0] * 7)  # doubles in second 2
@@ -84,7 +86,7 @@ def test_state_and_times_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_needs_data_whose_length_changes() -> None:
     with pytest.raises(ValueError, match="set callbacks.context_length=null"):
-        AdaptiveContextLength(AdaptiveContextLengthConfig()).on_train_start(
+        AdaptiveContextLength(AdaptiveContextLengthOptions()).on_train_start(
             trainer_of(SimpleNamespace()), None
         )
 
@@ -95,4 +97,4 @@ def test_needs_data_whose_length_changes() -> None:
 )
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.context_length.{next(iter(changes))}="):
-        AdaptiveContextLengthConfig(**changes)
+        AdaptiveContextLengthOptions(**changes)

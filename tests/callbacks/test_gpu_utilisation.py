@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ic.callbacks.gpu_utilisation import GpuUtilisation, GpuUtilisationConfig
+from ic.callbacks.gpu_utilisation import GpuUtilisation
+from ic.callbacks.options import GpuUtilisationOptions
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 3])
@@ -19,7 +20,7 @@ def test_begins_with_the_step_behind_the_warmup(
     trainer: Any = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cuda", 0)), global_step=7
     )
-    callback = GpuUtilisation(GpuUtilisationConfig(warmup_steps=warmup_steps))
+    callback = GpuUtilisation(GpuUtilisationOptions(warmup_steps=warmup_steps))
     module: Any = None
     callback.on_train_start(trainer, module)
     samples_from = None

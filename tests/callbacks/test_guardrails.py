@@ -14,13 +14,9 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from ic.callbacks.checkpoint import CheckpointConfig, FolderCheckpoint
-from ic.callbacks.guardrails import (
-    Guardrails,
-    GuardrailsConfig,
-    TrainingDivergedError,
-    robust_z_score,
-)
+from ic.callbacks.checkpoint import FolderCheckpoint
+from ic.callbacks.guardrails import Guardrails, TrainingDivergedError, robust_z_score
+from ic.callbacks.options import CheckpointOptions, GuardrailsOptions
 from ic.checkpoint.folder import MODULE_PREFIX, FolderCheckpointIO
 from ic.config.compose import compose_config
 from ic.config.run import RunConfig
@@ -86,8 +82,10 @@ def fit(
         strategy=STRATEGIES[strategy](),
         gradient_clip_val=1.0,
         callbacks=[
-            Guardrails(GuardrailsConfig(**settings)),
-            FolderCheckpoint(CheckpointConfig(every_n_steps=2, keep_every_n_steps=2, monitor=None)),
+            Guardrails(GuardrailsOptions(**settings)),
+            FolderCheckpoint(
+                CheckpointOptions(every_n_steps=2, keep_every_n_steps=2, monitor=None)
+            ),
         ],
         plugins=[FolderCheckpointIO(model.config, tokenizer)],
         logger=False,
@@ -196,7 +194,7 @@ def test_divergence_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_spike_is_skipped(tmp_path: Path) -> None:
     """Against a window made by hand: median 1, MAD 0, so that the spread is a tenth of the median."""
-    guard = Guardrails(GuardrailsConfig(min_steps=5, window_steps=5))
+    guard = Guardrails(GuardrailsOptions(min_steps=5, window_steps=5))
     guard._losses.extend([1.0] * 5)
     guard._norms.extend([1.0] * 5)
     assert guard._judge(2.9, 1.0, True, False) is None
@@ -267,4 +265,4 @@ def test_robust_z_score() -> None:
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GuardrailsConfig(**settings)
+        GuardrailsOptions(**settings)

@@ -18,11 +18,13 @@ from omegaconf import OmegaConf
 from ic.callbacks import oom_snapshot
 from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
-from ic.callbacks.memory_profiler import MemoryProfiler, MemoryProfilerConfig, memory_phase
+from ic.callbacks.memory_profiler import MemoryProfiler, memory_phase
+from ic.callbacks.options import MemoryProfilerOptions
 from ic.files.atomic_write import replacing, write_json
 from ic.model.cache import LatentCache
-from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
-from ic.training.optimizers import OptimizerConfig, is_muon_parameter
+from ic.training.language_modeling import LanguageModelingModule
+from ic.training.optimizers import is_muon_parameter
+from ic.training.options import ObjectiveOptions, OptimizerOptions
 
 CPU = torch.device("cpu")
 
@@ -106,7 +108,7 @@ def test_dtensor_counts_its_local_shard():
 
 
 def test_split_is_that_of_the_model_and_adamw(tmp_path, make_trainer, make_module, make_loader):
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=2), meter=RisingMeter())
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=2), meter=RisingMeter())
     module, _ = fit_with(profiler, make_trainer, make_module, make_loader(2))
     weights = parameter_bytes(module)
     buffers = storage_bytes(module.buffers(), CPU)
@@ -125,7 +127,7 @@ def test_split_is_that_of_the_model_and_adamw(tmp_path, make_trainer, make_modul
 def test_first_step_has_no_old_gradients_and_optimizer_state_only_at_its_end(
     tmp_path, make_trainer, make_module, make_loader
 ):
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=0))
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=1, every_n_steps=0))
     module, _ = fit_with(profiler, make_trainer, make_module, make_loader(2))
     phases = read_phases(tmp_path)
     weights = parameter_bytes(module)
@@ -140,10 +142,10 @@ def test_muon_keeps_one_moment_and_adamw_two(tmp_path, make_trainer, make_module
     module = LanguageModelingModule(
         model,
         tokenizer=None,  # type: ignore[arg-type]  # kept for evaluation only
-        optimizer=OptimizerConfig(name="muon"),
-        objective=ObjectiveConfig(),
+        optimizer=OptimizerOptions(name="muon"),
+        objective=ObjectiveOptions(),
     )
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=2), meter=RisingMeter())
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=2), meter=RisingMeter())
     make_trainer(profiler).fit(module, make_loader(2))
     named = list(model.named_parameters())
     muon = sum(p.nbytes for name, p in named if is_muon_parameter(name, p))
@@ -155,7 +157,7 @@ def test_muon_keeps_one_moment_and_adamw_two(tmp_path, make_trainer, make_module
 
 def test_tied_embeddings_count_once(tmp_path, make_trainer, make_module, make_loader):
     module = make_module(tie_word_embeddings=True)
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1), meter=FakeMeter())
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=1), meter=FakeMeter())
     make_trainer(profiler, limit_train_batches=1).fit(module, make_loader(1))
     measured = read_phases(tmp_path)["forward"]["split_bytes"]["parameters"]
     assert measured == parameter_bytes(module) + storage_bytes(module.buffers(), CPU)
@@ -257,14 +259,14 @@ def test_gradients_that_accumulate_do_not_count_twice():
 
 
 def test_only_the_chosen_steps_are_measured(tmp_path, make_trainer, make_module, make_loader):
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=3))
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=1, every_n_steps=3))
     fit_with(profiler, make_trainer, make_module, make_loader(7))
     measured = {name: p["num_measured"] for name, p in read_phases(tmp_path).items()}
     assert measured == {"setup": 1, "forward": 3, "backward": 3, "optimizer_step": 3}
 
 
 def test_gradient_accumulation_is_one_step(tmp_path, make_trainer, make_module, make_loader):
-    profiler = MemoryProfiler(MemoryProfilerConfig(first_steps=1, every_n_steps=0))
+    profiler = MemoryProfiler(MemoryProfilerOptions(first_steps=1, every_n_steps=0))
     fit_with(profiler, make_trainer, make_module, make_loader(4), accumulate_grad_batches=2)
     measured = {name: p["num_measured"] for name, p in read_phases(tmp_path).items()}
     assert measured == {"setup": 1, "forward": 2, "backward": 2, "optimizer_step": 1}
@@ -399,12 +401,12 @@ def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
 @pytest.mark.parametrize("field", ["first_steps", "every_n_steps", "oom_history_entries"])
 def test_config_rejects_negative(field):
     with pytest.raises(ValueError, match=f"callbacks.memory.{field}=-1: must be at least 0"):
-        MemoryProfilerConfig(**{field: -1})
+        MemoryProfilerOptions(**{field: -1})
 
 
 def test_config_is_a_structured_config():
-    config = OmegaConf.to_object(OmegaConf.structured(MemoryProfilerConfig))
-    assert config == MemoryProfilerConfig()
+    config = OmegaConf.to_object(OmegaConf.structured(MemoryProfilerOptions))
+    assert config == MemoryProfilerOptions()
 
 
 # Out of memory. What needs no GPU: the file, the message, that nothing raises, one observer a

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ic.callbacks.profiler import ProfilerConfig
+from ic.callbacks.options import ProfilerOptions
 from tests.conftest import SHORT
 
 QUIET = (
@@ -50,4 +50,4 @@ def test_a_run_too_short_says_so(
 
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"callbacks\.profiler\.warmup_steps=0"):
-        ProfilerConfig(warmup_steps=0)
+        ProfilerOptions(warmup_steps=0)

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import OmegaConf
 
+from ic.callbacks.options import ThroughputOptions
 from ic.callbacks.progress import TrainingProgress, TrainingProgressConfig
 from ic.callbacks.step_timer import HostTimer
-from ic.callbacks.throughput import Throughput, ThroughputConfig
+from ic.callbacks.throughput import Throughput
 
 STEP_S = 2.0
 
@@ -85,7 +86,7 @@ def last_frame(output: str) -> str:
 
 
 def test_plain_lines_every_n_steps(run, clock):
-    throughput = Throughput(ThroughputConfig(warmup_steps=1), HostTimer(clock))
+    throughput = Throughput(ThroughputOptions(warmup_steps=1), HostTimer(clock))
     config = TrainingProgressConfig(plain_every_n_steps=4, plain_every_s=1000)
     output, trainer = run(10, throughput, config=config)
     assert "\x1b" not in output
@@ -149,7 +150,7 @@ def test_eta_is_the_nearer_limit(run, monkeypatch, remaining, eta):
 
 
 def test_live_line(run, clock):
-    throughput = Throughput(ThroughputConfig(warmup_steps=1), HostTimer(clock))
+    throughput = Throughput(ThroughputOptions(warmup_steps=1), HostTimer(clock))
     output, trainer = run(5, throughput, live=True)
     assert "\x1b[" in output
     frame = last_frame(output)

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ic.callbacks.requeue import SlurmRequeue, SlurmRequeueConfig, Stop
+from ic.callbacks.options import SlurmRequeueOptions
+from ic.callbacks.requeue import SlurmRequeue, Stop
 from ic.machine.slurm_job import SlurmError, SlurmJob
 from tests.conftest import SHORT
 
@@ -233,7 +234,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path: Path) -> 
 
 
 def test_the_strongest_wish_counts() -> None:
-    callback = SlurmRequeue(SlurmRequeueConfig())
+    callback = SlurmRequeue(SlurmRequeueOptions())
     callback._on_signal(signal.SIGTERM, None)
     callback._on_signal(signal.SIGUSR1, None)
     assert callback._agree() is Stop.TERMINATE
@@ -265,7 +266,7 @@ def test_an_interactive_shell_is_no_job(slurm: FakeSlurm, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("changes", [{"margin_s": -1.0}, {"max_restarts": -1}])
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.requeue.{next(iter(changes))}=-1"):
-        SlurmRequeueConfig(**changes)
+        SlurmRequeueOptions(**changes)
 
 
 def test_without_checkpoints_a_job_is_told(ic: Callable[..., int], slurm: FakeSlurm) -> None:

@@ -16,8 +16,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
+from ic.callbacks.options import ThroughputOptions
 from ic.callbacks.step_timer import HostTimer
-from ic.callbacks.throughput import Throughput, ThroughputConfig, throughput_paused
+from ic.callbacks.throughput import Throughput, throughput_paused
 from ic.callbacks.throughput_summary import TimedStep, summarise
 from ic.model.cost import train_flops_per_token
 
@@ -68,7 +69,7 @@ def run(clock, tmp_path, make_trainer, make_module, make_loader):
     def run(
         lengths: Any, before: Any = (), after: Any = (), val: Any = None, **settings: Any
     ) -> dict[str, Any]:
-        config = settings.pop("config", ThroughputConfig(warmup_steps=3))
+        config = settings.pop("config", ThroughputOptions(warmup_steps=3))
         throughput = Throughput(config, settings.pop("timer", HostTimer(clock)))
         during = {"training_step": clock.compute, "validation_step": clock.lose}
         trainer = make_trainer(*before, throughput, *after, **settings)
@@ -147,7 +148,7 @@ def test_paused_without_the_callback_runs_the_body(make_trainer):
 
 def test_grouped_by_context_length_with_mfu(run, make_module):
     peak = 1e6
-    config = ThroughputConfig(warmup_steps=2, peak_bf16_flops=peak)
+    config = ThroughputOptions(warmup_steps=2, peak_bf16_flops=peak)
     report = run([8] * 5 + [16] * 4, config=config)
     model_config = make_module().model.config
     short, long = report["by_context_length"]
@@ -165,14 +166,14 @@ def test_grouped_by_context_length_with_mfu(run, make_module):
 
 
 def test_without_warmup_the_first_step_counts_without_its_wait(run):
-    report = run([8], config=ThroughputConfig(warmup_steps=0))
+    report = run([8], config=ThroughputOptions(warmup_steps=0))
     assert (report["num_steps"], report["num_steps_timed"]) == (1, 1)
     assert report["step_time_median_s"] == pytest.approx(COMPUTE_S)
     assert report["data_wait_share"] == 0
 
 
 def test_accumulated_batches_are_one_step(run):
-    report = run(8, accumulate_grad_batches=2, config=ThroughputConfig(warmup_steps=1))
+    report = run(8, accumulate_grad_batches=2, config=ThroughputOptions(warmup_steps=1))
     assert (report["num_steps"], report["num_steps_timed"]) == (4, 3)
     assert report["step_time_median_s"] == pytest.approx(2 * STEP_S)
     assert report["tokens_per_s"] == pytest.approx(TOKENS / STEP_S)
@@ -181,7 +182,7 @@ def test_accumulated_batches_are_one_step(run):
 
 def test_logged_values_are_of_the_window_and_restart_at_a_new_length(run, tmp_path):
     logger = CSVLogger(tmp_path, name="", version="")
-    config = ThroughputConfig(warmup_steps=1, window_steps=2)
+    config = ThroughputOptions(warmup_steps=1, window_steps=2)
     run([8] * 4 + [16] * 4, config=config, logger=logger)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     header = lines[0].split(",")
@@ -221,7 +222,7 @@ class QueuedTimer(HostTimer):
 
 def test_a_gpu_is_waited_for_every_n_steps_and_keeps_a_step_of_work(run, clock):
     timer = QueuedTimer(clock)
-    config = ThroughputConfig(warmup_steps=2, sync_every_n_steps=4)
+    config = ThroughputOptions(warmup_steps=2, sync_every_n_steps=4)
     report = run(12, timer=timer, config=config, log_every_n_steps=100)
     # At steps 4, 8, 12 up to the step before (two marks are younger), and at the end.
     assert timer.waits == [2, 2, 2, 0]
@@ -231,7 +232,7 @@ def test_a_gpu_is_waited_for_every_n_steps_and_keeps_a_step_of_work(run, clock):
 
 def test_a_gpu_is_read_at_the_trainers_log_steps(run, clock, tmp_path):
     timer = QueuedTimer(clock)
-    config = ThroughputConfig(warmup_steps=1, sync_every_n_steps=100)
+    config = ThroughputOptions(warmup_steps=1, sync_every_n_steps=100)
     logger = CSVLogger(tmp_path, name="", version="")
     run(6, timer=timer, config=config, log_every_n_steps=3, logger=logger)
     header, *rows = (line.split(",") for line in (tmp_path / "metrics.csv").read_text().split())
@@ -257,7 +258,7 @@ def test_run_too_short_to_time_says_so(run):
 def test_data_parallel_replicas_multiply_the_tokens(
     clock, tmp_path, make_trainer, make_module, make_loader
 ):
-    throughput = Throughput(ThroughputConfig(warmup_steps=1), HostTimer(clock))
+    throughput = Throughput(ThroughputOptions(warmup_steps=1), HostTimer(clock))
     during = {"training_step": clock.compute}
     trainer = make_trainer(throughput)
     trainer.strategy.distributed_sampler_kwargs = {"num_replicas": 4, "rank": 0}
@@ -273,7 +274,8 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 from ic.callbacks.memory_profiler import MemoryProfiler
 from ic.callbacks.step_timer import HostTimer
-from ic.callbacks.throughput import Throughput, ThroughputConfig
+from ic.callbacks.throughput import Throughput
+from ic.callbacks.options import ThroughputOptions
 
 def load(path):
     spec = importlib.util.spec_from_file_location("loaded", path)
@@ -290,7 +292,7 @@ trainer = pl.Trainer(
     accelerator="cpu", strategy="ddp_fork", devices=2, max_epochs=1, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, default_root_dir=folder,
     callbacks=[
-        Throughput(ThroughputConfig(warmup_steps=1), HostTimer(lambda: now[0])), MemoryProfiler(),
+        Throughput(ThroughputOptions(warmup_steps=1), HostTimer(lambda: now[0])), MemoryProfiler(),
     ],
 )
 data = tiny.Batches([16] * 8, on_fetch=lambda: pass_time(0.5))
@@ -345,17 +347,17 @@ def test_failed_run_keeps_its_numbers_and_its_error(
 )
 def test_config_rejects(field, value):
     with pytest.raises(ValueError, match=f"callbacks.throughput.{field}={value}: must be"):
-        ThroughputConfig(**{field: value})
+        ThroughputOptions(**{field: value})
 
 
 def test_config_is_a_structured_config():
-    config = OmegaConf.to_object(OmegaConf.structured(ThroughputConfig))
-    assert config == ThroughputConfig()
+    config = OmegaConf.to_object(OmegaConf.structured(ThroughputOptions))
+    assert config == ThroughputOptions()
 
 
 @pytest.mark.gpu
 def test_cuda_events(tmp_path: Path, make_trainer, make_module, make_loader):
-    throughput = Throughput(ThroughputConfig(warmup_steps=2, sync_every_n_steps=3))
+    throughput = Throughput(ThroughputOptions(warmup_steps=2, sync_every_n_steps=3))
     make_trainer(throughput, accelerator="gpu").fit(make_module(), make_loader(12))
     report = json.loads((tmp_path / "throughput.json").read_text())
     assert report["clock"] == "CUDA events"

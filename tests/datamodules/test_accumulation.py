@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ic.datamodules.accumulation import NUM_TARGETS, Lookahead, count_targets
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule
-from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.datamodules.options import PasskeyDataOptions, TextDataOptions
+from ic.datamodules.passkey import PasskeyDataModule
+from ic.datamodules.text import TextDataModule
 
 
 class Witness(LightningModule):
@@ -65,7 +66,7 @@ def train(data: LightningDataModule, folder: Path, limit: int, accumulate: int) 
 
 
 def passkey(folder: Path, workers: int) -> LightningDataModule:
-    config = PasskeyDataConfig(context_length=256, tokens_per_batch=512, num_workers=workers)
+    config = PasskeyDataOptions(context_length=256, tokens_per_batch=512, num_workers=workers)
     data = PasskeyDataModule(config, ByteTokenizer())
     data.set_context_length(128)
     return data
@@ -74,7 +75,7 @@ def passkey(folder: Path, workers: int) -> LightningDataModule:
 def text(folder: Path, workers: int) -> LightningDataModule:
     for index in range(40):
         (folder / f"{index}.txt").write_text(f"{index} " * (3 * index + 1))
-    config = TextDataConfig(
+    config = TextDataOptions(
         train_files=[f"{folder}/*.txt"],
         context_length=256,
         tokens_per_batch=512,

@@ -15,9 +15,10 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
 from ic.datamodules.packing import pack_whole
-from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule
-from ic.datamodules.sft import SFTDataConfig, SFTDataModule
+from ic.datamodules.preference import PreferenceDataModule
+from ic.datamodules.sft import SFTDataModule
 
 USER, GOOD, BAD = (
     {"role": r, "content": c}
@@ -29,14 +30,14 @@ RENDERED = b"<|user|>H\xc3\xb6he?<|end|><|assistant|>3 m.<|eos|>".decode()
 
 
 def sft(path: Path | str, **changes: Any) -> SFTDataModule:
-    config = SFTDataConfig(
+    config = SFTDataOptions(
         train_files=[str(path)], **{"context_length": 64, "tokens_per_batch": 64, **changes}
     )
     return SFTDataModule(config, ByteTokenizer())
 
 
 def preference(path: Path | str, **changes: Any) -> PreferenceDataModule:
-    config = PreferenceDataConfig(
+    config = PreferenceDataOptions(
         train_files=[str(path)], **{"context_length": 64, "tokens_per_batch": 128, **changes}
     )
     return PreferenceDataModule(config, ByteTokenizer())
@@ -339,7 +340,7 @@ def test_other_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is text; give .jsonl"):
         sft(tmp_path / "a.txt").examples("train_files")
     with pytest.raises(ValueError, match="data.train_files is empty"):
-        SFTDataModule(SFTDataConfig(), ByteTokenizer()).setup("fit")
+        SFTDataModule(SFTDataOptions(), ByteTokenizer()).setup("fit")
 
 
 @pytest.mark.parametrize("name", ["conversations", "preferences"])

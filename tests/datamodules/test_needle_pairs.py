@@ -12,15 +12,17 @@ import pyarrow.parquet
 import pytest
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needle_pairs import MakePreferencesConfig, needle_pairs, question_of
+from ic.datamodules.needle_pairs import needle_pairs, question_of
+from ic.datamodules.needle_pairs_options import MakePreferencesOptions
 from ic.datamodules.needles import KEYS, answer_keys
-from ic.datamodules.preference import PreferenceDataConfig, tokenize_pair
+from ic.datamodules.options import PreferenceDataOptions
+from ic.datamodules.preference import tokenize_pair
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.runner import settings_hash
 
-SMALL = MakePreferencesConfig(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
+SMALL = MakePreferencesOptions(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
 
 
 def test_pairs() -> None:
@@ -45,7 +47,7 @@ def test_pairs() -> None:
             assert wrong[0] not in keys
         else:
             assert not wrong
-        pair = tokenize_pair(ByteTokenizer(), row, "row", PreferenceDataConfig())
+        pair = tokenize_pair(ByteTokenizer(), row, "row", PreferenceDataOptions())
         assert pair.num_tokens == row["length_tokens"]
         at = text.index(needle) / (len(text) - len(question_of(name)))
         # The other needles shift it by at most their own length.
@@ -53,7 +55,7 @@ def test_pairs() -> None:
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
-    few = MakePreferencesConfig(lengths=[1500], depths=[0.5], samples=2)
+    few = MakePreferencesOptions(lengths=[1500], depths=[0.5], samples=2)
     whole = [
         r
         for r in needle_pairs(SMALL, ByteTokenizer())
@@ -65,7 +67,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 def test_plain_pairs_are_the_evaluations_prompts() -> None:
     tokenizer, lengths = ByteTokenizer(), [500, 900]
     for distractors, task in ((4, "multi_key"), (0, "single")):
-        config = MakePreferencesConfig(
+        config = MakePreferencesOptions(
             prompt="plain",
             num_distractors=distractors,
             lengths=lengths,
@@ -90,7 +92,7 @@ def test_plain_pairs_are_the_evaluations_prompts() -> None:
             name = question.search(row["prompt"]).group(1) or ""
             assert f" The pass key{name} is {key}. " in row["prompt"]
             assert row["rejected"] != row["chosen"]
-            pair = tokenize_pair(tokenizer, row, "row", PreferenceDataConfig())
+            pair = tokenize_pair(tokenizer, row, "row", PreferenceDataOptions())
             assert pair.num_tokens == row["length_tokens"]
 
 

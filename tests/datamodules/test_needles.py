@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ic.datamodules.needles import KEYS, NOISE, TASKS, answer_keys, draw_filler, draw_sample
+from ic.datamodules.needle_names import TASKS
+from ic.datamodules.needles import KEYS, NOISE, answer_keys, draw_filler, draw_sample
 
 
 def rng(seed: int = 0) -> np.random.Generator:

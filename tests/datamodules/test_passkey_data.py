@@ -9,19 +9,20 @@ import torch
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import KEYS, answer_keys
-from ic.datamodules.passkey import PasskeyDataConfig, PasskeyDataModule, make_batch
+from ic.datamodules.options import PasskeyDataOptions
+from ic.datamodules.passkey import PasskeyDataModule, make_batch
 
 ALL_TASKS = {"single": 1.0, "multi_key": 1.0, "multi_value": 1.0, "multi_query": 1.0}
 
 
-def batch(config: PasskeyDataConfig, **changes: object) -> dict:
+def batch(config: PasskeyDataOptions, **changes: object) -> dict:
     given = {"split": "train", "step": 3, "rank": 0, "context_length": 1024, **changes}
     return make_batch(config, **given)
 
 
 @pytest.mark.parametrize("length", [128, 256, 1000, 2048])
 def test_every_answer_stands_earlier_in_the_text(length: int) -> None:
-    config = PasskeyDataConfig(task_weights=ALL_TASKS, tokens_per_batch=32768)
+    config = PasskeyDataOptions(task_weights=ALL_TASKS, tokens_per_batch=32768)
     data = batch(config, context_length=length)
     assert data["input_ids"].shape == (32768 // length, length)
     assert data["labels"].equal(data["input_ids"])
@@ -46,7 +47,7 @@ def test_every_answer_stands_earlier_in_the_text(length: int) -> None:
 
 
 def test_named_pairs_repeat_their_statement() -> None:
-    data = batch(PasskeyDataConfig(tokens_per_batch=8192), context_length=2048)
+    data = batch(PasskeyDataOptions(tokens_per_batch=8192), context_length=2048)
     for ids in data["input_ids"]:
         text = bytes(ids.tolist()).decode()
         pairs = re.findall(r"The pass key for ([a-z]{3}) is (\d{5})\.", text)
@@ -55,16 +56,16 @@ def test_named_pairs_repeat_their_statement() -> None:
 
 
 def test_pure_function_of_seed_step_rank() -> None:
-    config = PasskeyDataConfig()
+    config = PasskeyDataOptions()
     same = batch(config)
     assert all(torch.equal(same[k], v) for k, v in batch(config).items() if k != "step")
     for change in ({"step": 4}, {"rank": 1}, {"split": "validation"}):
         assert not torch.equal(same["input_ids"], batch(config, **change)["input_ids"])
-    assert not torch.equal(same["input_ids"], batch(PasskeyDataConfig(seed=1))["input_ids"])
+    assert not torch.equal(same["input_ids"], batch(PasskeyDataOptions(seed=1))["input_ids"])
 
 
 def test_validation_asks_for_keys_that_training_never_sees() -> None:
-    config = PasskeyDataConfig(tokens_per_batch=65536, context_length=1024)
+    config = PasskeyDataOptions(tokens_per_batch=65536, context_length=1024)
     for split in ("validation", "test"):
         text = bytes(batch(config, split=split)["input_ids"].flatten().tolist()).decode()
         keys = {int(key) for key in answer_keys(text)}
@@ -73,7 +74,7 @@ def test_validation_asks_for_keys_that_training_never_sees() -> None:
 
 
 def test_position_skips() -> None:
-    config = PasskeyDataConfig(tokens_per_batch=65536, max_position=2**20, num_skips=3)
+    config = PasskeyDataOptions(tokens_per_batch=65536, max_position=2**20, num_skips=3)
     positions = batch(config)["position_ids"]
     steps = positions.diff(dim=-1)
     assert (steps >= 1).all()
@@ -83,13 +84,13 @@ def test_position_skips() -> None:
     assert 0.6 < skipping.float().mean() < 0.95
     assert ((steps > 1).sum(-1) <= 3).all()
     assert positions.max() > 0.9 * 2**20
-    plain = batch(PasskeyDataConfig(skip_probability=0.0))["position_ids"]
+    plain = batch(PasskeyDataOptions(skip_probability=0.0))["position_ids"]
     assert plain.equal(torch.arange(1024).expand(4, -1))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_gives_the_steps_in_order(workers: int) -> None:
-    config = PasskeyDataConfig(context_length=256, tokens_per_batch=512, num_workers=workers)
+    config = PasskeyDataOptions(context_length=256, tokens_per_batch=512, num_workers=workers)
     data = PasskeyDataModule(config, ByteTokenizer())
     data.load_state_dict({"next_step": 5, "context_length": 128})
     for expected, got in zip(range(5, 12), data.train_dataloader(), strict=False):
@@ -114,10 +115,10 @@ def test_loader_gives_the_steps_in_order(workers: int) -> None:
 )
 def test_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PasskeyDataConfig(**changes)
+        PasskeyDataOptions(**changes)
 
 
 def test_context_length_is_checked() -> None:
-    data = PasskeyDataModule(PasskeyDataConfig(), ByteTokenizer())
+    data = PasskeyDataModule(PasskeyDataOptions(), ByteTokenizer())
     with pytest.raises(ValueError, match="must lie between 128 and data.context_length=2048"):
         data.set_context_length(4096)

@@ -17,7 +17,8 @@ import torch
 from omegaconf import OmegaConf
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.datamodules.options import TextDataOptions
+from ic.datamodules.text import TextDataModule
 
 Corpus = Callable[..., list[str]]
 T = 64
@@ -25,7 +26,7 @@ T = 64
 
 def make(tokenizer: ByteTokenizer, files: list[str], **settings: Any) -> TextDataModule:
     settings = {"context_length": T, "tokens_per_batch": 2 * T, "shuffle_buffer": 7, **settings}
-    return TextDataModule(TextDataConfig(train_files=files, **settings), tokenizer)
+    return TextDataModule(TextDataOptions(train_files=files, **settings), tokenizer)
 
 
 def on_rank(datamodule: TextDataModule, rank: int, num_replicas: int) -> TextDataModule:
@@ -298,8 +299,8 @@ def test_no_validation_files_is_no_validation(
 def test_the_configuration_group_holds_the_schema_s_fields() -> None:
     values = OmegaConf.load(Path(__file__).parents[2] / "conf" / "data" / "text.yaml")
     assert values.pop("defaults") == ["text_schema", "_self_"]
-    schema = OmegaConf.structured(TextDataConfig)
+    schema = OmegaConf.structured(TextDataOptions)
     config = OmegaConf.to_object(OmegaConf.merge(schema, values))
-    assert isinstance(config, TextDataConfig)
+    assert isinstance(config, TextDataOptions)
     assert set(values) == set(json.loads(json.dumps(vars(config))))
     assert config.train_files == []

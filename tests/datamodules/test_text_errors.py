@@ -14,14 +14,15 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.datamodules.options import TextDataOptions
+from ic.datamodules.text import TextDataModule
 
 GOOD = json.dumps({"text": "a good row of some length"})
 
 
 def fit_setup(tokenizer: PreTrainedTokenizerBase, files: list[str], **settings: Any) -> None:
     settings = {"context_length": 16, "tokens_per_batch": 16, **settings}
-    TextDataModule(TextDataConfig(train_files=files, **settings), tokenizer).setup("fit")
+    TextDataModule(TextDataOptions(train_files=files, **settings), tokenizer).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_malformed_row_far_into_the_second_file_is_named_by_a_worker(
 ) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join([GOOD] * 700))
     (tmp_path / "b.jsonl").write_text("\n".join([GOOD] * 600 + ["{"] + [GOOD] * 9))
-    config = TextDataConfig(
+    config = TextDataOptions(
         train_files=[str(tmp_path / "*.jsonl")],
         context_length=16,
         tokens_per_batch=1600,
@@ -107,7 +108,7 @@ def test_no_files(tokenizer: ByteTokenizer) -> None:
         fit_setup(tokenizer, [])
     for stage, split in (("validate", "val"), ("test", "test")):
         with pytest.raises(ValueError, match=rf"data\.{split}_files is empty"):
-            TextDataModule(TextDataConfig(), tokenizer).setup(stage)
+            TextDataModule(TextDataOptions(), tokenizer).setup(stage)
 
 
 def test_data_smaller_than_one_sequence(tokenizer: ByteTokenizer, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_gzip_cut_short(tokenizer: ByteTokenizer, tmp_path: Path) -> None:
 )
 def test_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TextDataConfig(**settings)
+        TextDataOptions(**settings)
 
 
 def test_document_unit_is_not_ignored(tokenizer: ByteTokenizer, tmp_path: Path) -> None:
@@ -187,12 +188,12 @@ def test_a_tokenizer_without_the_special_token() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"data\.append_eos=true, but the tokenizer has no eos"):
-        TextDataModule(TextDataConfig(), tokenizer)
-    TextDataModule(TextDataConfig(append_eos=False), tokenizer)
+        TextDataModule(TextDataOptions(), tokenizer)
+    TextDataModule(TextDataOptions(append_eos=False), tokenizer)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 32])
 def test_a_context_length_that_does_not_divide(tokenizer: ByteTokenizer, tokens: int) -> None:
-    datamodule = TextDataModule(TextDataConfig(context_length=16, tokens_per_batch=16), tokenizer)
+    datamodule = TextDataModule(TextDataOptions(context_length=16, tokens_per_batch=16), tokenizer)
     with pytest.raises(ValueError, match=rf"context length {tokens}: .* data\.context_length=16"):
         datamodule.set_context_length(tokens)

@@ -15,7 +15,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.text import TextDataConfig, TextDataModule
+from ic.datamodules.options import TextDataOptions
+from ic.datamodules.text import TextDataModule
 
 Corpus = Callable[..., list[str]]
 T = 64
@@ -97,7 +98,7 @@ def make(tokenizer: ByteTokenizer, files: list[str]) -> Callable[..., TextDataMo
             "shuffle_buffer": 7,
             **settings,
         }
-        return TextDataModule(TextDataConfig(**settings), tokenizer)
+        return TextDataModule(TextDataOptions(**settings), tokenizer)
 
     return make
 
@@ -236,14 +237,14 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from lightning import Trainer
 sys.path.insert(0, sys.argv[1])
-from test_text_resume import Recorder, SaveEvery, TextDataConfig, TextDataModule, ByteTokenizer
+from test_text_resume import Recorder, SaveEvery, TextDataOptions, TextDataModule, ByteTokenizer
 from pathlib import Path
 
 folder = Path(sys.argv[2])
 
 def fit(ckpt_path, name):
     module = Recorder()
-    config = TextDataConfig(
+    config = TextDataOptions(
         train_files=[sys.argv[3]], context_length=64, tokens_per_batch=128, shuffle_buffer=7)
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp_fork", max_steps=8, logger=False,

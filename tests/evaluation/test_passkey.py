@@ -12,7 +12,8 @@ import torch
 from matplotlib.image import imread
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.needles import TASKS, answer_keys
+from ic.datamodules.needle_names import TASKS
+from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.passkey.heatmap import COLORS, write_png
 from ic.evaluation.passkey.pooled import passkey_rows, pool_fillers

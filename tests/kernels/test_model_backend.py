@@ -14,7 +14,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ic.datamodules.passkey import PasskeyDataConfig, make_batch
+from ic.datamodules.options import PasskeyDataOptions
+from ic.datamodules.passkey import make_batch
 from ic.files.results import write_results
 from ic.model import LatentCache, MLAForCausalLM, sdpa
 
@@ -247,7 +248,7 @@ def compare_curves(
     """Loss curves of bf16 training from the same weights on the same batches: PyTorch with each
     SDPA kernel, whose sums differ only in order, and ours.
     """
-    data = PasskeyDataConfig(
+    data = PasskeyDataOptions(
         context_length=context_tokens, tokens_per_batch=8 * context_tokens, max_position=2**16
     )
     batches = []

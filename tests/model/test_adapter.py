@@ -13,7 +13,6 @@ import torch
 from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
 from ic.model.adapter import (
-    AdapterConfig,
     adapter_disabled,
     add_adapter,
     has_adapter,
@@ -24,9 +23,10 @@ from ic.model.adapter import (
     save_adapter,
     split_adapter,
 )
+from ic.model.options import AdapterOptions
 
 peft = pytest.importorskip("peft")
-CONFIG = AdapterConfig(
+CONFIG = AdapterOptions(
     r=4, lora_alpha=6, target_modules=["q_b_proj", "kv_b_proj", "o_proj", "down_proj"]
 )
 IDS = torch.arange(3, 43)[None]
@@ -68,7 +68,7 @@ def test_merge_equals_the_definition(
     model = make_model()
     base = model.model.layers[1].self_attn.o_proj.weight.clone()
     add_adapter(
-        model, AdapterConfig(r=4, lora_alpha=6, target_modules=["o_proj"], use_rslora=use_rslora)
+        model, AdapterOptions(r=4, lora_alpha=6, target_modules=["o_proj"], use_rslora=use_rslora)
     )
     layer = model.model.layers[1].self_attn.o_proj
     torch.nn.init.normal_(layer.lora_B.default.weight)
@@ -130,4 +130,4 @@ def test_copy_keeps_the_adapter(adapted: MLAForCausalLM) -> None:
 
 def test_unknown_target(make_model: Callable[..., MLAForCausalLM]) -> None:
     with pytest.raises(ValueError, match=r"no linear layer k_proj; choose from .*kv_b_proj"):
-        add_adapter(make_model(), AdapterConfig(target_modules=["k_proj", "o_proj"]))
+        add_adapter(make_model(), AdapterOptions(target_modules=["k_proj", "o_proj"]))

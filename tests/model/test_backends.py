@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ic.config.run import ModelConfig, RunConfig, TrainerConfig
-from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.options import PasskeyDataOptions
 from ic.model import MLAConfig
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.run.build import adapt_to_gpu
@@ -68,7 +68,7 @@ def test_a_run_is_adapted_to_the_oldest_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: chips[i])
     config = RunConfig(
         model=ModelConfig(attention="triton", rope="triton"),
-        data=PasskeyDataConfig(),
+        data=PasskeyDataOptions(),
         trainer=TrainerConfig(precision="bf16-mixed"),
     )
     with caplog.at_level("INFO", logger="lightning.pytorch"):

@@ -16,18 +16,15 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ic.callbacks.evaluation import PasskeyEvaluationConfig
-from ic.callbacks.guardrails import GuardrailsConfig
+from ic.callbacks.options import GuardrailsOptions, PasskeyEvaluationOptions
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config.run import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
-from ic.datamodules.preference import PreferenceDataConfig
-from ic.datamodules.sft import SFTDataConfig
+from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
 from ic.datamodules.tokenizers import build_tokenizer
-from ic.model.adapter import AdapterConfig
-from ic.parallel.config import StrategyConfig
+from ic.model.options import AdapterOptions
+from ic.parallel.options import StrategyOptions
 from ic.run.build import build_datamodule, build_model, build_module, build_trainer
-from ic.training.optimizers import OptimizerConfig
-from ic.training.preference_loss import PreferenceConfig
+from ic.training.options import OptimizerOptions, PreferenceOptions
 from tests.conftest import SMALL, randomize
 from tests.parallel.training_run import GRID, join, whole
 
@@ -118,31 +115,31 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
             **{k: v for k, v in SMALL.items() if not k.endswith("token_id") and k != "vocab_size"},
             gradient_checkpointing=case.checkpointing,
             # Three rows do not divide among the ranks.
-            adapter=AdapterConfig(
+            adapter=AdapterOptions(
                 r=3, target_modules=["q_b_proj", "kv_b_proj", "down_proj"], lora_alpha=1
             )
             if case.lora
             else None,
         ),
-        data=PreferenceDataConfig(
+        data=PreferenceDataOptions(
             context_length=CONTEXT_TOKENS,
             tokens_per_batch=2 * CONTEXT_TOKENS * ROWS // num_shares,
             **files,
         )
         if case.data == "preference"
-        else SFTDataConfig(
+        else SFTDataOptions(
             context_length=CONTEXT_TOKENS,
             tokens_per_batch=CONTEXT_TOKENS * ROWS // num_shares,
             packing=False,
             **files,
         ),
-        preference=PreferenceConfig(
+        preference=PreferenceOptions(
             beta=0.5, ld_alpha=0.5, precompute_ref_log_probs=case.on_disk, length_buckets=[64]
         )
         if case.data == "preference"
         else None,
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3, warmup_steps=0, decay_fraction=0),
-        strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
+        optimizer=OptimizerOptions(name="adamw", lr=1e-3, warmup_steps=0, decay_fraction=0),
+        strategy=StrategyOptions(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
             max_steps=STEPS,
             accelerator="cpu",
@@ -153,8 +150,8 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
         ),
         callbacks=CallbacksConfig(
             progress=False,
-            guardrails=GuardrailsConfig(),
-            passkey=PasskeyEvaluationConfig() if case.data == "sft" else None,
+            guardrails=GuardrailsOptions(),
+            passkey=PasskeyEvaluationOptions() if case.data == "sft" else None,
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ic.parallel.config import StrategyConfig
+from ic.parallel.options import StrategyOptions
 from tests.conftest import SHORT
 
 RUN = {"accelerator": "gpu", "gpus": 4, "precision": "bf16-mixed", "optimizer": "adamw"}
@@ -26,7 +26,7 @@ RUN = {"accelerator": "gpu", "gpus": 4, "precision": "bf16-mixed", "optimizer": 
 )
 def test_bad_values(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StrategyConfig(**settings)  # type: ignore[arg-type]
+        StrategyOptions(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_bad_values(settings: dict[str, object], message: str) -> None:
 )
 def test_combinations(settings: dict[str, str], run: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StrategyConfig(**settings).check_run(**{**RUN, **run})  # type: ignore[arg-type]
+        StrategyOptions(**settings).check_run(**{**RUN, **run})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["auto", "ddp", "fsdp", "fsdp2"])
 def test_good_combinations(name: str) -> None:
-    StrategyConfig(name=name).check_run(**RUN)  # type: ignore[arg-type]
+    StrategyOptions(name=name).check_run(**RUN)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from ic.model import MLAConfig, MLAForCausalLM
-from ic.model.adapter import AdapterConfig, adapter_disabled, add_adapter
+from ic.model.adapter import adapter_disabled, add_adapter
+from ic.model.options import AdapterOptions
 from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.fsdp2 import FSDP2Strategy, shard_model
 from ic.parallel.mesh import build_mesh
-from ic.training.optimizers import OptimizerConfig, build_optimizer
+from ic.training.optimizers import build_optimizer
+from ic.training.options import OptimizerOptions
 from ic.training.sharded_muon import ShardedMuon
 from tests.conftest import SMALL, randomize
 from tests.parallel.training_run import join
@@ -139,7 +141,7 @@ def an_adapter_off_at_first_trains() -> None:
     for reference_first in (False, True):
         torch.manual_seed(0)
         model = MLAForCausalLM(MLAConfig(**SMALL))  # type: ignore[arg-type]
-        add_adapter(model, AdapterConfig(r=3, target_modules=["q_b_proj", "kv_b_proj"]))
+        add_adapter(model, AdapterOptions(r=3, target_modules=["q_b_proj", "kv_b_proj"]))
         randomize(model)
         shard_model(model, build_mesh("cpu", 2, 1).shard, torch.bfloat16)
         ids = torch.arange(8)[None]
@@ -157,7 +159,7 @@ def an_adapter_off_at_first_trains() -> None:
 @on_two
 def states_are_dtensors() -> None:
     model, ids = sharded_model()
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = build_optimizer(model, OptimizerOptions())
     model.target_sums(ids, ids).all_tokens.backward()  # type: ignore[union-attr]
     optimizer.step()
     # Copied as a checkpoint on disk is: the optimizers would share tensors otherwise.
@@ -167,7 +169,7 @@ def states_are_dtensors() -> None:
     assert isinstance(momentum, DTensor)
     assert state["state"]["lm_head.weight"]["exp_avg"].shape == (97, 64)
     fresh, _ = sharded_model()
-    other = build_optimizer(fresh, OptimizerConfig())
+    other = build_optimizer(fresh, OptimizerOptions())
     set_state_dict(fresh, other, model_state_dict=weights, optim_state_dict=state)
     for model_, optimizer_ in ((model, optimizer), (fresh, other)):
         model_.zero_grad()

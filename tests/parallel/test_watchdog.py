@@ -11,7 +11,8 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ic.parallel.watchdog import MissingRanksError, WatchdogConfig, await_ranks, record_collectives
+from ic.parallel.options import WatchdogOptions
+from ic.parallel.watchdog import MissingRanksError, await_ranks, record_collectives
 
 DAY_S = 86400.0  # never reached: how long a rank takes to start is the machine's business
 
@@ -62,4 +63,4 @@ def test_flight_recorder_keeps_the_users_settings(
 
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"callbacks\.watchdog\.timeout_s=0"):
-        WatchdogConfig(timeout_s=0)
+        WatchdogOptions(timeout_s=0)

@@ -17,18 +17,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ic.callbacks.evaluation import PasskeyEvaluationConfig
+from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config.run import CallbacksConfig, LoggerConfig, RunConfig, TrainerConfig
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.passkey import PasskeyDataConfig
+from ic.datamodules.options import PasskeyDataOptions
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.model import MLAConfig, MLAForCausalLM
-from ic.parallel.config import StrategyConfig
+from ic.parallel.options import StrategyOptions
 from ic.parallel.replica import data_replica
 from ic.run.build import build_module, build_trainer
-from ic.training.optimizers import OptimizerConfig
+from ic.training.options import OptimizerOptions
 from tests.conftest import SMALL, randomize
 
 ROWS, TOKENS, STEPS = 4, 64, 4
@@ -159,14 +159,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, Any]:
     config = RunConfig(
-        data=PasskeyDataConfig(context_length=128, tokens_per_batch=128, max_position=4096),
-        optimizer=OptimizerConfig(
+        data=PasskeyDataOptions(context_length=128, tokens_per_batch=128, max_position=4096),
+        optimizer=OptimizerOptions(
             name=case.optimizer,
             lr=1e-2 if case.optimizer == "muon" else 1e-3,
             warmup_steps=0,
             decay_fraction=0,
         ),
-        strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
+        strategy=StrategyOptions(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
             max_steps=STEPS,
             accelerator=case.accelerator,
@@ -177,7 +177,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
             val_check_interval=2,
         ),
         callbacks=CallbacksConfig(
-            progress=False, passkey=PasskeyEvaluationConfig() if case.passkey else None
+            progress=False, passkey=PasskeyEvaluationOptions() if case.passkey else None
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ic.training.optimizers import (
-    MuonWithAdamW,
-    OptimizerConfig,
-    build_optimizer,
-    is_muon_parameter,
-    lr_factor,
-)
+from ic.training.optimizers import MuonWithAdamW, build_optimizer, is_muon_parameter, lr_factor
+from ic.training.options import OptimizerOptions
 
 
 def gradients(model: torch.nn.Module, step: int) -> None:
@@ -21,7 +16,7 @@ def gradients(model: torch.nn.Module, step: int) -> None:
 
 
 def test_equals_two_separate_optimizers(make_model) -> None:
-    config = OptimizerConfig(lr=3e-3, weight_decay=0.1)
+    config = OptimizerOptions(lr=3e-3, weight_decay=0.1)
     ours, theirs = make_model(), make_model()
     optimizer = build_optimizer(ours, config)
     assert isinstance(optimizer, MuonWithAdamW)
@@ -67,13 +62,13 @@ def test_split_of_parameters(make_model) -> None:
 
 
 def test_schedule() -> None:
-    config = OptimizerConfig(warmup_steps=10, decay_fraction=0.25)
+    config = OptimizerOptions(warmup_steps=10, decay_fraction=0.25)
     assert lr_factor(config, 0, 0.0) == pytest.approx(0.1)
     assert lr_factor(config, 9, 0.1) == 1
     assert lr_factor(config, 500, 0.75) == 1
     assert lr_factor(config, 500, 0.875) == pytest.approx(0.5)
     assert lr_factor(config, 500, 1.0) == 0
-    assert lr_factor(OptimizerConfig(decay_fraction=0.0, warmup_steps=0), 0, 1.0) == 1
+    assert lr_factor(OptimizerOptions(decay_fraction=0.0, warmup_steps=0), 0, 1.0) == 1
 
 
 @pytest.mark.parametrize(
@@ -90,4 +85,4 @@ def test_schedule() -> None:
 )
 def test_refuses(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**changes)
+        OptimizerOptions(**changes)

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from ic.checkpoint.folder import load_model
 from ic.training.metrics import BucketMeans, bucket_masks
+from ic.training.options import PreferenceOptions
 from ic.training.preference import PreferenceModule
-from ic.training.preference_loss import PreferenceConfig
 from tests.training.conftest import PAIRS, write_jsonl
 
 Run = Callable[..., int]
@@ -273,4 +273,4 @@ def test_bucket_means() -> None:
 )
 def test_bad_objective(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PreferenceConfig(**values)
+        PreferenceOptions(**values)

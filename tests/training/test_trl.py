@@ -13,19 +13,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.preference import PreferenceDataConfig, PreferenceDataModule, tokenize_pair
-from ic.datamodules.sft import SFTDataConfig, collate_conversations, tokenize_conversation
+from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
+from ic.datamodules.preference import PreferenceDataModule, tokenize_pair
+from ic.datamodules.sft import collate_conversations, tokenize_conversation
 from ic.model import MLAForCausalLM
-from ic.training.language_modeling import LanguageModelingModule, ObjectiveConfig
-from ic.training.optimizers import OptimizerConfig
+from ic.training.language_modeling import LanguageModelingModule
+from ic.training.options import LOSS_TYPES, ObjectiveOptions, OptimizerOptions, PreferenceOptions
 from ic.training.preference import completion_sums
-from ic.training.preference_loss import (
-    LOSS_TYPES,
-    PairLogProbs,
-    PreferenceConfig,
-    preference_losses,
-    preference_metrics,
-)
+from ic.training.preference_loss import PairLogProbs, preference_losses, preference_metrics
 from tests.conftest import randomize
 from tests.training.conftest import CONVERSATIONS, PAIRS
 
@@ -88,7 +83,7 @@ def dpo(byte_model: MLAForCausalLM, tmp_path: Path) -> Any:
 
 @pytest.fixture(params=[True, False], ids=["prompt shared", "prompt twice"])
 def batch(request: pytest.FixtureRequest) -> dict[str, Any]:
-    config = PreferenceDataConfig(
+    config = PreferenceDataOptions(
         context_length=128, tokens_per_batch=1024, share_prompt=request.param
     )
     data = PreferenceDataModule(config, ByteTokenizer())
@@ -111,7 +106,7 @@ def test_losses_gradients_and_metrics(
     with torch.no_grad():
         reference_2S = completion_sums(reference, batch)[:2]
     for case in CASES:
-        config = PreferenceConfig(**case)
+        config = PreferenceOptions(**case)
         dpo.loss_types, dpo.beta = config.loss_type, config.beta
         dpo.loss_weights = config.loss_weights or [1.0] * len(config.loss_type)
         dpo.label_smoothing, dpo.ld_alpha = config.label_smoothing, config.ld_alpha
@@ -131,7 +126,7 @@ def test_losses_gradients_and_metrics(
 
 
 def sft_module(model: MLAForCausalLM) -> LanguageModelingModule:
-    return LanguageModelingModule(model, ByteTokenizer(), OptimizerConfig(), ObjectiveConfig())
+    return LanguageModelingModule(model, ByteTokenizer(), OptimizerOptions(), ObjectiveOptions())
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -149,7 +144,7 @@ def test_sft_loss_and_gradients(byte_model: MLAForCausalLM, tmp_path: Path, pack
     )
     their_gradients = gradients(model, theirs)
     samples = [
-        tokenize_conversation(ByteTokenizer(), record, f"row {i}", SFTDataConfig())
+        tokenize_conversation(ByteTokenizer(), record, f"row {i}", SFTDataOptions())
         for i, record in enumerate(CONVERSATIONS)
     ]
     rows = [samples[:3], samples[3:]] if packed else [[sample] for sample in samples]

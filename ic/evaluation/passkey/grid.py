@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ic.datamodules.needles import FILLERS, PROMPTS, SPLITS, TASKS
+from ic.datamodules.needle_names import FILLERS, PROMPTS, SPLITS, TASKS
 
 # The needle is left out: whatever the model answers, it should not be the key.
 CONTROL = -1.0

@@ -12,7 +12,7 @@ _PRECISIONS = {
 
 
 @dataclass
-class StrategyConfig:
+class StrategyOptions:
     """Lightning strategy.
 
     Attributes:
@@ -69,3 +69,23 @@ class StrategyConfig:
                 "optimizer.name=muon with strategy.name=fsdp: FSDP flattens the matrices that Muon "
                 "needs whole; choose strategy=fsdp2, or optimizer=adamw"
             )
+
+
+@dataclass
+class WatchdogOptions:
+    """Barriers that name who is missing.
+
+    Attributes:
+        timeout_s: how long ranks wait for each other at the start and at a checkpoint.
+        after_error_s: how long, once a collective has failed, to see who still answers.
+    """
+
+    timeout_s: float = 600.0
+    after_error_s: float = 15.0
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "after_error_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"callbacks.watchdog.{name}={getattr(self, name)}: must be above 0"
+                )

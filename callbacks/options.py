@@ -1,0 +1,278 @@
+"""What each callback is asked. Imports no PyTorch, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class CheckpointOptions:
+    """When to save, and what to keep.
+
+    Attributes:
+        every_n_steps: steps between saves of `last`.
+        keep_last: number of the newest checkpoints that stay.
+        keep_every_n_steps: steps whose checkpoints stay for good; 0 keeps none.
+        monitor: metric of the validation that decides `best`; null keeps no best.
+        mode: `max` or `min`.
+    """
+
+    every_n_steps: int = 250
+    keep_last: int = 1
+    keep_every_n_steps: int = 0
+    monitor: str | None = "val/loss"
+    mode: str = "min"
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise ValueError(
+                f"callbacks.checkpoint.every_n_steps={self.every_n_steps}: must be at least 1"
+            )
+        if self.keep_last < 1:
+            raise ValueError(f"callbacks.checkpoint.keep_last={self.keep_last}: must be at least 1")
+        if self.keep_every_n_steps < 0 or self.keep_every_n_steps % self.every_n_steps:
+            raise ValueError(
+                f"callbacks.checkpoint.keep_every_n_steps={self.keep_every_n_steps}: 0, or a "
+                f"multiple of every_n_steps={self.every_n_steps}"
+            )
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"callbacks.checkpoint.mode={self.mode!r}: choose max or min")
+
+
+@dataclass
+class AdaptiveContextLengthOptions:
+    """Doubles the context length once answers are mastered.
+
+    Attributes:
+        start_length: first length in tokens.
+        threshold: moving average of `train/answer_accuracy` at which to double.
+        check_every_n_steps: how often to look.
+        new_weight: weight of the newest step in the moving average.
+    """
+
+    start_length: int = 256
+    threshold: float = 0.95
+    check_every_n_steps: int = 10
+    new_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.start_length < 128:
+            raise ValueError(
+                f"callbacks.context_length.start_length={self.start_length}: must be at least 128"
+            )
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"callbacks.context_length.threshold={self.threshold}: must be between 0 and 1"
+            )
+        if self.check_every_n_steps < 1:
+            raise ValueError(
+                "callbacks.context_length.check_every_n_steps="
+                f"{self.check_every_n_steps}: must be at least 1"
+            )
+        if not 0 < self.new_weight <= 1:
+            raise ValueError(
+                f"callbacks.context_length.new_weight={self.new_weight}: must be in (0, 1]"
+            )
+
+
+@dataclass
+class GpuUtilisationOptions:
+    """When and how often to ask.
+
+    Attributes:
+        warmup_steps: optimizer steps of this process before the first sample.
+        every_s: seconds between samples.
+    """
+
+    warmup_steps: int = 3
+    every_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(
+                f"callbacks.gpu_utilisation.warmup_steps={self.warmup_steps}: must be at least 0"
+            )
+        if not self.every_s > 0:
+            raise ValueError(f"callbacks.gpu_utilisation.every_s={self.every_s}: must be above 0")
+
+
+@dataclass
+class GuardrailsOptions:
+    """What counts as bad, and how much of it is borne.
+
+    Attributes:
+        loss_threshold: z-score of the loss from which a step is bad; null looks for non-finite
+            values alone.
+        grad_norm_threshold: likewise of the gradient norm, whose good values vary more.
+        window_steps: good steps that the median is taken over; begun anew when a curriculum changes
+            the context length.
+        min_steps: good steps before a spike can be told.
+        max_in_a_row: bad steps in a row that lead to a rollback.
+        max_rollbacks: rollbacks of one run; the next ends it.
+    """
+
+    loss_threshold: float | None = 20.0
+    grad_norm_threshold: float | None = 100.0
+    window_steps: int = 100
+    min_steps: int = 50
+    max_in_a_row: int = 3
+    max_rollbacks: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("loss_threshold", "grad_norm_threshold"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"callbacks.guardrails.{name}={value}: must be above 0, or null")
+        for name, least in (("min_steps", 2), ("max_in_a_row", 1), ("max_rollbacks", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"callbacks.guardrails.{name}={getattr(self, name)}: must be at least {least}"
+                )
+        if self.window_steps < self.min_steps:
+            raise ValueError(
+                f"callbacks.guardrails.window_steps={self.window_steps}: must be at least "
+                f"min_steps={self.min_steps}"
+            )
+
+
+@dataclass
+class MemoryProfilerOptions:
+    """How often to measure and what to keep.
+
+    Attributes:
+        first_steps: optimizer steps measured at the start of the run.
+        every_n_steps: after them, measure every n-th step; 0 for none. A measured step walks all
+            parameters a few times and puts a hook on each; the others cost a comparison.
+        oom_snapshot: write `memory/oom_snapshot.pickle` when CUDA runs out of memory.
+        oom_history_entries: allocations kept with their stack for that snapshot; 0 for none.
+        reset_host_peak: on CPU, reset the process's peak counter for each phase (see
+            `ProcessMeter`).
+    """
+
+    first_steps: int = 3
+    every_n_steps: int = 100
+    oom_snapshot: bool = True
+    oom_history_entries: int = 50_000
+    reset_host_peak: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("first_steps", "every_n_steps", "oom_history_entries"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"callbacks.memory.{name}={getattr(self, name)}: must be at least 0"
+                )
+
+
+@dataclass
+class PasskeyEvaluationOptions:
+    """When to evaluate.
+
+    Attributes:
+        every_n_steps: steps between cheap grids; 0 for none.
+        cheap_lengths: lengths of the cheap grid; each at most the current context length counts.
+        cheap_samples: samples a cell and filler of the cheap grid.
+        at_end: evaluate the full grid of `evaluation` when training ends.
+    """
+
+    every_n_steps: int = 0
+    cheap_lengths: list[int] | None = None
+    cheap_samples: int = 1
+    at_end: bool = True
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 0:
+            raise ValueError(
+                f"callbacks.passkey.every_n_steps={self.every_n_steps}: must be at least 0"
+            )
+        if self.cheap_samples < 1:
+            raise ValueError(
+                f"callbacks.passkey.cheap_samples={self.cheap_samples}: must be at least 1"
+            )
+        if self.every_n_steps and not self.cheap_lengths:
+            raise ValueError("callbacks.passkey.cheap_lengths: needed with every_n_steps above 0")
+
+
+@dataclass
+class ProfilerOptions:
+    """Which micro-batches to profile.
+
+    Attributes:
+        wait_steps: left alone at the start.
+        warmup_steps: profiled and thrown away: the profiler's own start-up.
+        active_steps: profiled and kept.
+        num_kernels: rows of the table.
+        memory_history_entries: allocations of the CUDA snapshot.
+    """
+
+    wait_steps: int = 8
+    warmup_steps: int = 2
+    active_steps: int = 3
+    num_kernels: int = 30
+    memory_history_entries: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("wait_steps", 0),
+            ("warmup_steps", 1),
+            ("active_steps", 1),
+            ("num_kernels", 1),
+            ("memory_history_entries", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"callbacks.profiler.{name}={getattr(self, name)}: must be at least {least}"
+                )
+
+
+@dataclass
+class SlurmRequeueOptions:
+    """When to give up the machines, and how often to come back.
+
+    Attributes:
+        margin_s: seconds before the job's time limit at which to save and requeue if no signal has
+            come; the longest step so far is added, since the next chance is one step away.
+        max_restarts: restarts after which a job stops, with a checkpoint, instead of requeueing.
+    """
+
+    margin_s: float = 180.0
+    max_restarts: int = 20
+
+    def __post_init__(self) -> None:
+        if self.margin_s < 0:
+            raise ValueError(f"callbacks.requeue.margin_s={self.margin_s}: must be at least 0")
+        if self.max_restarts < 0:
+            raise ValueError(
+                f"callbacks.requeue.max_restarts={self.max_restarts}: must be at least 0"
+            )
+
+
+@dataclass
+class ThroughputOptions:
+    """What counts and how often the clock is read.
+
+    Attributes:
+        warmup_steps: optimizer steps left out at the start of the process and of each new context
+            length.
+        window_steps: timed steps behind the logged values.
+        sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
+            the trainer logs, up to the step before the current one: waiting for that leaves the GPU
+            a step's work, so it does not run dry. On CPU each step is read at once.
+        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.peak_flops`.
+    """
+
+    warmup_steps: int = 3
+    window_steps: int = 20
+    sync_every_n_steps: int = 10
+    peak_bf16_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("warmup_steps", 0), ("window_steps", 1), ("sync_every_n_steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"callbacks.throughput.{name}={getattr(self, name)}: must be at least {least}"
+                )
+        if self.peak_bf16_flops is not None and self.peak_bf16_flops <= 0:
+            raise ValueError(
+                f"callbacks.throughput.peak_bf16_flops={self.peak_bf16_flops}: "
+                "must be above 0, or null to look the device up"
+            )

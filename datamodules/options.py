@@ -1,0 +1,276 @@
+"""What each datamodule is asked. Imports no PyTorch, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ic.datamodules.needle_names import TASKS
+
+SLOT_BYTES = 64
+SUFFIXES = {
+    "text": (".txt", ".text", ".md"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet", ".pq"),
+}
+FORMATS = ("auto", *SUFFIXES)
+DOCUMENT_UNITS = ("file", "paragraph", "line")
+
+
+@dataclass
+class PasskeyDataOptions:
+    """Configuration of `PasskeyDataModule`.
+
+    Attributes:
+        context_length: longest sequence; the curriculum, if any, starts shorter.
+        tokens_per_batch: tokens of one micro-batch and rank, held constant over lengths.
+        max_position: positions are drawn below this (skips).
+        skip_probability: share of the sequences with position skips; 0 turns them off.
+        num_skips: skips a sequence.
+        task_weights: how often a sequence ends in each needle task.
+        num_needles: distractors of `multi_key`, values of `multi_value`, queries of `multi_query`.
+        val_batches: batches of the validation and of the test set.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+    """
+
+    name: str = "passkey"
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    max_position: int = 2**20
+    skip_probability: float = 0.8
+    num_skips: int = 3
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "single": 1.0,
+            "multi_key": 0.0,
+            "multi_value": 0.0,
+            "multi_query": 0.0,
+        }
+    )
+    num_needles: int = 4
+    val_batches: int = 8
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.context_length < 2 * SLOT_BYTES:
+            raise ValueError(
+                f"data.context_length={self.context_length}: must be at least {2 * SLOT_BYTES}, "
+                "a needle and a question take 64 bytes each"
+            )
+        if self.tokens_per_batch < self.context_length:
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must hold one sequence of "
+                f"data.context_length={self.context_length}"
+            )
+        if self.max_position < self.context_length:
+            raise ValueError(
+                f"data.max_position={self.max_position}: must be at least "
+                f"data.context_length={self.context_length}"
+            )
+        if not 0 <= self.skip_probability <= 1:
+            raise ValueError(f"data.skip_probability={self.skip_probability}: must be in [0, 1]")
+        for name, least in (
+            ("num_skips", 0),
+            ("num_needles", 1),
+            ("val_batches", 1),
+            ("num_workers", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        if self.num_needles > 8:
+            raise ValueError(f"data.num_needles={self.num_needles}: at most 8")
+        unknown = set(self.task_weights) - set(TASKS)
+        if unknown:
+            raise ValueError(
+                f"data.task_weights: unknown {sorted(unknown)}; choose from {', '.join(TASKS)}"
+            )
+        if min(self.task_weights.values()) < 0 or not sum(self.task_weights.values()):
+            raise ValueError(f"data.task_weights={self.task_weights}: must be >= 0, one above 0")
+
+
+@dataclass
+class TextDataOptions:
+    """Configuration of `TextDataModule`.
+
+    Attributes:
+        train_files, val_files, test_files: paths or globs of local files.
+        format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
+        text_column: key (jsonl) or column (parquet) that holds the document.
+        document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
+        append_eos: end each document with the tokenizer's eos token, a target like any other.
+        prepend_bos: start each document with the tokenizer's bos token.
+        context_length: tokens of a sequence.
+        tokens_per_batch: tokens of one micro-batch and rank, a multiple of `context_length`.
+        shuffle_buffer: documents that are permuted together, held in memory by each stream and
+            read again on resume; 0 keeps files and rows in their order.
+        num_streams: streams a rank reads side by side; micro-batch i comes from stream i % this.
+            Workers share the work when their number divides it. It is part of what fixes the order.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+        ignore_checkpoint_position: on resume begin with the first document, rather than refuse when
+            the checkpoint's position does not fit these files and settings.
+    """
+
+    name: str = "text"
+    train_files: list[str] = field(default_factory=list)
+    val_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
+    format: str = "auto"
+    text_column: str = "text"
+    document_unit: str = "file"
+    append_eos: bool = True
+    prepend_bos: bool = False
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    shuffle_buffer: int = 256
+    num_streams: int = 1
+    num_workers: int = 0
+    seed: int = 0
+    ignore_checkpoint_position: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("train_files", "val_files", "test_files"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)!r}: must be a list of paths or globs, "
+                    f"such as [{getattr(self, name)}]"
+                )
+        for name, allowed in (("format", FORMATS), ("document_unit", DOCUMENT_UNITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"data.{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}"
+                )
+        if not self.text_column:
+            raise ValueError("data.text_column is empty: name the key or column with the document")
+        for name, least in (
+            ("context_length", 2),
+            ("shuffle_buffer", 0),
+            ("num_streams", 1),
+            ("num_workers", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
+        sequences = self.tokens_per_batch // self.context_length
+        if sequences < 1 or self.tokens_per_batch % self.context_length:
+            nearest = max(1, sequences) * self.context_length
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
+                f"data.context_length={self.context_length}, such as {nearest}"
+            )
+
+
+@dataclass
+class EpochDataOptions:
+    """Configuration of an `EpochDataModule`; subclasses add the columns they read.
+
+    Attributes:
+        train_files, val_files, test_files: paths or globs of `.jsonl` and `.parquet`, folders
+            that `datasets` saved, or `bundled:NAME`.
+        context_length: most tokens of a sequence.
+        tokens_per_batch: tokens of a micro-batch and rank.
+        too_long: what to do with an example beyond the context, one of `TOO_LONG`.
+        shuffle: another order each epoch.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+    """
+
+    TOO_LONG: ClassVar[tuple[str, ...]]
+    SEQUENCES_PER_ROW: ClassVar[int] = 1
+
+    name: str = "???"
+    train_files: list[str] = field(default_factory=list)
+    val_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    too_long: str = "error"
+    shuffle: bool = True
+    num_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.too_long not in self.TOO_LONG:
+            raise ValueError(
+                f"data.too_long={self.too_long!r}: choose from {', '.join(self.TOO_LONG)}"
+            )
+        if self.context_length < 2:
+            raise ValueError(f"data.context_length={self.context_length}: must be at least 2")
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 0")
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether batches differ in length."""
+        return True
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of a micro-batch and rank."""
+        return self.tokens_per_batch // (self.SEQUENCES_PER_ROW * self.context_length)
+
+
+@dataclass
+class SFTDataOptions(EpochDataOptions):
+    """Configuration of `SFTDataModule`.
+
+    Attributes:
+        messages_column: conversations; where a row lacks it, `prompt_column` and
+            `completion_column` hold text or messages.
+        context_length: most tokens of a row.
+        tokens_per_batch: a multiple of `context_length`.
+        packing: several conversations a row, each attending to itself; otherwise one a row.
+        too_long: what to do with a conversation beyond the context: `error`, or `drop` it, or
+            `split` it into rows that do not see each other; both are counted and reported.
+    """
+
+    TOO_LONG = ("error", "drop", "split")
+
+    name: str = "sft"
+    messages_column: str = "messages"
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+    packing: bool = True
+
+    @property
+    def mixes_lengths(self) -> bool:
+        return not self.packing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens_per_batch < 1 or self.tokens_per_batch % self.context_length:
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "
+                f"data.context_length={self.context_length}"
+            )
+
+
+@dataclass
+class PreferenceDataOptions(EpochDataOptions):
+    """Configuration of `PreferenceDataModule`; a row is a pair.
+
+    Attributes:
+        prompt_column, chosen_column, rejected_column: names of the columns; a row without the
+            prompt's has it as the common beginning of the other two.
+        share_prompt: run a pair's prompt through the model once, not twice. The loss is the same.
+        tokens_per_batch: a pair counts as two context lengths, whether its prompt is shared or not.
+        too_long: what to do with a pair beyond the context: `error`, or `drop` and report it.
+    """
+
+    TOO_LONG = ("error", "drop")
+    SEQUENCES_PER_ROW = 2
+
+    name: str = "preference"
+    prompt_column: str = "prompt"
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    share_prompt: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens_per_batch < 2 * self.context_length:
+            raise ValueError(
+                f"data.tokens_per_batch={self.tokens_per_batch}: must hold a pair, two times "
+                f"data.context_length={self.context_length}"
+            )

@@ -1,0 +1,31 @@
+"""What `export` is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ExportOptions:
+    """The verb `export`: a checkpoint as Hugging Face safetensors.
+
+    Attributes:
+        checkpoint: folder, sharded or not.
+        output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
+        dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
+        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
+        overwrite: replace an existing output.
+    """
+
+    checkpoint: str = "???"
+    output: str = "???"
+    dtype: str | None = None
+    max_shard_size: str = "5GB"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"dtype={self.dtype!r}: choose one of float32, bfloat16, float16, or null to keep "
+                "the checkpoint's"
+            )

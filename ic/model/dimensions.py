@@ -1,0 +1,87 @@
+"""What the dimensions of an MLA model may be. Imports no PyTorch: a configuration is checked with
+it before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ic.errors import check_choice
+
+BACKENDS = ("torch", "triton")
+LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
+ROPE_TYPES = ("default", "yarn")
+
+
+class Dimensions(Protocol):
+    """What `check_dimensions` reads: an `MLAConfig`, or the options that one is made from."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    max_position_embeddings: int
+    length_temperature: str
+
+    @property
+    def rope_parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def nope_layers(self) -> list[int] | None: ...
+
+
+def check_dimensions(model: Dimensions, rope_backend: str) -> None:
+    """Check the dimensions and choices that every MLA model has.
+
+    Args:
+        rope_backend: `torch` or `triton`, which rotates query and key.
+
+    Raises:
+        ValueError: a dimension that does not fit, or an unknown choice.
+    """
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "max_position_embeddings",
+    ):
+        if getattr(model, name) < 1:
+            raise ValueError(f"{name}={getattr(model, name)}: must be at least 1")
+    if model.q_lora_rank is not None and model.q_lora_rank < 1:
+        raise ValueError(f"q_lora_rank={model.q_lora_rank}: must be at least 1, or null for none")
+    width = model.qk_rope_head_dim
+    if width % 2:
+        raise ValueError(f"qk_rope_head_dim={width}: must be even, pairs are rotated")
+    if rope_backend == "triton" and (width < 16 or width & (width - 1)):
+        raise ValueError(
+            f"qk_rope_head_dim={width}: the Triton rotation takes powers of two from 16 on; "
+            "use rope=torch"
+        )
+    check_choice("length_temperature", model.length_temperature, LENGTH_TEMPERATURES)
+    bad = [i for i in model.nope_layers or [] if not 0 <= i < model.num_hidden_layers]
+    if bad:
+        raise ValueError(
+            f"nope_layers={bad}: layer indices run from 0 to {model.num_hidden_layers - 1}"
+        )
+    _check_rope(model.rope_parameters or {})
+
+
+def _check_rope(rope: dict[str, Any]) -> None:
+    check_choice("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
+    if not rope.get("rope_theta", 0) > 1:
+        raise ValueError(
+            f"rope_parameters.rope_theta={rope.get('rope_theta')}: must be a number above 1"
+        )
+    if rope.get("rope_type") == "yarn":
+        missing = {"factor", "original_max_position_embeddings"} - rope.keys()
+        if missing:
+            raise ValueError(f"rope_parameters: YaRN needs {sorted(missing)}")
