@@ -257,7 +257,7 @@ class ThroughputOptions:
         sync_every_n_steps: on CUDA, read the events every so many steps and at the steps at which
             the trainer logs, up to the step before the current one: waiting for that leaves the GPU
             a step's work, so it does not run dry. On CPU each step is read at once.
-        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.peak_flops`.
+        peak_bf16_flops: peak of one device, for GPUs that are not in `ic.machine.gpus`.
     """
 
     warmup_steps: int = 3
