@@ -78,12 +78,8 @@ def faults(root: Path) -> list[str]:
     return found
 
 
-# The model's imports of context parallelism, which a Protocol is to replace.
-OWED = ("ic.parallel.context_parallel", "ic.model.shared_attention")
-
-
 def test_imports_point_down() -> None:
-    assert [fault for fault in faults(ROOT) if not any(name in fault for name in OWED)] == []
+    assert faults(ROOT) == []
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         Backends(self.attention, self.norm, self.rope)
-        check_dimensions(self, self.rope)
+        check_dimensions(self)
 
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model."""

@@ -13,25 +13,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ic.model.adapter import effective_weight
-from ic.model.backends import triton_kernels
 from ic.model.branches import branched_attention
 from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
-from ic.model.rope import rotate_query_and_key
-from ic.model.sdpa import causal_attention
-from ic.model.shared_attention import shared_attention
-
-if TYPE_CHECKING:
-    pass
+from ic.model.operators import Operators
+from ic.model.shared_attention import replicated_attention, split_attention
+from ic.model.sharing import SequenceSharing
 
 
 class LengthTemperature(nn.Module):
@@ -62,9 +58,10 @@ class LengthTemperature(nn.Module):
 class MLAAttention(nn.Module):
     """MLA with DeepSeek's weight names."""
 
-    def __init__(self, config: MLAConfig, layer_idx: int) -> None:
+    def __init__(self, config: MLAConfig, layer_idx: int, operators: Operators) -> None:
         super().__init__()
         self.config = config
+        self.operators = operators
         self.layer_idx = layer_idx
         self.rotate = layer_idx not in (config.nope_layers or [])
         hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
@@ -72,10 +69,10 @@ class MLAAttention(nn.Module):
             self.q_proj = nn.Linear(hidden, heads * config.qk_head_dim, bias=False)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
-            self.q_a_layernorm = MLARMSNorm(config.q_lora_rank, backend=config.norm_backend)
+            self.q_a_layernorm = MLARMSNorm(config.q_lora_rank, operators=operators.norm)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.latent_dim, bias=bias)
-        self.kv_a_layernorm = MLARMSNorm(config.kv_lora_rank, backend=config.norm_backend)
+        self.kv_a_layernorm = MLARMSNorm(config.kv_lora_rank, operators=operators.norm)
         self.kv_b_proj = nn.Linear(
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
@@ -95,27 +92,32 @@ class MLAAttention(nn.Module):
         )
         k_rope_BTP = unrotated_BTP
         if self.rotate:
-            q_rope_BTHP, k_rope_BT1P = rotate_query_and_key(
-                q_rope_BTHP, unrotated_BTP[:, :, None], context.cos_BTF, context.sin_BTF, config
+            q_rope_BTHP, k_rope_BT1P = self.operators.rope.rotate(
+                q_rope_BTHP,
+                unrotated_BTP[:, :, None],
+                context.cos_BTF,
+                context.sin_BTF,
+                interleave=config.rope_interleave,
             )
             k_rope_BTP = k_rope_BT1P[:, :, 0]
         if context.parallel is not None:
-            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self._project(
-                shared_attention(
-                    self, q_BTHK, latent_BTR, k_rope_BTP, context, context.parallel, cache
+                self._shared(
+                    q_nope_BTHN,
+                    q_rope_BTHP,
+                    latent_BTR,
+                    k_rope_BTP,
+                    context,
+                    context.parallel,
+                    cache,
                 )
             )
         if cache is None:
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
-        if self._appends_in_one_kernel(cache, hidden_BTD.shape[1], context):
-            self._append(latent_BTR, unrotated_BTP, cache, context)
-        else:
-            latent_B1TR = self.kv_a_layernorm(latent_BTR)[:, None]
-            cache.update(latent_B1TR, k_rope_BTP[:, None], self.layer_idx)
+        self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
         cache_BSC = cached_latents(cache, self.layer_idx)
         if hidden_BTD.shape[1] <= config.absorbed_max_queries:
             return self._project(self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context))
@@ -143,36 +145,47 @@ class MLAAttention(nn.Module):
         q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         return q_nope, q_rope
 
-    def _appends_in_one_kernel(self, cache: Cache, tokens: int, context: AttentionContext) -> bool:
-        layer = cache.layers[self.layer_idx]
+    def _append(
+        self,
+        latent_BTR: Tensor,
+        unrotated_BTP: Tensor,
+        k_rope_BTP: Tensor,
+        cache: Cache,
+        context: AttentionContext,
+    ) -> None:
+        """Append the new tokens to the cache: normalised latents and rotated shared keys."""
+        layer: Any = cache.layers[self.layer_idx]
+        append, norm = self.operators.append, self.kv_a_layernorm
+        batch, tokens = latent_BTR.shape[:2]
+        if append is not None and self._appends_at_once(layer, tokens, context):
+            assert context.append_slots_M is not None
+            cos_MF, sin_MF = (
+                x.expand(batch, tokens, -1).flatten(0, 1)
+                for x in (context.cos_BTF, context.sin_BTF)
+            )
+            append.append(
+                latent_BTR.flatten(0, 1),
+                unrotated_BTP.flatten(0, 1),
+                norm.weight,
+                cos_MF,
+                sin_MF,
+                layer.extend(tokens),
+                context.append_slots_M,
+                eps=norm.eps,
+                interleave=self.config.rope_interleave,
+            )
+        elif isinstance(layer, LatentLayer) and layer.lengths is not None:
+            layer.append_rows(norm(latent_BTR), k_rope_BTP, context.append_slots_M)
+        else:
+            cache.update(norm(latent_BTR)[:, None], k_rope_BTP[:, None], self.layer_idx)
+
+    def _appends_at_once(self, layer: Any, tokens: int, context: AttentionContext) -> bool:
         return (
             context.append_slots_M is not None
             and self.rotate
             and not torch.is_grad_enabled()
             and isinstance(layer, LatentLayer)
-            and layer.has_last_page(tokens)
-        )
-
-    def _append(
-        self, latent_BTR: Tensor, k_rope_BTP: Tensor, cache: Cache, context: AttentionContext
-    ) -> None:
-        """Normalise the latent, rotate the shared key and write both into the cache."""
-        batch, tokens = latent_BTR.shape[:2]
-        cos_MF, sin_MF = (
-            x.expand(batch, tokens, -1).flatten(0, 1) for x in (context.cos_BTF, context.sin_BTF)
-        )
-        layer: Any = cache.layers[self.layer_idx]
-        triton_kernels().append_latent(
-            latent_BTR.flatten(0, 1),
-            k_rope_BTP.flatten(0, 1),
-            self.kv_a_layernorm.weight,
-            cos_MF,
-            sin_MF,
-            layer.extend(tokens),
-            context.append_slots_M,
-            eps=self.kv_a_layernorm.eps,
-            interleaved=self.config.rope_interleave,
-            check_indices=False,  # made for pages of this batch
+            and layer.has_pages(tokens)
         )
 
     def expanded(
@@ -187,65 +200,80 @@ class MLAAttention(nn.Module):
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
         k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
-        if config.attention_backend == "triton" and context.mask_BTS is None:
-            return triton_kernels().expanded(
-                q_BTHK,
-                k_BSHK,
-                v_BSHV,
-                scale=config.softmax_scale,
-                document_ids_BT=context.document_ids_BT,
-            )
-        return causal_attention(
+        operators = self.operators
+        attention = operators.attention if context.mask_BTS is None else operators.masked
+        return attention.expanded(
             q_BTHK,
             k_BSHK,
             v_BSHV,
             scale=config.softmax_scale,
             mask_BTS=context.mask_BTS,
             segments=context.segments,
+            document_ids_BT=context.document_ids_BT,
         )
 
     def _absorbed(
         self, q_nope_BTHN: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, context: AttentionContext
     ) -> Tensor:
+        w_k_HNR, w_v_HVR = self._absorbed_weights(q_nope_BTHN.dtype)
+        q_latent_BTHR = _by_head(q_nope_BTHN, w_k_HNR)
+        operators, lengths_B = self.operators, context.lengths_B
+        most = operators.attention.capabilities.max_decode_queries
+        if context.mask_BTS is not None:
+            attention, lengths_B = operators.masked, None
+        elif most is not None and q_rope_BTHP.shape[1] > most:
+            attention, lengths_B = operators.many_queries, None
+        else:
+            attention = operators.attention
+        out_BTHR = attention.absorbed(
+            q_latent_BTHR,
+            q_rope_BTHP,
+            cache_BSC,
+            scale=self.config.softmax_scale,
+            mask_BTS=context.mask_BTS,
+            lengths_B=lengths_B,
+        )
+        return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
+
+    def _absorbed_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The halves of `kv_b_proj` for keys (H, N, R) and values (H, V, R)."""
         config = self.config
         weight_HXR = effective_weight(self.kv_b_proj).view(
             config.num_attention_heads, -1, config.kv_lora_rank
         )
-        w_k_HNR, w_v_HVR = weight_HXR.to(q_nope_BTHN.dtype).split(
+        w_k_HNR, w_v_HVR = weight_HXR.to(dtype).split(
             [config.qk_nope_head_dim, config.v_head_dim], 1
         )
-        q_latent_BTHR = _by_head(q_nope_BTHN, w_k_HNR)
-        if self._decodes_on_triton(q_rope_BTHP, context):
-            assert context.lengths_B is not None
-            out_BTHR = triton_kernels().absorbed(
-                q_latent_BTHR, q_rope_BTHP, cache_BSC, context.lengths_B, scale=config.softmax_scale
+        return w_k_HNR, w_v_HVR
+
+    def _shared(
+        self,
+        q_nope_BTHN: Tensor,
+        q_rope_BTHP: Tensor,
+        latent_BTR: Tensor,
+        k_rope_BTP: Tensor,
+        context: AttentionContext,
+        parallel: SequenceSharing,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Attention (B, T, H, V) where ranks share each sequence; collective."""
+        layer: Any = None if cache is None else cache.layers[self.layer_idx]
+        if context.is_split:
+            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
+            return split_attention(
+                self.expanded, q_BTHK, latent_BTR, k_rope_BTP, context, parallel, layer
             )
-        else:
-            q_BTHC = torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1)
-            out_BTHR = self._attend(q_BTHC, cache_BSC, context)
-        return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
-
-    def _decodes_on_triton(self, q_BTHP: Tensor, context: AttentionContext) -> bool:
-        return (
-            self.config.attention_backend == "triton"
-            and context.mask_BTS is None
-            and q_BTHP.shape[1] <= triton_kernels().MAX_DECODE_QUERIES
+        w_k_HNR, w_v_HVR = self._absorbed_weights(q_nope_BTHN.dtype)
+        q_latent_BTHR = torch.einsum("bthn,hnr->bthr", q_nope_BTHN, w_k_HNR)
+        out_BTHR = replicated_attention(
+            torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1),
+            latent_BTR,
+            k_rope_BTP,
+            parallel,
+            layer,
+            scale=self.config.softmax_scale,
         )
-
-    def _attend(self, q_BTHC: Tensor, cache_BSC: Tensor, context: AttentionContext) -> Tensor:
-        """Absorbed attention on PyTorch's operators -> (B, T, H, R)."""
-        keys, tokens = cache_BSC.shape[1], q_BTHC.shape[1]
-        scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC) * self.config.softmax_scale
-        visible = context.mask_BTS
-        if visible is None and tokens > 1:
-            index = torch.arange(keys, device=q_BTHC.device)
-            visible = index <= index[keys - tokens :, None]
-        if visible is not None:
-            scores_BTHS = scores_BTHS.masked_fill(~visible[..., None, :], -torch.inf)
-        weights_BTHS = scores_BTHS.softmax(-1, dtype=torch.float32).to(cache_BSC.dtype)
-        return torch.einsum(
-            "bths,bsr->bthr", weights_BTHS, cache_BSC[..., : self.config.kv_lora_rank]
-        )
+        return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR)
 
 
 def _by_head(x_BTHX: Tensor, weight_HXY: Tensor) -> Tensor:

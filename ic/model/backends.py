@@ -6,13 +6,12 @@ cores from Triton. There PyTorch's operators run instead, in float16, and one li
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from types import ModuleType
+from dataclasses import dataclass
 
 from ic.errors import check_choice
-from ic.model.dimensions import BACKENDS
+from ic.model.registry import PARTS, backend_names, find_backend
 
-FIRST_CAPABILITY = (8, 0)
+FIRST_BF16 = (8, 0)
 # Float16 has five exponent bits: weights and their updates stay float32, gradients are scaled.
 _FLOAT16 = {
     "bf16": "16-mixed",
@@ -27,11 +26,11 @@ class Backends:
     """What a user asks for, or what a machine can run.
 
     Attributes:
-        attention, norm, rope: `torch` or `triton`, each on its own.
+        attention, norm, rope: names of backends (`ic.model.registry`), each on its own.
         precision: `lightning.Trainer`'s precision, or the name of a dtype for inference.
 
     Raises:
-        ValueError: a backend that is neither.
+        ValueError: no backend of this name.
     """
 
     attention: str = "torch"
@@ -40,13 +39,8 @@ class Backends:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("attention", "norm", "rope"):
-            check_choice(name, getattr(self, name), BACKENDS)
-
-    @property
-    def on_triton(self) -> list[str]:
-        """Names of the parts that run on our kernels."""
-        return [name for name, value in asdict(self).items() if value == "triton"]
+        for part in PARTS:
+            check_choice(part, getattr(self, part), backend_names())
 
 
 ON_TORCH = Backends()
@@ -58,27 +52,38 @@ def resolve_backends(
     """What runs on a GPU of this compute capability (None: a CPU), and a line if it differs.
 
     Raises:
-        ValueError: Triton asked for without a GPU.
+        ValueError: a backend that needs a GPU, without one.
     """
-    on_triton = requested.on_triton
-    if capability is None:
-        if on_triton:
+    precision, needed = requested.precision, []
+    replaced: dict[str, str] = {}
+    for part in PARTS:
+        name = getattr(requested, part)
+        first = find_backend(name).first_capability
+        if first is None:
+            continue
+        if capability is None:
             raise ValueError(
-                f"{on_triton[0]}=triton: PyTorch sees no CUDA GPU here, or accelerator=cpu hides "
-                f"it; use {on_triton[0]}=torch"
+                f"{part}={name}: PyTorch sees no CUDA GPU here, or accelerator=cpu hides it; use "
+                f"{part}=torch"
             )
-        return requested, None
-    if capability >= FIRST_CAPABILITY:
-        return requested, None
-    precision = _FLOAT16.get(requested.precision, requested.precision)
-    resolved = Backends(precision=precision)
-    changes = [f"{name}=torch in place of triton" for name in on_triton]
+        if capability < first:
+            replaced[part] = name
+            needed.append(first)
+    if capability is not None and capability < FIRST_BF16:
+        precision = _FLOAT16.get(precision, precision)
+    changes = [f"{part}=torch in place of {name}" for part, name in replaced.items()]
     if precision != requested.precision:
         changes.append(f"{precision} in place of {requested.precision}")
-    if not changes:
-        return resolved, None
-    major, minor = capability
-    return resolved, f"this GPU is sm_{major}{minor}, below sm_80: {', '.join(changes)}"
+        needed.append(FIRST_BF16)
+    if capability is None or not changes:
+        return requested, None
+    names = {part: "torch" if part in replaced else getattr(requested, part) for part in PARTS}
+    line = f"this GPU is {_sm(capability)}, below {_sm(max(needed))}: {', '.join(changes)}"
+    return Backends(**names, precision=precision), line
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return f"sm_{capability[0]}{capability[1]}"
 
 
 def gpu_capability(accelerator: str) -> tuple[int, int] | None:
@@ -88,10 +93,3 @@ def gpu_capability(accelerator: str) -> tuple[int, int] | None:
     if accelerator == "cpu" or not torch.cuda.is_available():
         return None
     return min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-
-
-def triton_kernels() -> ModuleType:
-    """`ic.model.triton_backend`, imported when first used: Triton is not everywhere installed."""
-    from ic.model import triton_backend
-
-    return triton_backend

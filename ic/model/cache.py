@@ -5,6 +5,7 @@ Legend: B batch, S cached tokens, T new tokens, R kv_lora_rank, P qk_rope_head_d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 GROWTH_TOKENS = 1024
 # The append kernel addresses pages of a multiple of 16 tokens.
 PAGE_TOKENS = 16
+_NEEDS_CONTEXT = (
+    "LatentCache: these rows have unequal lengths; give the model an AttentionContext that "
+    "`MLAModel.make_context` made for this cache"
+)
 
 
 class LatentLayer(CacheLayerMixin):
@@ -24,6 +29,13 @@ class LatentLayer(CacheLayerMixin):
     Normalised latent and rotated shared key lie side by side, so that a decode kernel reads one
     tile as key and value. `keys` and `values` are views (B, 1, S, R) and (B, 1, S, P), the form in
     which `transformers` keeps MLA.
+
+    Rows of unequal length (`concatenate_rows`) lie at the front each; behind a row's end there are
+    numbers without a meaning, but no NaN, so that a mask hides them.
+
+    Attributes:
+        length: tokens of the longest row.
+        lengths: tokens of each row, or None if all have `length`.
     """
 
     is_sliding = False
@@ -33,6 +45,7 @@ class LatentLayer(CacheLayerMixin):
         super().__init__()
         self.capacity_tokens = capacity_tokens
         self.length = 0
+        self.lengths: list[int] | None = None
         self.buffer: Tensor | None = None
         self.rank = 0
 
@@ -46,11 +59,17 @@ class LatentLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append latents (B, 1, T, R) and rotated keys (B, 1, T, P); return all of both."""
+        """Append latents (B, 1, T, R) and rotated keys (B, 1, T, P); return all of both.
+
+        Raises:
+            ValueError: rows of unequal length, which `append_rows` extends.
+        """
+        if self.lengths is not None:
+            raise ValueError(_NEEDS_CONTEXT)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
-        self._reserve(end)
+        self.reserve(end)
         assert self.buffer is not None
         self.buffer[:, self.length : end, : self.rank] = key_states[:, 0]
         self.buffer[:, self.length : end, self.rank :] = value_states[:, 0]
@@ -59,19 +78,40 @@ class LatentLayer(CacheLayerMixin):
         assert self.values is not None
         return self.keys, self.values
 
+    def append_rows(self, latent_BTR: Tensor, k_rope_BTP: Tensor, slots_M: Tensor | None) -> None:
+        """Append to rows of unequal length.
+
+        Args:
+            slots_M: int64 (B * T,), places in the pages that `extend` returns.
+
+        Raises:
+            ValueError: no slots, because the context was made for rows of equal length.
+        """
+        if slots_M is None:
+            raise ValueError(_NEEDS_CONTEXT)
+        new_MC = torch.cat((latent_BTR, k_rope_BTP), dim=-1).flatten(0, 1)
+        pages = self.extend(latent_BTR.shape[1])
+        pages.flatten(0, 1).index_copy_(0, slots_M, new_MC.to(pages.dtype))
+
     def extend(self, num_tokens: int) -> Tensor:
-        """Count more tokens, at most PAGE_TOKENS, and return the last page (B, PAGE_TOKENS, R + P)
-        of the cache, whose end the caller must write. Only where `has_last_page`.
+        """Count more tokens, and return pages of which the caller must write these tokens' places.
+
+        A page is the end of a row, (B, PAGE_TOKENS, R + P) for at most that many tokens; with rows
+        of unequal length the whole buffer of a row, (B, capacity, R + P). Only where `has_pages`.
         """
         end = self.length + num_tokens
-        self._reserve(end)
-        self._set_length(end)
+        self.reserve(end)
         assert self.buffer is not None
+        if self.lengths is not None:
+            self._set_lengths([length + num_tokens for length in self.lengths])
+            return self.buffer
+        self._set_length(end)
         return self.buffer[:, end - PAGE_TOKENS : end]
 
-    def has_last_page(self, num_tokens: int) -> bool:
+    def has_pages(self, num_tokens: int) -> bool:
         """Whether the cache is allocated and holds a page once so many tokens are added."""
-        return self.is_initialized and self.length + num_tokens >= PAGE_TOKENS
+        is_long_enough = self.lengths is not None or self.length + num_tokens >= PAGE_TOKENS
+        return self.is_initialized and is_long_enough
 
     def latents(self) -> Tensor:
         """All cached latents (B, S, R + P), a view."""
@@ -83,15 +123,14 @@ class LatentLayer(CacheLayerMixin):
         """Bytes allocated, spare capacity included."""
         return 0 if self.buffer is None else self.buffer.nbytes
 
-    def _reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int) -> None:
+        """Make room for rows of so many tokens; the layer must have been given some."""
         assert self.buffer is not None
         if tokens <= self.buffer.shape[1]:
             return
         # An eighth of slack keeps the copies a decode loop makes linear in its length.
         capacity = tokens if not self.length else max(tokens, self.length * 9 // 8 + GROWTH_TOKENS)
-        grown = self.buffer.new_empty(self.buffer.shape[0], capacity, self.buffer.shape[2])
-        grown[:, : self.length] = self.buffer[:, : self.length]
-        self.buffer = grown
+        self.buffer = _joined_rows([self], capacity, zeros=self.lengths is not None)
 
     def _set_length(self, length: int) -> None:
         self.length = length
@@ -100,9 +139,25 @@ class LatentLayer(CacheLayerMixin):
         held = self.buffer[:, None, :length]
         self.keys, self.values = held[..., : self.rank], held[..., self.rank :]
 
-    def _map_batch(self, buffer: Tensor) -> None:
-        self.buffer = buffer
-        self._set_length(self.length)
+    def _set_lengths(self, lengths: list[int]) -> None:
+        longest = max(lengths, default=0)
+        self.lengths = lengths if min(lengths, default=0) < longest else None
+        self._set_length(longest)
+
+    def row_lengths(self) -> list[int]:
+        """Tokens of each row."""
+        if self.lengths is not None:
+            return self.lengths
+        return [self.length] * (0 if self.buffer is None else len(self.buffer))
+
+    def _map_batch(self, row_N: Tensor) -> None:
+        """Row `row_N[i]` becomes row i."""
+        assert self.buffer is not None
+        self.buffer = self.buffer.index_select(0, row_N)
+        if self.lengths is None:
+            self._set_length(self.length)
+        else:
+            self._set_lengths([self.lengths[row] for row in row_N.tolist()])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -120,26 +175,34 @@ class LatentLayer(CacheLayerMixin):
         return min(at_most, self.length)
 
     def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens; a negative number drops that many."""
+        """Keep the first `max_length` tokens of each row; a negative number drops that many."""
+        if self.lengths is not None:
+            drop = max(-max_length, 0)
+            limit = self.length if max_length < 0 else max_length
+            self._set_lengths([min(max(n - drop, 0), limit) for n in self.lengths])
+            return
         if max_length < 0:
             max_length = self.length + max_length
         if max_length < self.length:
             self._set_length(max_length)
 
     def reset(self) -> None:
+        self.lengths = None
         self._set_length(0)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.buffer is not None:
-            self._map_batch(self.buffer.index_select(0, beam_idx.to(self.buffer.device)))
+            self._map_batch(beam_idx.to(self.buffer.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.buffer is not None:
-            self._map_batch(self.buffer.repeat_interleave(repeats, dim=0))
+            rows = torch.arange(len(self.buffer), device=self.buffer.device)
+            self._map_batch(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.buffer is not None:
-            self._map_batch(self.buffer[indices])
+            rows = torch.arange(len(self.buffer), device=self.buffer.device)
+            self._map_batch(rows[indices])
 
     def offload(self) -> None:
         raise ValueError("LatentCache: offloading is not supported; the cache is already small")
@@ -162,9 +225,84 @@ class LatentCache(Cache):
         return int(first.croppable_length(at_most))
 
     @property
+    def row_lengths(self) -> list[int]:
+        """Tokens of each row."""
+        first: Any = self.layers[0]
+        lengths: list[int] = first.row_lengths()
+        return lengths
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows have unequal lengths."""
+        first: Any = self.layers[0]
+        return first.lengths is not None
+
+    def reserve(self, num_tokens: int) -> int:
+        """Make room for so many more tokens in each row -> the tokens a row can hold then."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.reserve(layer.length + num_tokens)
+        return int(layers[0].buffer.shape[1])
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated over all layers."""
         return sum(layer.nbytes for layer in self.layers if isinstance(layer, LatentLayer))
+
+
+def concatenate_rows(caches: Sequence[LatentCache], capacity_tokens: int = 0) -> LatentCache:
+    """One cache that holds copies of the rows of several, each row at its own length.
+
+    Args:
+        caches: with a token or more each.
+        capacity_tokens: tokens a row to allocate at least.
+
+    Raises:
+        ValueError: no cache, an empty one, or caches of different models, dtypes or devices.
+    """
+    depths = {len(cache.layers) for cache in caches}
+    if len(depths) != 1:
+        raise ValueError(
+            f"concatenate_rows: {len(caches)} caches with {sorted(depths)} layers; give at least "
+            "one, all of the same model"
+        )
+    whole = LatentCache(num_layers=0)
+    whole.layers = [
+        _joined_layer(layers, capacity_tokens)
+        for layers in zip(*(cache.layers for cache in caches), strict=True)
+    ]
+    return whole
+
+
+def _joined_layer(layers: Sequence[Any], capacity_tokens: int) -> LatentLayer:
+    if not all(type(layer) is LatentLayer and layer.length for layer in layers):
+        raise ValueError("concatenate_rows: takes LatentCaches that hold tokens")
+    kinds = {(x.buffer.shape[2], x.rank, x.buffer.dtype, x.buffer.device) for x in layers}
+    if len(kinds) > 1:
+        raise ValueError(
+            "concatenate_rows: the caches differ in (width, rank, dtype, device): "
+            + ", ".join(sorted(map(str, kinds)))
+        )
+    lengths = [length for layer in layers for length in layer.row_lengths()]
+    whole = LatentLayer()
+    whole.lazy_initialization(layers[0].keys, layers[0].values)
+    whole.buffer = _joined_rows(layers, max(capacity_tokens, *lengths), zeros=True)
+    whole._set_lengths(lengths)
+    return whole
+
+
+def _joined_rows(layers: Sequence[Any], capacity_tokens: int, *, zeros: bool) -> Tensor:
+    """A buffer with the rows of all layers; `zeros`, and whole pages, for rows that end early."""
+    first, rows = layers[0].buffer, sum(len(layer.buffer) for layer in layers)
+    if zeros:
+        capacity_tokens = -(-capacity_tokens // PAGE_TOKENS) * PAGE_TOKENS
+    make = first.new_zeros if zeros else first.new_empty
+    joined: Tensor = make(rows, capacity_tokens, first.shape[2])
+    at = 0
+    for layer in layers:
+        joined[at : at + len(layer.buffer), : layer.length] = layer.buffer[:, : layer.length]
+        at += len(layer.buffer)
+    return joined
 
 
 def cached_latents(cache: Cache, layer_idx: int) -> Tensor:

@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig
 
 from ic.errors import check_choice
 from ic.model.backends import Backends
-from ic.model.dimensions import BACKENDS, check_dimensions
+from ic.model.dimensions import check_dimensions
+from ic.model.registry import PARTS, backend_names
 
 
 class MLAConfig(PreTrainedConfig):
@@ -29,8 +30,9 @@ class MLAConfig(PreTrainedConfig):
             (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale,
             mscale_all_dim`).
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
-        attention_backend: `torch` (everywhere) or `triton` (our kernels; needs a CUDA GPU). Padded
-            batches, and decoding of more than four tokens at once, run on `torch` either way.
+        attention_backend: `torch` (everywhere), `triton` (our kernels; needs a CUDA GPU) or another
+            of `ic.model.registry`. Padded batches, and decoding of more tokens at once than the
+            backend takes (four on `triton`), run on `torch` either way.
         norm_backend, rope_backend: the same choice for RMSNorm (with the residual addition before
             it) and for the rotation. With both on `triton`, decoding over a `LatentCache` does
             norm, rotation and append in one kernel.
@@ -41,7 +43,8 @@ class MLAConfig(PreTrainedConfig):
         nope_layers: indices of layers that do not rotate query and key.
 
     Raises:
-        ValueError: a dimension that does not fit, or an unknown choice.
+        ValueError: a dimension that does not fit, or an unknown choice. Whether the backends take
+            the dimensions is asked when a model is built.
     """
 
     model_type = "infinite_context"
@@ -112,8 +115,8 @@ class MLAConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: all but the backends, which are the machine's matter."""
         saved = super().to_diff_dict()
-        for name in ("attention_backend", "norm_backend", "rope_backend"):
-            saved.pop(name, None)
+        for part in PARTS:
+            saved.pop(f"{part}_backend", None)
         return saved
 
     def set_backends(self, backends: Backends) -> None:
@@ -140,9 +143,10 @@ class MLAConfig(PreTrainedConfig):
             raise ValueError(f"attention_dropout={self.attention_dropout}: only 0 is supported")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act={self.hidden_act!r}: only 'silu' is supported")
-        for name in ("attention_backend", "norm_backend", "rope_backend"):
-            check_choice(name, getattr(self, name), BACKENDS)
-        check_dimensions(self, self.rope_backend)
+        for part in PARTS:
+            name = f"{part}_backend"
+            check_choice(name, getattr(self, name), backend_names())
+        check_dimensions(self)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

@@ -11,23 +11,24 @@ from torch import Tensor
 
 from ic.model.branches import Branches
 from ic.model.sdpa import Segments
-from ic.parallel.context_parallel import ContextParallel
+from ic.model.sharing import SequenceSharing
 
 
 @dataclass
 class AttentionContext:
-    """What every layer of one forward pass shares; made once by `MLAModel`.
+    """What every layer of one forward pass shares; made once, by `ic.model.build_context`.
 
     Attributes:
         cos_BTF, sin_BTF: rotation of the new tokens, (B or 1, T, P/2) float32.
         visible_BT: number of keys each new token sees (itself included), or None if no layer asks.
         mask_BTS: True where a key is visible; None for plain causal attention.
-        segments: documents as (row, start, end), or None.
-        document_ids_BT: the same documents as ids, or None.
+        document_ids_BT: ids of documents in contiguous runs, or None.
+        segments: the same documents as (row, start, end), or None if attention reads the ids.
         branches: bounds of each row's two continuations, in whole sequences, or None.
-        lengths_B: int32, number of keys the last token sees; None unless attention is on Triton.
-        append_slots_M: int64 (B * T,), places of the new tokens in the last pages of the rows
-            (`LatentLayer.extend`); None unless one kernel may normalise, rotate and append them.
+        lengths_B: int32, number of keys the last token sees; None unless decode reads it.
+        append_slots_M: int64 (B * T,), places of the new tokens in the pages of the cache
+            (`LatentLayer.extend`). None unless one kernel may normalise, rotate and append them, or
+            rows of unequal length each end at a place of their own.
         parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
             this rank's tokens, documents of the whole sequence.
         is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
@@ -43,7 +44,7 @@ class AttentionContext:
     branches: Branches | None = None
     lengths_B: Tensor | None = None
     append_slots_M: Tensor | None = None
-    parallel: ContextParallel | None = None
+    parallel: SequenceSharing | None = None
     is_split: bool = False
 
     def up_to(self, num_keys: int) -> AttentionContext:

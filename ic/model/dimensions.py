@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from ic.errors import check_choice
 
-BACKENDS = ("torch", "triton")
 LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
 ROPE_TYPES = ("default", "yarn")
 
@@ -34,11 +33,9 @@ class Dimensions(Protocol):
     def nope_layers(self) -> list[int] | None: ...
 
 
-def check_dimensions(model: Dimensions, rope_backend: str) -> None:
-    """Check the dimensions and choices that every MLA model has.
-
-    Args:
-        rope_backend: `torch` or `triton`, which rotates query and key.
+def check_dimensions(model: Dimensions) -> None:
+    """Check the dimensions and choices that every MLA model has; whether the backends take them is
+    asked when a model is built (`ic.model.operators`).
 
     Raises:
         ValueError: a dimension that does not fit, or an unknown choice.
@@ -58,13 +55,9 @@ def check_dimensions(model: Dimensions, rope_backend: str) -> None:
             raise ValueError(f"{name}={getattr(model, name)}: must be at least 1")
     if model.q_lora_rank is not None and model.q_lora_rank < 1:
         raise ValueError(f"q_lora_rank={model.q_lora_rank}: must be at least 1, or null for none")
-    width = model.qk_rope_head_dim
-    if width % 2:
-        raise ValueError(f"qk_rope_head_dim={width}: must be even, pairs are rotated")
-    if rope_backend == "triton" and (width < 16 or width & (width - 1)):
+    if model.qk_rope_head_dim % 2:
         raise ValueError(
-            f"qk_rope_head_dim={width}: the Triton rotation takes powers of two from 16 on; "
-            "use rope=torch"
+            f"qk_rope_head_dim={model.qk_rope_head_dim}: must be even, pairs are rotated"
         )
     check_choice("length_temperature", model.length_temperature, LENGTH_TEMPERATURES)
     bad = [i for i in model.nope_layers or [] if not 0 <= i < model.num_hidden_layers]

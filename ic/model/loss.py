@@ -6,6 +6,7 @@ Legend: M tokens (flattened), D hidden, W vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,34 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-try:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-except ImportError:  # the extra `gpu` is not installed
-    LigerFusedLinearCrossEntropyLoss = None
-
 IGNORE_INDEX = -100
 # 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing
 # from it.
 CHUNK_TOKENS = 4096
 
-
-def linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
-    """Mean cross-entropy of `hidden @ weight.T` against labels, over labels that are not -100;
-    float32 scalar. Zero if no label counts.
-    """
-    count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
-    return summed_linear_cross_entropy(hidden_MD, weight_WD, labels_M) / count
+# Hidden states, the head's weight and labels -> their summed cross-entropy.
+Summed = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def summed_linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
-    """As `linear_cross_entropy`, summed over the labels instead of their mean.
+    """Cross-entropy of `hidden @ weight.T` against labels, summed over those that are not -100;
+    float32 scalar.
 
-    On a GPU with Liger installed its fused kernel runs; elsewhere chunks of the tokens are
-    projected one after the other and projected again in the backward pass.
+    Chunks of the tokens are projected one after the other and projected again in the backward pass.
     """
-    if hidden_MD.is_cuda and len(hidden_MD) and LigerFusedLinearCrossEntropyLoss is not None:
-        fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
-        return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M)
     if hidden_MD.shape[0] <= CHUNK_TOKENS:
         return _summed(hidden_MD, weight_WD, labels_M)
     total = hidden_MD.new_zeros((), dtype=torch.float32)
@@ -50,6 +38,19 @@ def summed_linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: 
             _summed, hidden_MD[chunk], weight_WD, labels_M[chunk], use_reentrant=False
         )
     return total
+
+
+def linear_cross_entropy(
+    hidden_MD: Tensor,
+    weight_WD: Tensor,
+    labels_M: Tensor,
+    summed: Summed = summed_linear_cross_entropy,
+) -> Tensor:
+    """As `summed_linear_cross_entropy`, or another implementation of it, but the mean over the
+    labels. Zero if no label counts.
+    """
+    count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
+    return summed(hidden_MD, weight_WD, labels_M) / count
 
 
 def shift_labels(labels_BT: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,31 +24,30 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ic.model.attention import MLAAttention
-from ic.model.branches import Branches, check_branches
-from ic.model.cache import PAGE_TOKENS, LatentCache
+from ic.model.branches import Branches
+from ic.model.build_context import ContextBuilder
+from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
-from ic.model.masks import document_segments, needs_no_mask, num_visible, padding_mask
 from ic.model.mlp import MLAMLP
 from ic.model.norm import MLARMSNorm
+from ic.model.operators import Operators, choose_operators
 from ic.model.rope import DecoupledRotaryEmbedding
+from ic.model.sharing import SequenceSharing
 from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
-
-if TYPE_CHECKING:
-    from ic.parallel.context_parallel import ContextParallel
 
 
 class MLADecoderLayer(GradientCheckpointingLayer):
     """Pre-norm attention and feed-forward with residual connections."""
 
-    def __init__(self, config: MLAConfig, layer_idx: int) -> None:
+    def __init__(self, config: MLAConfig, layer_idx: int, operators: Operators) -> None:
         super().__init__()
-        self.self_attn = MLAAttention(config, layer_idx)
-        self.mlp = MLAMLP(config)
+        self.self_attn = MLAAttention(config, layer_idx, operators)
+        self.mlp = MLAMLP(config, operators.feed_forward)
         norm = partial(
-            MLARMSNorm, config.hidden_size, config.rms_norm_eps, backend=config.norm_backend
+            MLARMSNorm, config.hidden_size, config.rms_norm_eps, operators=operators.norm
         )
         self.input_layernorm = norm()
         self.post_attention_layernorm = norm()
@@ -94,22 +93,28 @@ class MLAPreTrainedModel(PreTrainedModel):
 class MLAModel(MLAPreTrainedModel):
     """Embedding, decoder layers and final norm.
 
+    Args:
+        operators: in place of those that the configuration names.
+
     Attributes:
         context_parallel: set by a strategy that spreads sequences over ranks (ic/parallel). Every
             rank then gives whole sequences, works on its part and returns its part's hidden states;
             a few tokens over a cache (at most `absorbed_max_queries`) are not spread.
     """
 
-    def __init__(self, config: MLAConfig) -> None:
+    def __init__(self, config: MLAConfig, operators: Operators | None = None) -> None:
         super().__init__(config)
+        self.operators = operators or choose_operators(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            MLADecoderLayer(config, i) for i in range(config.num_hidden_layers)
+            MLADecoderLayer(config, i, self.operators) for i in range(config.num_hidden_layers)
         )
-        self.norm = MLARMSNorm(config.hidden_size, config.rms_norm_eps, backend=config.norm_backend)
+        self.norm = MLARMSNorm(
+            config.hidden_size, config.rms_norm_eps, operators=self.operators.norm
+        )
         self.rotary_emb = DecoupledRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self.context_parallel: ContextParallel | None = None
+        self.context_parallel: SequenceSharing | None = None
         self.post_init()
 
     def forward(
@@ -123,6 +128,7 @@ class MLAModel(MLAPreTrainedModel):
         document_ids: Tensor | None = None,
         branches: Branches | None = None,
         output_hidden_states: bool | None = None,
+        context: AttentionContext | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, D) after the final norm; of this rank's tokens if they are split.
@@ -135,6 +141,8 @@ class MLAModel(MLAPreTrainedModel):
             document_ids: (B, T), contiguous runs; a token attends only within its run.
             branches: of each row, where two continuations of one beginning lie
                 (`ic.model.branches`).
+            context: a ready one (`make_context`), in place of the mask, positions, documents and
+                branches.
 
         Raises:
             ValueError: inputs that exclude each other, or a length beyond the model's positions.
@@ -143,31 +151,31 @@ class MLAModel(MLAPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        batch, tokens = given.shape[:2]
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache()
-        parallel = self.context_parallel
-        is_split = parallel is not None and (
-            past_key_values is None or tokens > self.config.absorbed_max_queries
-        )
-        if parallel is not None and is_split:
-            given = parallel.split(given)
+        described = (attention_mask, position_ids, document_ids, branches)
+        if context is None:
+            context = self.make_context(
+                given.shape[0],
+                given.shape[1],
+                given.device,
+                past_key_values,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                document_ids=document_ids,
+                branches=branches,
+            )
+        elif any(value is not None for value in described):
+            raise ValueError(
+                "context goes without attention_mask, position_ids, document_ids and branches: it "
+                "was made from them"
+            )
+        if context.parallel is not None and context.is_split:
+            given = context.parallel.split(given)
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         if torch.is_autocast_enabled(hidden_BTD.device.type):
             # Otherwise the float32 embedding makes the whole residual stream float32.
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        context = self._context(
-            batch,
-            tokens,
-            hidden_BTD.device,
-            attention_mask,
-            position_ids,
-            document_ids,
-            branches,
-            past,
-            is_split,
-        )
         all_hidden = [hidden_BTD] if output_hidden_states else None
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, context, past_key_values)
@@ -185,81 +193,21 @@ class MLAModel(MLAPreTrainedModel):
             return self.context_parallel.new_cache(self.config.num_hidden_layers, capacity_tokens)
         return LatentCache(self.config.num_hidden_layers, capacity_tokens)
 
-    def _context(
+    def make_context(
         self,
         batch: int,
         tokens: int,
         device: torch.device,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        document_ids: Tensor | None,
-        branches: Branches | None,
-        past: int,
-        is_split: bool,
+        cache: Cache | None = None,
+        **described: Any,
     ) -> AttentionContext:
-        config, parallel = self.config, self.context_parallel
-        if branches is not None:
-            if past or attention_mask is not None or document_ids is not None:
-                raise ValueError("branches go without cache, attention_mask and document_ids")
-            check_branches(branches, batch, tokens)
-        elif past + tokens > config.max_position_embeddings:
-            raise ValueError(
-                f"{past + tokens} tokens: the model has {config.max_position_embeddings} positions "
-                "(max_position_embeddings); shorten the input"
-            )
-        if document_ids is not None and (past or attention_mask is not None):
-            raise ValueError("document_ids goes with neither a cache nor an attention_mask")
-        if attention_mask is not None and attention_mask.dim() != 2:
-            raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions, not (B, S)")
-        if attention_mask is not None and needs_no_mask(attention_mask, past, tokens):
-            attention_mask = None
-        if attention_mask is not None and parallel is not None:
-            raise ValueError(
-                "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "
-                "use sequences of equal length, or document_ids"
-            )
-        visible_BT = num_visible(attention_mask, document_ids, branches, past, tokens, device)
-        if position_ids is None:
-            # Padded rows and branches count their own tokens; documents share one line of
-            # positions.
-            position_ids = (
-                torch.arange(past, past + tokens, device=device)[None]
-                if attention_mask is None and branches is None
-                else visible_BT - 1
-            )
-        if parallel is not None and is_split:
-            position_ids, visible_BT = parallel.split(position_ids), parallel.split(visible_BT)
-        cos_BTF, sin_BTF = self.rotary_emb(position_ids)
-        on_triton = config.attention_backend == "triton"
-        # The Triton kernel reads the ids themselves; segments cost a copy to the host.
-        needs_segments = document_ids is not None and not on_triton
-        lengths_B = None
-        if on_triton:
-            lengths_B = torch.full((batch,), past + tokens, dtype=torch.int32, device=device)
-        return AttentionContext(
-            cos_BTF,
-            sin_BTF,
-            visible_BT=visible_BT,
-            mask_BTS=padding_mask(attention_mask, past, tokens),
-            segments=document_segments(document_ids) if needs_segments else None,  # type: ignore[arg-type]
-            document_ids_BT=document_ids,
-            branches=branches,
-            lengths_B=lengths_B,
-            append_slots_M=self._append_slots(batch, tokens, device),
-            parallel=parallel,
-            is_split=is_split,
-        )
-
-    def _append_slots(self, batch: int, tokens: int, device: torch.device) -> Tensor | None:
-        """Slots of the new tokens where every row has one page and they are its end; None if the
-        append kernel is not chosen or does not take the shape.
+        """What the layers share in a pass of `tokens` new tokens a row over `cache`; arguments as
+        in `ContextBuilder.build`.
         """
-        config = self.config
-        chosen = config.norm_backend == config.rope_backend == "triton"
-        if not chosen or tokens > PAGE_TOKENS or config.kv_lora_rank % 16:
-            return None
-        slots = torch.arange(batch * PAGE_TOKENS, device=device)
-        return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()
+        builder = ContextBuilder(
+            self.config, self.operators, self.rotary_emb, self.context_parallel
+        )
+        return builder.build(batch, tokens, device, cache, **described)
 
 
 class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
@@ -267,9 +215,9 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
-    def __init__(self, config: MLAConfig) -> None:
+    def __init__(self, config: MLAConfig, operators: Operators | None = None) -> None:
         super().__init__(config)
-        self.model = MLAModel(config)
+        self.model = MLAModel(config, operators)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -320,7 +268,10 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = linear_cross_entropy(
-                hidden_BTD.flatten(0, 1), self.lm_head.weight, shift_labels(labels).flatten()
+                hidden_BTD.flatten(0, 1),
+                self.lm_head.weight,
+                shift_labels(labels).flatten(),
+                self.model.operators.loss.summed_linear_cross_entropy,
             )
         logits = None
         if not skip_logits:
@@ -364,6 +315,7 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             shift_labels(labels),
             None if answer_mask is None else F.pad(answer_mask[:, 1:], (0, 1)),
             parallel=self.model.context_parallel,
+            summed=self.model.operators.loss.summed_linear_cross_entropy,
             all_tokens=all_tokens,
         )
 
@@ -387,9 +339,19 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Give `generate` a `LatentCache` of the final size unless the caller chose a cache."""
+        """Give `generate` a `LatentCache` of the final size unless the caller chose a cache.
+
+        Raises:
+            ValueError: a cache with rows of unequal length, to which `generate` would give the
+                positions of the longest.
+        """
+        given = model_kwargs.get("past_key_values")
+        if isinstance(given, LatentCache) and given.is_ragged:
+            raise ValueError(
+                "generate takes a cache with rows of equal length; decode unequal ones by forward"
+            )
         if (
-            model_kwargs.get("past_key_values") is None
+            given is None
             and generation_config.use_cache
             and generation_config.cache_implementation is None
         ):

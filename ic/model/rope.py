@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ic.model.backends import triton_kernels
 from ic.model.config import MLAConfig, yarn_mscale
 
 
@@ -87,19 +86,3 @@ def apply_rope(x_BTHP: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, *, interleave: 
         a, b = x.chunk(2, dim=-1)
         out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
     return out.to(x_BTHP.dtype)
-
-
-def rotate_query_and_key(
-    q_BTHP: Tensor, k_BT1P: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, config: MLAConfig
-) -> tuple[Tensor, Tensor]:
-    """Rotate the rope parts of the queries and the shared key on the configured backend.
-
-    Both may be slices of a projection's output; the Triton kernel reads them in place and rotates
-    both in one launch.
-    """
-    if config.rope_backend == "triton":
-        return triton_kernels().apply_rope(q_BTHP, k_BT1P, cos_BTF, sin_BTF, config.rope_interleave)
-    return (
-        apply_rope(q_BTHP, cos_BTF, sin_BTF, interleave=config.rope_interleave),
-        apply_rope(k_BT1P, cos_BTF, sin_BTF, interleave=config.rope_interleave),
-    )

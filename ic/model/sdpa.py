@@ -5,6 +5,8 @@ Legend: B batch, T query tokens, S key tokens, H heads, K qk_head_dim, V v_head_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,44 +28,14 @@ _CUDA_BACKENDS = [
 _PAD_WITHIN = 2
 
 Segments = list[tuple[int, int, int]]
+# Query, key, value, scale and mask -> attention of one document, causal without a mask.
+Attend = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 
 
-def causal_attention(
-    q_BTHK: Tensor,
-    k_BSHK: Tensor,
-    v_BSHV: Tensor,
-    *,
-    scale: float,
-    mask_BTS: Tensor | None = None,
-    segments: Segments | None = None,
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None
 ) -> Tensor:
-    """softmax(scale q k^T, causal) v -> (B, T, H, V).
-
-    The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the
-    mask decides alone. With `segments` (row, start, end), which cover the S keys of every row in
-    order, each document attends within itself.
-    """
-    if segments is None:
-        return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, mask_BTS)
-    if len(segments) == 1 and len(q_BTHK) == 1:
-        return _sdpa(q_BTHK, k_BSHK, v_BSHV, scale, None)
-    # One call a document costs launches, but neither a (T, S) mask nor work outside the blocks.
-    first = k_BSHK.shape[1] - q_BTHK.shape[1]
-    pieces = [
-        _sdpa(
-            q_BTHK[b, max(i - first, 0) : j - first][None],
-            k_BSHK[b, i:j][None],
-            v_BSHV[b, i:j][None],
-            scale,
-            None,
-        )[0]
-        for b, i, j in segments
-        if j > first
-    ]
-    return torch.cat(pieces).view(*q_BTHK.shape[:3], v_BSHV.shape[-1])
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None) -> Tensor:
+    """PyTorch's fused attention (B, T, H, V) of the last T of S positions."""
     tokens, keys, v_dim = q.shape[1], k.shape[1], v.shape[-1]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     on_cpu = q.device.type == "cpu"
@@ -84,6 +56,42 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None
         with sdpa_kernel(_CUDA_BACKENDS, set_priority=True):
             out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
     return out[:, :, -tokens:, :v_dim].transpose(1, 2)
+
+
+def causal_attention(
+    q_BTHK: Tensor,
+    k_BSHK: Tensor,
+    v_BSHV: Tensor,
+    *,
+    scale: float,
+    mask_BTS: Tensor | None = None,
+    segments: Segments | None = None,
+    attend: Attend = scaled_dot_product,
+) -> Tensor:
+    """softmax(scale q k^T, causal) v -> (B, T, H, V).
+
+    The queries are the last T of the S positions. With `mask_BTS` (True where a key is visible) the
+    mask decides alone. With `segments` (row, start, end), which cover the S keys of every row in
+    order, each document attends within itself. `attend` does each piece.
+    """
+    if segments is None:
+        return attend(q_BTHK, k_BSHK, v_BSHV, scale, mask_BTS)
+    if len(segments) == 1 and len(q_BTHK) == 1:
+        return attend(q_BTHK, k_BSHK, v_BSHV, scale, None)
+    # One call a document costs launches, but neither a (T, S) mask nor work outside the blocks.
+    first = k_BSHK.shape[1] - q_BTHK.shape[1]
+    pieces = [
+        attend(
+            q_BTHK[b, max(i - first, 0) : j - first][None],
+            k_BSHK[b, i:j][None],
+            v_BSHV[b, i:j][None],
+            scale,
+            None,
+        )[0]
+        for b, i, j in segments
+        if j > first
+    ]
+    return torch.cat(pieces).view(*q_BTHK.shape[:3], v_BSHV.shape[-1])
 
 
 def _lower_right_mask(tokens: int, keys: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""MLA where context-parallel ranks share each sequence (`ic.parallel.context_parallel`).
+"""MLA where ranks share each sequence (`ic.model.sharing`).
 
 Legend as in `ic.model.attention`; T new tokens of this rank, S visible tokens of the sequence or,
 while decoding, of this rank.
@@ -6,40 +6,35 @@ while decoding, of this rank.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from ic.model.adapter import effective_weight
+from ic.model.context import AttentionContext
+from ic.model.sharing import SequenceSharing, SharedLayer
 
-if TYPE_CHECKING:
-    from ic.model.attention import MLAAttention
-    from ic.model.context import AttentionContext
-    from ic.parallel.context_parallel import ContextParallel
+# Queries, latents and rotated keys -> attention of the last T of S positions.
+Expand = Callable[[Tensor, Tensor, Tensor, AttentionContext], Tensor]
 
 
-def shared_attention(
-    attention: MLAAttention,
+def split_attention(
+    expand: Expand,
     q_BTHK: Tensor,
     latent_BTR: Tensor,
     k_rope_BTP: Tensor,
     context: AttentionContext,
-    parallel: ContextParallel,
-    cache: Cache | None,
+    parallel: SequenceSharing,
+    layer: SharedLayer | None,
 ) -> Tensor:
-    """Attention (B, T, H, V) of this rank's queries to the keys of all ranks; collective.
+    """Attention (B, T, H, V) of this rank's tokens to those of all ranks; collective.
 
-    Split tokens (training, prefill) gather the sequence's latents and expand them. Tokens that
-    every rank has (decoding) attend to this rank's part of the cache in the absorbed form; the
-    parts are merged by their log-sum-exp.
+    In training and prefill: gathers the sequence's latents and expands them.
+
+    Args:
+        layer: the cache of this layer, which is extended, or None.
     """
-    layer: Any = None if cache is None else cache.layers[attention.layer_idx]
-    if not context.is_split:
-        layer.append_replicated(latent_BTR[:, None], k_rope_BTP[:, None])
-        return _decode(attention, q_BTHK, layer.latents(), parallel, layer.holds_replicated)
-    rank = attention.config.kv_lora_rank
+    rank = latent_BTR.shape[-1]
     own_BTC = torch.cat((latent_BTR, k_rope_BTP.to(latent_BTR.dtype)), dim=-1)
     keys_BSC = parallel.gather(own_BTC)
     num_new = keys_BSC.shape[1]
@@ -56,7 +51,7 @@ def shared_attention(
         # with its gradient.
         visible_BSC = keys_BSC[:, : past + chunk.end]
         pieces.append(
-            attention.expanded(
+            expand(
                 q_BTHK[:, chunk.own],
                 visible_BSC[..., :rank],
                 visible_BSC[..., rank:],
@@ -66,27 +61,29 @@ def shared_attention(
     return torch.cat(pieces, dim=1)
 
 
-def _decode(
-    attention: MLAAttention,
-    q_BTHK: Tensor,
-    cache_BSC: Tensor,
-    parallel: ContextParallel,
-    holds_new: bool,
+def replicated_attention(
+    q_BTHC: Tensor,
+    latent_BTR: Tensor,
+    k_rope_BTP: Tensor,
+    parallel: SequenceSharing,
+    layer: SharedLayer,
+    *,
+    scale: float,
 ) -> Tensor:
-    """Without `holds_new` this rank's keys are all older than the queries."""
-    config = attention.config
-    weight_XR = effective_weight(attention.kv_b_proj).to(q_BTHK.dtype)
-    weight_HXR = weight_XR.view(config.num_attention_heads, -1, config.kv_lora_rank)
-    w_k_HNR, w_v_HVR = weight_HXR.split([config.qk_nope_head_dim, config.v_head_dim], 1)
-    q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
-    q_BTHC = torch.cat((torch.einsum("bthn,hnr->bthr", q_nope, w_k_HNR), q_rope), dim=-1)
-    scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC).float() * config.softmax_scale
-    tokens, keys = q_BTHK.shape[1], cache_BSC.shape[1]
-    if holds_new and tokens > 1:
-        index = torch.arange(keys, device=q_BTHK.device)
+    """Absorbed attention (B, T, H, R) of tokens that every rank has; collective.
+
+    Each rank attends to its part of the cache, on PyTorch's operators whatever the backend; the
+    parts are merged by their log-sum-exp.
+    """
+    layer.append_replicated(latent_BTR[:, None], k_rope_BTP[:, None])
+    cache_BSC = layer.latents()
+    scores_BTHS = torch.einsum("bthc,bsc->bths", q_BTHC, cache_BSC).float() * scale
+    tokens, keys = q_BTHC.shape[1], cache_BSC.shape[1]
+    # A rank that does not keep the new tokens has only keys that are older than the queries.
+    if layer.holds_replicated and tokens > 1:
+        index = torch.arange(keys, device=q_BTHC.device)
         hidden = index > index[keys - tokens :, None]
         scores_BTHS = scores_BTHS.masked_fill(hidden[:, None], -torch.inf)
-    latent_BSR = cache_BSC[..., : config.kv_lora_rank]
+    latent_BSR = cache_BSC[..., : latent_BTR.shape[-1]]
     own_BTHR = torch.einsum("bths,bsr->bthr", scores_BTHS.softmax(-1).to(latent_BSR), latent_BSR)
-    out_BTHR = parallel.merge(own_BTHR, scores_BTHS.logsumexp(-1))
-    return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR)
+    return parallel.merge(own_BTHR, scores_BTHS.logsumexp(-1))

@@ -6,21 +6,14 @@ Legend: B batch, S tokens of a sequence, T of them on this rank, M targets, D hi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ic.model.loss import (
-    IGNORE_INDEX,
-    selective_log_probs,
-    shift_labels,
-    summed_linear_cross_entropy,
-)
-
-if TYPE_CHECKING:
-    from ic.parallel.context_parallel import ContextParallel
+from ic.model.loss import IGNORE_INDEX, Summed, selective_log_probs, shift_labels
+from ic.model.sharing import SequenceSharing
 
 
 class TargetSums(NamedTuple):
@@ -56,7 +49,7 @@ class TargetLogProbs(NamedTuple):
 
 
 def log_probs_of_targets(
-    hidden_BTD: Tensor, head_WD: Tensor, labels_BS: Tensor, parallel: ContextParallel | None
+    hidden_BTD: Tensor, head_WD: Tensor, labels_BS: Tensor, parallel: SequenceSharing | None
 ) -> TargetLogProbs:
     """From this rank's hidden states; only those in front of a target meet the head.
 
@@ -78,7 +71,8 @@ def sum_targets(
     labels_BS: Tensor,
     marks_BS: Tensor | None,
     *,
-    parallel: ContextParallel | None,
+    parallel: SequenceSharing | None,
+    summed: Summed,
     all_tokens: bool,
 ) -> TargetSums:
     """Cross-entropy of this rank's hidden states.
@@ -86,6 +80,7 @@ def sum_targets(
     Args:
         labels_BS, marks_BS: of the next token each, of the whole sequences: they are shifted before
             they are split, because a token's target may lie in another rank's part.
+        summed: cross-entropy of hidden states and labels.
         all_tokens: sum over all targets as well as over the marked ones.
     """
     if parallel is not None:
@@ -93,14 +88,14 @@ def sum_targets(
         marks_BS = None if marks_BS is None else parallel.split(marks_BS)
     hidden_MD, labels_M = hidden_BTD.flatten(0, 1), labels_BS.flatten()
     is_target_M = labels_M != IGNORE_INDEX
-    total = summed_linear_cross_entropy(hidden_MD, head_WD, labels_M) if all_tokens else None
+    total = summed(hidden_MD, head_WD, labels_M) if all_tokens else None
     if marks_BS is None:
         none = is_target_M.new_zeros((), dtype=torch.int64)
         return TargetSums(torch.stack((none, is_target_M.sum())), total)
     marked_M = marks_BS.flatten() & is_target_M
     num_targets = torch.stack((marked_M.sum(), is_target_M.sum()))
     at = marked_M.nonzero().flatten()
-    answers = summed_linear_cross_entropy(hidden_MD[at], head_WD, labels_M[at])
+    answers = summed(hidden_MD[at], head_WD, labels_M[at])
     with torch.no_grad():
         predicted = F.linear(hidden_MD[at], head_WD.to(hidden_MD.dtype)).argmax(-1)
     return TargetSums(num_targets, total, answers, labels_M[at], predicted)

@@ -11,7 +11,6 @@ Legend: B batch, T tokens of a rank, S tokens of the sequence, C = R + P latent 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,25 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ic.model.sharing import Chunk
 from ic.parallel.sharded_cache import ShardedLatentCache
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A contiguous part of the sequence that a rank holds.
-
-    Attributes:
-        start, end: where it lies in the sequence.
-        own: where it lies among the rank's tokens.
-    """
-
-    start: int
-    end: int
-    own: slice
-
-
 class ContextParallel:
-    """This rank's part of every sequence, and the exchange with the ranks that hold the others.
+    """This rank's part of every sequence, and the exchange with the ranks that hold the others; the
+    model's `SequenceSharing`.
 
     Args:
         group: ranks that share each sequence; all processes by default.

@@ -1,68 +1,82 @@
 """The model's GPU operators on fake CPU tensors.
 
 Fake tensors of a CPU build of PyTorch cannot claim to be on a GPU (autograd asks for a device
-guard), so the model would take its CPU paths. Within `gpu_operators` the places that choose by
-device take the GPU's choice: cuDNN attention, the fused RMSNorm, and Liger's kernels, whose Triton
-code cannot run on fake tensors and is replaced by what it allocates and keeps.
+guard), so PyTorch's operators would take their CPU paths. `GpuOperators` takes the GPU's choice:
+cuDNN attention, the fused RMSNorm, and Liger's kernels, whose Triton code cannot run on fake
+tensors and is replaced by what it allocates and keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import ic.model.mlp
-import ic.model.modeling_mla
-import ic.model.sdpa
-import ic.model.targets
+from ic.model.sdpa import Segments, causal_attention
+from ic.model.torch_operators import TorchOperators
 from ic.planning.live_memory import LiveMemory
 
 
-@contextmanager
-def gpu_operators(memory: LiveMemory, *, liger: bool) -> Iterator[None]:
-    """Run the model as on a GPU, with or without Liger's kernels."""
+class GpuOperators(TorchOperators):
+    """PyTorch's operators as on a GPU.
 
-    def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    Args:
+        memory: counts what a kernel takes and returns within one call.
+        liger: with Liger's kernels.
+    """
+
+    def __init__(self, memory: LiveMemory, *, liger: bool) -> None:
+        self.memory, self.liger = memory, liger
+
+    def document_segments(self, document_ids_BT: Tensor) -> Segments:
+        """Fake ids have no values to find runs in; the memory does not depend on how many there
+        are.
+        """
+        rows, tokens = document_ids_BT.shape
+        half = tokens // 2
+        return [piece for b in range(rows) for piece in ((b, 0, half), (b, half, tokens))]
+
+    def expanded(
+        self,
+        q_BTHK: Tensor,
+        k_BSHK: Tensor,
+        v_BSHV: Tensor,
+        *,
+        scale: float,
+        mask_BTS: Tensor | None = None,
+        segments: Segments | None = None,
+        document_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        return causal_attention(
+            q_BTHK,
+            k_BSHK,
+            v_BSHV,
+            scale=scale,
+            mask_BTS=mask_BTS,
+            segments=segments,
+            attend=self._cudnn_attention,
+        )
+
+    def _cudnn_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask_BTS: Tensor | None
+    ) -> Tensor:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return _CudnnAttention.apply(memory, q, k, v).transpose(1, 2)
+        return _CudnnAttention.apply(self.memory, q, k, v).transpose(1, 2)
 
-    with ExitStack() as stack:
-        # Not by a TorchFunctionMode: checkpointing recomputes where none is active.
-        stack.enter_context(_replaced(F, "rms_norm", _rms_norm))
-        stack.enter_context(_replaced(ic.model.sdpa, "_sdpa", sdpa))
-        stack.enter_context(_replaced(ic.model.modeling_mla, "document_segments", _two_documents))
-        if liger:
-            stack.enter_context(_replaced(ic.model.mlp, "_silu_mul", _LigerSiLUMul.apply))
-            stack.enter_context(
-                _replaced(ic.model.targets, "summed_linear_cross_entropy", _liger_loss)
-            )
-        yield
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return _RMSNorm.apply(x, weight.to(x.dtype))
 
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        return _LigerSiLUMul.apply(gate, up) if self.liger else super().silu_mul(gate, up)
 
-@contextmanager
-def _replaced(module: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-def _two_documents(document_ids_BT: Tensor) -> ic.model.sdpa.Segments:
-    """Fake ids have no values to find runs in; the memory does not depend on how many there are."""
-    rows, tokens = document_ids_BT.shape
-    half = tokens // 2
-    return [piece for b in range(rows) for piece in ((b, 0, half), (b, half, tokens))]
-
-
-def _rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
-    return _RMSNorm.apply(x, weight)
+    def summed_linear_cross_entropy(
+        self, hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor
+    ) -> Tensor:
+        if self.liger:
+            return _LigerLoss.apply(hidden_MD, weight_WD.to(hidden_MD.dtype))
+        return super().summed_linear_cross_entropy(hidden_MD, weight_WD, labels_M)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -135,7 +149,3 @@ class _LigerLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         hidden, weight = ctx.saved_tensors
         return hidden, weight
-
-
-def _liger_loss(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
-    return _LigerLoss.apply(hidden_MD, weight_WD.to(hidden_MD.dtype))

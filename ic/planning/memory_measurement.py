@@ -13,11 +13,11 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 
-import ic.model.mlp
 from ic.config.run import run_directory
 from ic.display.numbers import gib
 from ic.files.results import read_json, write_results
 from ic.files.run_folder import RunFolder
+from ic.model.torch_operators import has_liger
 from ic.planning.measurements import MEMORY_FILE
 from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
@@ -94,7 +94,7 @@ def measure_cases(config: PlanConfig) -> int:
 
 
 def _measure(case: PlanConfig) -> dict[str, Any]:
-    liger = ic.model.mlp.LigerSiLUMulFunction is not None
+    liger = has_liger()
     case = replace(case, plan=replace(case.plan, liger=liger))
     planner = Planner(case)
     shape = planner.batch_shape()

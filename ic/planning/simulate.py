@@ -23,9 +23,10 @@ from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
 from ic.model.loss import shift_labels
+from ic.model.operators import choose_operators
 from ic.model.targets import sum_targets
 from ic.parallel.context_parallel import ContextParallel
-from ic.planning.gpu_operators import gpu_operators
+from ic.planning.gpu_operators import GpuOperators
 from ic.planning.live_memory import LiveMemory, one_share
 from ic.training.optimizers import build_optimizer
 
@@ -83,11 +84,14 @@ class FakeRun:
                 f"{', '.join(PRECISIONS)}"
             )
         self.config = config
-        self.on_gpu, self.liger = on_gpu, liger
+        self.on_gpu = on_gpu
         self._dtype, self._autocast_dtype = PRECISIONS[config.trainer.precision]
-        with torch.device("meta"):
-            self.model: Any = MLAForCausalLM(model_config)
         self._mode, self._memory = FakeTensorMode(allow_non_fake_inputs=True), LiveMemory()
+        operators = choose_operators(model_config)
+        if on_gpu:
+            operators = operators.with_torch_as(GpuOperators(self._memory, liger=liger))
+        with torch.device("meta"):
+            self.model: Any = MLAForCausalLM(model_config, operators)
         self._begin()
 
     def parameter_bytes(self) -> int:
@@ -164,10 +168,8 @@ class FakeRun:
 
     @contextmanager
     def _fake(self) -> Iterator[LiveMemory]:
-        memory = self._memory
-        operators = gpu_operators(memory, liger=self.liger) if self.on_gpu else nullcontext()
-        with self._mode, operators, memory:
-            yield memory
+        with self._mode, self._memory:
+            yield self._memory
 
     def _begin(self) -> None:
         """Fake parameters in place of those on the meta device, and one optimizer step."""
@@ -236,6 +238,7 @@ class FakeRun:
                 labels,
                 marks,
                 parallel=model.model.context_parallel,
+                summed=model.model.operators.loss.summed_linear_cross_entropy,
                 all_tokens=everywhere > 0,
             )
             num_answers, num_all = sums.num_targets.clamp(min=1)

@@ -21,9 +21,10 @@ import torch
 
 from ic.kernels.benchmark_registry import BenchmarkCase, Call, Inputs, register
 from ic.model.attention import MLAAttention
-from ic.model.cache import PAGE_TOKENS, LatentCache
+from ic.model.build_context import ContextBuilder
+from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
-from ic.model.context import AttentionContext
+from ic.model.operators import choose_operators
 from ic.model.rope import DecoupledRotaryEmbedding
 
 CONTEXT_TOKENS = 1 << 17
@@ -46,7 +47,7 @@ def _make_inputs(
 ) -> Inputs:
     generator = torch.Generator(device).manual_seed(seed)
     config = make_config(ON_TORCH, **sizes)
-    layer = MLAAttention(config, 0).to(device, dtype)
+    layer = MLAAttention(config, 0, choose_operators(config)).to(device, dtype)
     for name, parameter in layer.named_parameters():
         data = torch.randn(parameter.shape, generator=generator, device=device)
         if parameter.dim() > 1:
@@ -67,7 +68,8 @@ def _call(backends: dict[str, Any], dtype: torch.dtype | None, inputs: Inputs) -
     hidden, cache = inputs["hidden"], inputs["cache"]
     dtype = dtype or hidden.dtype
     config = MLAConfig.from_dict(inputs["config"].to_dict() | backends)
-    layer = MLAAttention(config, 0).to(hidden.device, dtype).requires_grad_(False)
+    operators = choose_operators(config)
+    layer = MLAAttention(config, 0, operators).to(hidden.device, dtype).requires_grad_(False)
     layer.load_state_dict(inputs["layer"].state_dict())
     rank, past = config.kv_lora_rank, inputs["past"]
     if dtype != hidden.dtype:
@@ -75,15 +77,9 @@ def _call(backends: dict[str, Any], dtype: torch.dtype | None, inputs: Inputs) -
         cache = LatentCache(1, capacity_tokens=past + 1)
         cache.update(rows[..., :rank], rows[..., rank:], 0)
     hidden = hidden.to(dtype)
-    position = torch.full((1, 1), past, device=hidden.device)
-    cos, sin = DecoupledRotaryEmbedding(config)(position)
-    context = AttentionContext(
-        cos,
-        sin,
-        visible_BT=position + 1,
-        lengths_B=torch.full((1,), past + 1, dtype=torch.int32, device=hidden.device),
-        append_slots_M=torch.full((1,), PAGE_TOKENS - 1, device=hidden.device),
-    )
+    cache.crop(past)
+    builder = ContextBuilder(config, operators, DecoupledRotaryEmbedding(config))
+    context = builder.build(1, 1, hidden.device, cache)
 
     @torch.no_grad()
     def call() -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from ic.config.run import ModelConfig, RunConfig, TrainerConfig
 from ic.datamodules.options import PasskeyDataOptions
-from ic.model import MLAConfig
+from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.run.build import adapt_to_gpu
 from ic.verbs.evaluate import Config as EvaluateConfig
@@ -113,7 +113,31 @@ def test_a_misspelt_backend_names_the_nearest(make: type, name: str) -> None:
         MLAConfig(**{f"{name}_backend": "tritn"})
 
 
-def test_a_width_that_the_rotation_kernel_does_not_take() -> None:
-    MLAConfig(qk_rope_head_dim=24)
-    with pytest.raises(ValueError, match="qk_rope_head_dim=24: the Triton rotation takes powers"):
-        MLAConfig(qk_rope_head_dim=24, rope_backend="triton")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rope_backend": "triton", "qk_rope_head_dim": 24},
+            "qk_rope_head_dim=24: the Triton rotation takes powers of two from 16 on; use rope=",
+        ),
+        (
+            {"attention_backend": "triton", "v_head_dim": 24},
+            "v_head_dim=24: the Triton attention takes powers of two from 16 on; use attention=",
+        ),
+        (
+            {"attention_backend": "triton", "qk_nope_head_dim": 40},
+            r"qk_nope_head_dim \+ qk_rope_head_dim=56: the Triton attention takes a power of two or",
+        ),
+        (
+            {"attention_backend": "triton", "kv_lora_rank": 48, "qk_rope_head_dim": 32},
+            "kv_lora_rank=48 and qk_rope_head_dim=32: the Triton decode takes ranks that are",
+        ),
+    ],
+)
+def test_dimensions_that_the_kernels_do_not_take(changes: dict[str, object], message: str) -> None:
+    sizes = {"qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "kv_lora_rank": 64, "v_head_dim": 32}
+    small = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    on_torch = {name: value for name, value in changes.items() if not name.endswith("_backend")}
+    MLAForCausalLM(MLAConfig(**small, **sizes | on_torch))
+    with pytest.raises(ValueError, match=message):
+        MLAForCausalLM(MLAConfig(**small, **sizes | changes))

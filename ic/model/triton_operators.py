@@ -1,0 +1,162 @@
+"""The model's attention, norm, rotation and append on our Triton kernels.
+
+Legend as in `ic.model.operators`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS, is_combined
+from ic.kernels.triton_append_latent import append_latent
+from ic.kernels.triton_mla_attention import mla_attention
+from ic.kernels.triton_mla_attention_backward import split_width
+from ic.kernels.triton_mla_flash_decode import mla_decode
+from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
+from ic.kernels.triton_rope import apply_rope
+from ic.model.config import MLAConfig
+from ic.model.operators import (
+    AppendOperators,
+    AttentionOperators,
+    Capabilities,
+    NormOperators,
+    RotaryOperators,
+)
+from ic.model.sdpa import Segments
+
+
+class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, AppendOperators):
+    """On a CUDA GPU from sm_80 on, or in Triton's interpreter."""
+
+    capabilities = Capabilities(
+        mask=False,
+        documents=True,
+        row_lengths=True,
+        quantised_cache=True,
+        graph_capture=True,
+        max_decode_queries=MAX_QUERY_TOKENS,
+    )
+
+    def check_attention(self, config: MLAConfig) -> None:
+        try:
+            split_width(config.qk_head_dim)
+        except ValueError as error:
+            raise ValueError(
+                f"qk_nope_head_dim + qk_rope_head_dim={config.qk_head_dim}: the Triton attention "
+                "takes a power of two or a sum of two, each at least 16; use attention=torch"
+            ) from error
+        if not _is_power(config.v_head_dim):
+            raise ValueError(
+                f"v_head_dim={config.v_head_dim}: the Triton attention takes powers of two from 16 "
+                "on; use attention=torch"
+            )
+        rank, width = config.kv_lora_rank, config.qk_rope_head_dim
+        is_tiled = is_combined(rank, width) or (_is_power(rank) and _is_power(width))
+        if rank % 16 or rank > 512 or not is_tiled:
+            raise ValueError(
+                f"kv_lora_rank={rank} and qk_rope_head_dim={width}: the Triton decode takes ranks "
+                "that are multiples of 16 up to 512, where the sum of both is a power of two, or "
+                "each of them one from 16 on; use attention=torch"
+            )
+
+    def expanded(
+        self,
+        q_BTHK: Tensor,
+        k_BSHK: Tensor,
+        v_BSHV: Tensor,
+        *,
+        scale: float,
+        mask_BTS: Tensor | None = None,
+        segments: Segments | None = None,
+        document_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        assert mask_BTS is None
+        # The kernel finds the documents' bounds itself, without a copy to the host.
+        ids = None if document_ids_BT is None else document_ids_BT.int().contiguous()
+        return mla_attention(q_BTHK, k_BSHK, v_BSHV, scale=scale, document_ids=ids)
+
+    def absorbed(
+        self,
+        q_latent_BTHR: Tensor,
+        q_rope_BTHP: Tensor,
+        cache_BSC: Tensor,
+        *,
+        scale: float,
+        mask_BTS: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+        cache_scale_BS: Tensor | None = None,
+    ) -> Tensor:
+        assert mask_BTS is None
+        if lengths_B is None:
+            batch, keys = cache_BSC.shape[:2]
+            lengths_B = torch.full((batch,), keys, dtype=torch.int32, device=cache_BSC.device)
+        out_BTHR, _ = mla_decode(
+            q_latent_BTHR,
+            q_rope_BTHP,
+            cache_BSC,
+            lengths_B,
+            softmax_scale=scale,
+            cache_scale=cache_scale_BS,
+            check_indices=False,  # the context's maker made the lengths; no wait for them
+        )
+        return out_BTHR
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        return add_rms_norm(x, residual, weight, eps)
+
+    def check_rotation(self, config: MLAConfig) -> None:
+        if not _is_power(config.qk_rope_head_dim):
+            raise ValueError(
+                f"qk_rope_head_dim={config.qk_rope_head_dim}: the Triton rotation takes powers of "
+                "two from 16 on; use rope=torch"
+            )
+
+    def rotate(
+        self, q_BTHP: Tensor, k_BT1P: Tensor, cos_BTF: Tensor, sin_BTF: Tensor, *, interleave: bool
+    ) -> tuple[Tensor, Tensor]:
+        """One launch for both, which are read in place."""
+        return apply_rope(q_BTHP, k_BT1P, cos_BTF, sin_BTF, interleave)
+
+    def accepts_append(self, config: MLAConfig) -> bool:
+        return config.kv_lora_rank % 16 == 0 and config.latent_dim <= 1024
+
+    def append(
+        self,
+        latent_MR: Tensor,
+        k_rope_MP: Tensor,
+        weight_R: Tensor,
+        cos_MF: Tensor,
+        sin_MF: Tensor,
+        pages: Tensor,
+        slots_M: Tensor,
+        *,
+        eps: float,
+        interleave: bool,
+        cache_scale: Tensor | None = None,
+    ) -> None:
+        append_latent(
+            latent_MR,
+            k_rope_MP,
+            weight_R,
+            cos_MF,
+            sin_MF,
+            pages,
+            slots_M,
+            eps=eps,
+            interleaved=interleave,
+            cache_scale=cache_scale,
+            check_indices=False,  # made for pages of this batch
+        )
+
+
+def _is_power(width: int) -> bool:
+    return width >= 16 and width & (width - 1) == 0
+
+
+OPERATORS = TritonOperators()
