@@ -11,7 +11,7 @@ from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.run.build import adapt_to_gpu
 from ic.verbs.evaluate import Config as EvaluateConfig
-from ic.verbs.generate import GenerateConfig
+from ic.verbs.generate import Config as GenerateConfig
 
 TRITON = Backends("triton", "triton", "triton", "bf16-mixed")
 
