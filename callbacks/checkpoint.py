@@ -127,6 +127,8 @@ class FolderCheckpoint(Checkpoint):
             states *= trainer.world_size
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["rng_states"] = states
+        # For `trained_length` in the model's configuration.
+        checkpoint["context_length"] = getattr(trainer.datamodule, "context_length", None)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -8,6 +8,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
+# One of them is in every folder that holds a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "byte_vocab.json",
+)
+
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """`bytes`, or a folder with a Hugging Face tokenizer.
@@ -23,8 +32,23 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a folder holds; no code of the folder's is run."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    """The tokenizer that a folder holds; no code of the folder's is run.
+
+    Raises:
+        ValueError: it holds none, or one that cannot be loaded.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ValueError(
+            f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); say which to use with "
+            "tokenizer=bytes or tokenizer=FOLDER"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be loaded: {error}; say which to use instead with "
+            "tokenizer=bytes or tokenizer=FOLDER"
+        ) from error
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

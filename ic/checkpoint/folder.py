@@ -1,20 +1,19 @@
 """Checkpoints as folders: Hugging Face's files, and beside them the trainer's state.
 
     step=100/
-        config.json, model.safetensors, tokenizer files     all that `evaluate`, `generate` and
-        `transformers` need trainer.pt                                           optimizer,
-        schedule, loops, callbacks, data position
+        config.json         with `trained_length`, the longest context so far
+        model.safetensors
+        tokenizer files     all that `evaluate`, `generate` and `transformers` need
+        trainer.pt          optimizer, schedule, loops, callbacks, data position
+        adapter/            LoRA in PEFT's format, if it trains; the weights above are then the
+                            base model's, and `load_model` merges the two
 
-        adapter/                                            LoRA in PEFT's format, if it trains; the
-        weights above are then the base model's, and `load_model` merges the two
-
-A folder is written under a temporary name, flushed to disk and renamed: it is there whole or not at
-    all.
+A folder is written under a temporary name, flushed to disk and renamed: it is there whole or not
+at all.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError, save_error
+from ic.checkpoint.hugging_face import CONFIG, WEIGHTS, weight_files
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
@@ -42,7 +42,7 @@ from ic.model.adapter import (
 from ic.model.backends import ON_TORCH, Backends
 from ic.model.options import AdapterOptions
 
-WEIGHTS, CONFIG, TRAINER_STATE = "model.safetensors", "config.json", "trainer.pt"
+TRAINER_STATE = "trainer.pt"
 ADAPTER = "adapter"
 MODULE_PREFIX = "model."  # of the weights in the LightningModule
 
@@ -76,6 +76,7 @@ class FolderCheckpointIO(CheckpointIO):
         """
         target = Path(path)
         partial = partial_path(target)
+        self.note_trained_length(checkpoint)
 
         def write() -> None:
             partial.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class FolderCheckpointIO(CheckpointIO):
             CheckpointError: missing, truncated, or of another architecture.
         """
         folder = Path(path)
-        check_same_architecture(self.config, load_config(folder), folder)
+        self.check_config(folder)
         state = read_trainer_state(folder)
         if is_sharded(folder):
             reader = ShardReader(folder)
@@ -118,6 +119,21 @@ class FolderCheckpointIO(CheckpointIO):
         weights = join_adapter(weights, self.read_adapter(folder))
         state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
         return state
+
+    def note_trained_length(self, checkpoint: dict[str, Any]) -> None:
+        """Keep in the configuration the longest context that a run has come to."""
+        lengths = (self.config.trained_length, context_length(checkpoint))
+        self.config.trained_length = max((n for n in lengths if n is not None), default=None)
+
+    def check_config(self, folder: Path) -> None:
+        """Refuse a checkpoint of another architecture; take over the length it was trained at.
+
+        Raises:
+            CheckpointError: another architecture.
+        """
+        found = load_config(folder)
+        check_same_architecture(self.config, found, folder)
+        self.config.trained_length = found.trained_length
 
     def read_adapter(self, folder: Path) -> dict[str, Tensor]:
         """The adapter's tensors in a checkpoint, under the model's names; none without an adapter.
@@ -189,7 +205,16 @@ def load_config(folder: Path) -> MLAConfig:
             f"{folder} holds a model of type {kind!r}; infinite_context, and deepseek_v2 and "
             "deepseek_v3 with dense layers, can be loaded"
         )
-    return MLAConfig.from_dict(raw)
+    raw.pop("auto_map", None)  # code that comes with a model: ours loads it
+    if raw.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} holds quantised weights ({raw['quantization_config'].get('quant_method')}); "
+            "give weights in float32, bfloat16 or float16, or a GGUF file"
+        )
+    try:
+        return MLAConfig.from_dict(raw)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be loaded: {error}") from error
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any]:
@@ -233,9 +258,7 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
 def _base_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
     if is_sharded(folder):
         return _load_sharded_model(folder, config)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} is not a checkpoint: it holds no {WEIGHTS}")
+    weight_files(folder)
     try:
         loaded: Any = MLAForCausalLM.from_pretrained(
             folder, config=config, output_loading_info=True, dtype="auto"
@@ -245,6 +268,11 @@ def _base_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
+    if other := sorted(info["unexpected_keys"]):
+        raise CheckpointError(
+            f"{folder} holds {len(other)} tensors that the model has no place for, the first is "
+            f"{other[0]}: is it of another architecture?"
+        )
     loaded_model: MLAForCausalLM = model
     return loaded_model
 
@@ -326,12 +354,25 @@ def _read(file: Path, load: Any) -> Any:
 
 
 def trained_length(folder: Path) -> int | None:
-    """Longest context that a checkpoint was trained at, if its trainer state tells."""
-    state_file = folder / "trainer.pt"
-    if not state_file.is_file():
-        return None
-    state = torch.load(state_file, weights_only=True, map_location="cpu", mmap=True)
-    for key, value in state.items():
-        if re.search("DataModule$", key) and isinstance(value, dict) and "context_length" in value:
-            return int(value["context_length"])
-    return None
+    """Longest context in tokens that a checkpoint was trained at, if it tells.
+
+    `config.json` says it; before it did, the trainer's state alone knew.
+    """
+    config = load_config(folder)
+    if config.trained_length is not None or not (folder / TRAINER_STATE).is_file():
+        return config.trained_length
+    # Mapped, so that an optimizer's state is not read for it.
+    state = _read(
+        folder / TRAINER_STATE,
+        lambda file: torch.load(file, weights_only=True, map_location="cpu", mmap=True),
+    )
+    return context_length(state)
+
+
+def context_length(state: dict[str, Any]) -> int | None:
+    """The context length in tokens at which a run trained when it saved this state, if it tells."""
+    found: int | None = state.get("context_length")
+    for key, value in state.items():  # before it had a key of its own, some datamodules kept it
+        if found is None and key.endswith("DataModule") and isinstance(value, dict):
+            found = value.get("context_length")
+    return found

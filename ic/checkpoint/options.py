@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass
 class ExportOptions:
-    """The verb `export`: a checkpoint as Hugging Face safetensors.
+    """The verb `export`: a source as Hugging Face safetensors.
 
     Attributes:
-        checkpoint: folder, sharded or not.
+        checkpoint: the source, in any form that `ic.checkpoint.source` knows.
         output: folder to make: config.json, tokenizer, model.safetensors or several with an index.
         dtype: float32, bfloat16 or float16; null keeps what the checkpoint holds.
         max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
         overwrite: replace an existing output.
+        tokenizer: `bytes`, or a folder with the tokenizer to save; null keeps the source's own.
     """
 
     checkpoint: str = "???"
@@ -22,6 +23,7 @@ class ExportOptions:
     dtype: str | None = None
     max_shard_size: str = "5GB"
     overwrite: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, "float32", "bfloat16", "float16"):

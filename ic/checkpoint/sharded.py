@@ -44,8 +44,6 @@ from ic.checkpoint.folder import (
     MODULE_PREFIX,
     TRAINER_STATE,
     FolderCheckpointIO,
-    check_same_architecture,
-    load_config,
     read_trainer_state,
 )
 from ic.checkpoint.storage import (
@@ -114,6 +112,7 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         target = Path(self.broadcast(str(filepath)))
         partial = Path(self.broadcast(str(partial_path(target))))
         folder_io = self._folder_io()
+        folder_io.note_trained_length(checkpoint)
         base, adapter = split_adapter(folder_io.weights(checkpoint.pop("state_dict")))
         adapter = {name: _whole(tensor) for name, tensor in adapter.items()}
         state: dict[str, Any] = {"model": base}
@@ -172,7 +171,7 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         folder_io = self._folder_io()
         if not is_sharded(folder):
             return self._load_whole(folder_io.load_checkpoint(folder))
-        check_same_architecture(folder_io.config, load_config(folder), folder)
+        folder_io.check_config(folder)
         rest = read_trainer_state(folder)
         assert self.model is not None
         adapter = folder_io.read_adapter(folder)

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.folder import load_model, trained_length
-from ic.checkpoint.source import shown_name
-from ic.datamodules.tokenizers import load_tokenizer
+from ic.checkpoint.gguf_file import GGUFFile
+from ic.checkpoint.source import Source, find_source
+from ic.checkpoint.weights import DTYPES
+from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.inference.options import InferenceOptions
 from ic.machine.devices import _resolve, check_accelerator
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Loaded:
         tokenizer: the one that it was trained with.
         name: what pictures and tables call it.
         trained_length: longest context in tokens that it was trained at, if the source tells.
-        folder: the checkpoint folder that the source stands for.
+        folder: the checkpoint folder that the source stands for; of a GGUF file a folder of its
+            name beside it, for results.
     """
 
     model: MLAForCausalLM
@@ -53,14 +55,25 @@ def load_source(options: InferenceOptions) -> Loaded:
     if backends.precision == "auto" and on_gpu:
         backends = replace(backends, precision="bfloat16")
     backends = _resolve(backends, options.accelerator)
-    folder = Path(options.checkpoint)
-    model: Any = load_model(folder, backends)  # transformers wraps `to` past its types
-    if backends.precision != "auto":
-        model = model.to(DTYPES[backends.precision])
-    return Loaded(
-        model=model.to("cuda" if on_gpu else "cpu"),
-        tokenizer=load_tokenizer(folder),
-        name=shown_name(folder),
-        trained_length=trained_length(folder),
-        folder=folder,
-    )
+    source = find_source(options.checkpoint)
+    announce(source)
+    file = GGUFFile(source.path) if source.is_gguf else None
+    trained = trained_length(source.path) if file is None else file.config.trained_length
+    if options.tokenizer is not None:  # before the weights, which take longer
+        tokenizer = build_tokenizer(options.tokenizer)
+    else:
+        tokenizer = load_tokenizer(source.path) if file is None else file.tokenizer()
+    model: Any  # transformers wraps `to` past its types
+    dtype = DTYPES.get(backends.precision)  # of auto, the saved one
+    model = load_model(source.path, backends) if file is None else file.model(backends, dtype)
+    model = model if dtype is None else model.to(dtype)
+    model = model.to("cuda" if on_gpu else "cpu")
+    return Loaded(model, tokenizer, source.name, trained, source.folder)
+
+
+def announce(source: Source) -> None:
+    """Say what is about to be loaded, with its size on disk."""
+    path = source.path
+    files = [path] if source.is_gguf else [f for f in path.iterdir() if f.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    rank_zero_info(f"loading {source.name} from {path} ({size / 1e6:,.1f} MB)")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ic.errors import check_choice
-
-if TYPE_CHECKING:
-    from ic.model.backends import Backends
+from ic.model.backends import Backends
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -20,16 +17,18 @@ class InferenceOptions:
 
     Attributes:
         checkpoint: the source of the model, in any form that `ic.checkpoint.source` knows.
+        tokenizer: `bytes`, or a folder that holds the tokenizer; null is the source's own.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         dtype: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below sm_80) and the
             saved type on a CPU.
-        attention, norm, rope: torch or triton, each on its own.
+        attention, norm, rope: names of backends (`ic.model.registry`), each on its own.
 
     Raises:
         ValueError: an unknown choice.
     """
 
     checkpoint: str = "???"
+    tokenizer: str | None = None
     accelerator: str = "auto"
     dtype: str = "auto"
     attention: str = "torch"
@@ -43,6 +42,4 @@ class InferenceOptions:
 
     def backends(self) -> Backends:
         """The switches above, checked."""
-        from ic.model.backends import Backends
-
         return Backends(self.attention, self.norm, self.rope, self.dtype)

@@ -18,7 +18,8 @@ class MLAConfig(PreTrainedConfig):
 
     A folder saved with this configuration also loads in `transformers`' `DeepseekV3ForCausalLM`
     (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end
-    of the list are left at their defaults: every layer is dense, `first_k_dense_replace` says so.
+    of the list, `trained_length` apart, are left at their defaults: every layer is dense,
+    `first_k_dense_replace` says so.
 
     Args:
         vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: sizes.
@@ -41,6 +42,7 @@ class MLAConfig(PreTrainedConfig):
             `none`; `llama4`: 1 + beta * log(1 + floor((n - 1) / original)); `ssmax`: a learned
             per-head s * log(n) (Scalable-Softmax, arXiv 2501.19399).
         nope_layers: indices of layers that do not rotate query and key.
+        trained_length: longest context in tokens that the weights were trained at, once they were.
 
     Raises:
         ValueError: a dimension that does not fit, or an unknown choice. Whether the backends take
@@ -84,6 +86,7 @@ class MLAConfig(PreTrainedConfig):
     length_temperature_beta: float = 0.1
     length_temperature_original: int = 8192
     nope_layers: list[int] | None = None
+    trained_length: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:

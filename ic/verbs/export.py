@@ -20,13 +20,20 @@ def run(config: Config) -> int:
     )
 
     from ic.checkpoint.export import export_checkpoint
+    from ic.checkpoint.source import find_source
+    from ic.datamodules.tokenizers import build_tokenizer
+    from ic.inference.loading import announce
 
+    source = find_source(config.checkpoint)
+    announce(source)
+    tokenizer = None if config.tokenizer is None else build_tokenizer(config.tokenizer)
     columns = (TextColumn("export"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("export", total=None, visible=False)
         files = export_checkpoint(
-            Path(config.checkpoint),
+            source,
             Path(config.output),
+            tokenizer=tokenizer,
             dtype=config.dtype,
             max_shard_size=config.max_shard_size,
             overwrite=config.overwrite,

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 
 from ic.checkpoint.export import export_checkpoint
-from ic.checkpoint.folder import CheckpointError, FolderCheckpointIO, load_config, load_model
+from ic.checkpoint.folder import (
+    CheckpointError,
+    FolderCheckpointIO,
+    load_config,
+    load_model,
+    trained_length,
+)
+from ic.checkpoint.source import find_source
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
 from tests.conftest import SMALL, randomize
@@ -71,7 +78,7 @@ def test_equals_the_model_in_memory(
 
 
 def test_dtype(checkpoint: Path, in_memory: MLAForCausalLM, tmp_path: Path) -> None:
-    export_checkpoint(checkpoint, tmp_path / "half", dtype="bfloat16")
+    export_checkpoint(find_source(checkpoint), tmp_path / "half", dtype="bfloat16")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
     assert loaded.dtype == torch.bfloat16
     for name, tensor in in_memory.state_dict().items():
@@ -93,7 +100,7 @@ def test_of_an_unsharded_folder(tied: bool, tmp_path: Path) -> None:
     FolderCheckpointIO(model.config, ByteTokenizer()).save_checkpoint(
         {"state_dict": state}, tmp_path / "step=1"
     )
-    (file,) = export_checkpoint(tmp_path / "step=1", tmp_path / "out")
+    (file,) = export_checkpoint(find_source(tmp_path / "step=1"), tmp_path / "out")
     assert ("lm_head.weight" in load_file(file)) != tied
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -105,18 +112,21 @@ def test_existing_output(checkpoint: Path, tmp_path: Path) -> None:
     output.mkdir()
     (output / "precious").touch()
     with pytest.raises(CheckpointError, match="exists: choose another folder, or .*overwrite=true"):
-        export_checkpoint(checkpoint, output)
+        export_checkpoint(find_source(checkpoint), output)
     assert [p.name for p in output.iterdir()] == ["precious"]
-    export_checkpoint(checkpoint, output, overwrite=True)
+    export_checkpoint(find_source(checkpoint), output, overwrite=True)
     assert not (output / "precious").exists()
     with pytest.raises(CheckpointError, match="is the checkpoint: choose another"):
-        export_checkpoint(checkpoint, checkpoint, overwrite=True)
+        export_checkpoint(find_source(checkpoint), checkpoint, overwrite=True)
 
 
 def test_tells_progress(checkpoint: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     files = export_checkpoint(
-        checkpoint, tmp_path / "out", max_shard_size="500KB", on_bytes=lambda *at: seen.append(at)
+        find_source(checkpoint),
+        tmp_path / "out",
+        max_shard_size="500KB",
+        on_bytes=lambda *at: seen.append(at),
     )
     assert len(seen) == len(files)
     assert seen[-1][0] == seen[-1][1] == sum(t.nbytes for f in files for t in load_file(f).values())
@@ -142,5 +152,35 @@ def test_other_dimensions_than_the_configuration(checkpoint: Path, tmp_path: Pat
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "intermediate_size": 99}))
     with pytest.raises(CheckpointError, match=r"mlp\.down_proj\.weight is \(128, 99\) by the conf"):
-        export_checkpoint(checkpoint, tmp_path / "out")
+        export_checkpoint(find_source(checkpoint), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_the_checkpoint(four: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(four / "runs/debug/four", tmp_path / "run", symlinks=True)
+    before = sorted(run.rglob("*"))
+    for output in (run, run / "checkpoints", run / "checkpoints/step=5"):
+        with pytest.raises(CheckpointError, match="the checkpoint: choose another folder"):
+            export_checkpoint(find_source(run), output, overwrite=True)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_the_trained_length_survives(ic: Callable[..., int], four: Path, tmp_path: Path) -> None:
+    """Four ranks trained at 128 tokens. An older folder says it in the trainer's state alone."""
+    run = shutil.copytree(four / "runs/debug/four", tmp_path / "run", symlinks=True)
+    last = run / "checkpoints/last"
+    config = json.loads((last / "config.json").read_text())
+    assert config["trained_length"] == 128
+    for saved in (config, {k: v for k, v in config.items() if k != "trained_length"}):
+        (last / "config.json").write_text(json.dumps(saved))
+        output = tmp_path / str(len(saved))
+        assert ic("export", f"checkpoint={run}", f"output={output}") == 0
+        assert trained_length(output) == 128
+        DeepseekV3ForCausalLM.from_pretrained(output)
+    state = torch.load(last / "trainer.pt", weights_only=True)
+    del state["context_length"]
+    torch.save(state, last / "trainer.pt")
+    assert trained_length(last) == 128  # of the datamodule's state
+    state.pop("PasskeyDataModule")
+    torch.save(state, last / "trainer.pt")
+    assert trained_length(last) is None

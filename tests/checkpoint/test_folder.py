@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import shutil
@@ -13,7 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ic.checkpoint.folder import CheckpointError, FolderCheckpointIO, load_config, load_model
+from ic.checkpoint.folder import (
+    CheckpointError,
+    FolderCheckpointIO,
+    load_config,
+    load_model,
+    trained_length,
+)
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
 
@@ -128,3 +135,17 @@ def test_full_disk_leaves_the_previous_checkpoint(
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
     assert [p.name for p in saved.parent.iterdir()] == ["step=7"]
     assert io_of(model).load_checkpoint(saved)["global_step"] == 7
+
+
+def test_the_longest_trained_length_is_kept(model: MLAForCausalLM, tmp_path: Path) -> None:
+    """A run that goes on at a shorter length, after a resume too, was trained at the longest."""
+    first, second = io_of(model), io_of(copy.deepcopy(model))
+    for step, length in enumerate((512, 2048, 1024)):
+        state = {**as_checkpoint(model), "context_length": length}
+        first.save_checkpoint(state, tmp_path / f"step={step}")
+        longest = min(4**step * 512, 2048)
+        assert load_config(tmp_path / f"step={step}").trained_length == longest
+    second.config.trained_length = None
+    second.load_checkpoint(tmp_path / "step=2")
+    second.save_checkpoint({**as_checkpoint(model), "context_length": 256}, tmp_path / "step=3")
+    assert trained_length(tmp_path / "step=3") == 2048

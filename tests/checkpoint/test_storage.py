@@ -21,6 +21,7 @@ from ic.checkpoint.commit import check_file_system, commit_folder
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import load_model
+from ic.checkpoint.source import find_source
 from ic.checkpoint.storage import MODEL, ShardReader, ShardWriter, read_tensors
 from ic.files import retry_io
 
@@ -126,7 +127,7 @@ def test_damaged(checkpoint: Path, name: str, how: str, message: str, tmp_path: 
         load_model(checkpoint)
     assert message.format(file=file) in str(caught.value)
     with pytest.raises(CheckpointError) as caught:
-        export_checkpoint(checkpoint, tmp_path / "out")
+        export_checkpoint(find_source(checkpoint), tmp_path / "out")
     assert message.format(file=file) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step=2"]
 

@@ -1,0 +1,43 @@
+"""What a folder in Hugging Face's format is made of: a configuration and safetensors files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ic.checkpoint.errors import CheckpointError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+# Of weights in other formats.
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: those of its index, or its only one.
+
+    Raises:
+        CheckpointError: there is none, or one of the index is missing.
+    """
+    if (folder / INDEX).is_file():
+        try:
+            named = json.loads((folder / INDEX).read_text())["weight_map"].values()
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder / INDEX} is truncated or damaged: {error}") from error
+        files = [folder / name for name in sorted(set(named))]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of the {len(files)} files of its {INDEX}, the "
+                f"first is {missing[0]}"
+            )
+        return files
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", *OTHER_WEIGHTS) and path.name != "trainer.pt"
+    )
+    found = f", but {', '.join(others[:3])}" if others else ""
+    raise CheckpointError(
+        f"{folder} is not a checkpoint: it holds no {WEIGHTS} and no {INDEX}{found}"
+    )
