@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ic.datamodules.needle_names import TASKS
+from ic.files.saved_config import MAY_CHANGE
 
 SLOT_BYTES = 64
 SUFFIXES = {
@@ -49,7 +50,7 @@ class PasskeyDataOptions:
     )
     num_needles: int = 4
     val_batches: int = 8
-    num_workers: int = 0
+    num_workers: int = field(default=0, metadata=MAY_CHANGE)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class TextDataOptions:
     tokens_per_batch: int = 4096
     shuffle_buffer: int = 256
     num_streams: int = 1
-    num_workers: int = 0
+    num_workers: int = field(default=0, metadata=MAY_CHANGE)
     seed: int = 0
     ignore_checkpoint_position: bool = False
 
@@ -186,7 +187,7 @@ class EpochDataOptions:
     tokens_per_batch: int = 4096
     too_long: str = "error"
     shuffle: bool = True
-    num_workers: int = 0
+    num_workers: int = field(default=0, metadata=MAY_CHANGE)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from ic.callbacks.options import (
 )
 from ic.datamodules.options import PreferenceDataOptions
 from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.files.saved_config import MAY_CHANGE
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions
 from ic.model.options import AdapterOptions
@@ -68,11 +69,11 @@ class ModelConfig:
     length_temperature_original: int = 8192
     nope_layers: list[int] = field(default_factory=list)
     absorbed_max_queries: int = 16
-    attention: str = "torch"
-    norm: str = "torch"
-    rope: str = "torch"
+    attention: str = field(default="torch", metadata=MAY_CHANGE)
+    norm: str = field(default="torch", metadata=MAY_CHANGE)
+    rope: str = field(default="torch", metadata=MAY_CHANGE)
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
     init_from: str | None = None
     adapter: AdapterOptions | None = None
 
@@ -114,17 +115,17 @@ class TrainerConfig:
     """
 
     max_steps: int = 1000
-    max_time: str | None = None
+    max_time: str | None = field(default=None, metadata=MAY_CHANGE)
     accelerator: str = "auto"
-    devices: Any = "auto"
-    num_nodes: int = 1
+    devices: Any = field(default="auto", metadata=MAY_CHANGE)
+    num_nodes: int = field(default=1, metadata=MAY_CHANGE)
     precision: str = "32-true"
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
     val_check_interval: int = 250
     limit_val_batches: int | None = None
     num_sanity_val_steps: int = 0
-    log_every_n_steps: int = 10
+    log_every_n_steps: int = field(default=10, metadata=MAY_CHANGE)
     deterministic: bool = False
     detect_anomaly: bool = False
 
@@ -155,17 +156,17 @@ class TrainerConfig:
 class CallbacksConfig:
     """Callbacks; `null` turns one off."""
 
-    checkpoint: CheckpointOptions | None = None
+    checkpoint: CheckpointOptions | None = field(default=None, metadata=MAY_CHANGE)
     context_length: AdaptiveContextLengthOptions | None = None
     guardrails: GuardrailsOptions | None = None
     passkey: PasskeyEvaluationOptions | None = None
-    memory: MemoryProfilerOptions | None = None
-    throughput: ThroughputOptions | None = None
-    gpu_utilisation: GpuUtilisationOptions | None = None
-    profiler: ProfilerOptions | None = None
-    watchdog: WatchdogOptions | None = None
-    requeue: SlurmRequeueOptions | None = None
-    progress: bool = True
+    memory: MemoryProfilerOptions | None = field(default=None, metadata=MAY_CHANGE)
+    throughput: ThroughputOptions | None = field(default=None, metadata=MAY_CHANGE)
+    gpu_utilisation: GpuUtilisationOptions | None = field(default=None, metadata=MAY_CHANGE)
+    profiler: ProfilerOptions | None = field(default=None, metadata=MAY_CHANGE)
+    watchdog: WatchdogOptions | None = field(default=None, metadata=MAY_CHANGE)
+    requeue: SlurmRequeueOptions | None = field(default=None, metadata=MAY_CHANGE)
+    progress: bool = field(default=True, metadata=MAY_CHANGE)
 
 
 @dataclass
@@ -209,19 +210,19 @@ class RunConfig:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     preference: PreferenceOptions | None = None
-    strategy: StrategyOptions = field(default_factory=StrategyOptions)
+    strategy: StrategyOptions = field(default_factory=StrategyOptions, metadata=MAY_CHANGE)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=MAY_CHANGE)
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
     name: str = "run"
     run_id: str = "default"
-    output_dir: str = "runs"
+    output_dir: str = field(default="runs", metadata=MAY_CHANGE)
     seed: int = 0
     tokenizer: str = "bytes"
-    ckpt_path: str | None = None
-    overwrite: bool = False
-    allow_config_change: bool = False
+    ckpt_path: str | None = field(default=None, metadata=MAY_CHANGE)
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE)
+    allow_config_change: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         for key in ("name", "run_id"):

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.config.run import RunConfig
 from ic.files.run_folder import RunFolder
+from ic.files.saved_config import changed_keys, forgotten_keys
 from ic.machine.slurm_job import SlurmJob
-
-# What may differ when a run continues: where and on which kernels it runs, for how long, what it
-# shows and keeps.
-MAY_CHANGE = (
-    "ckpt_path",
-    "overwrite",
-    "allow_config_change",
-    "output_dir",
-    "logger",
-    "data.num_workers",
-    "model.attention",
-    "model.norm",
-    "model.rope",
-    "model.compile",
-    "strategy",
-    "trainer.max_time",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.log_every_n_steps",
-    "callbacks.checkpoint",
-    "callbacks.memory",
-    "callbacks.profiler",
-    "callbacks.progress",
-    "callbacks.requeue",
-    "callbacks.throughput",
-    "callbacks.gpu_utilisation",
-    "callbacks.watchdog",
-)
-_ABSENT = "(absent)"
 
 
 def starting_checkpoint(config: RunConfig, run_dir: Path) -> Path | None:
@@ -82,34 +52,22 @@ def forget_checkpoints(run_dir: Path) -> None:
 def check_same_configuration(config: RunConfig, run_dir: Path) -> None:
     """Refuse to continue a run under another configuration, unless `allow_config_change`.
 
+    What counts as another one stands in `ic.files.saved_config`.
+
     Raises:
         ValueError: names each key that differs, with both values.
     """
     file = RunFolder(run_dir).config
     if config.allow_config_change or not file.is_file():
         return
-    saved = _flatten(yaml.safe_load(file.read_text()))
-    given = _flatten(yaml.safe_load(yaml.safe_dump(asdict(config))))
-    changed = [
-        f"{key}: {saved.get(key, _ABSENT)} -> {given.get(key, _ABSENT)}"
-        for key in sorted({*saved, *given})
-        if saved.get(key, _ABSENT) != given.get(key, _ABSENT) and not _may_change(key)
-    ]
-    if changed:
+    saved = yaml.safe_load(file.read_text())
+    if changed := list(changed_keys(saved, config)):
         raise ValueError(
             f"the configuration differs from the one in {file}: {'; '.join(changed)}. Give the "
             "same as before, choose another run_id=, or continue with allow_config_change=true"
         )
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+    if forgotten := list(forgotten_keys(saved, config)):
+        rank_zero_info(
+            f"{file} is of another version: this one has no {', '.join(forgotten)}, and continues "
+            "without"
+        )
