@@ -5,6 +5,7 @@ chosen ones first, then the rejected), N rows, T tokens, padded on the right, wh
 from real tokens never looks. With `share_prompt` a row is a pair (N = B): the prompt, the chosen
 completion, then the prompt's last token again, since it predicts the first token of both, and the
 rejected completion. Otherwise a row is a sequence (N = S).
+
     input_ids, labels, position_ids (N, T) int64: labels are -100 but at completion tokens.
     branches: bounds of both completions of each row (`ic.model.branches`), or None.
     completion_index (N, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.

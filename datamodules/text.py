@@ -46,6 +46,7 @@ class TextDataModule(LightningDataModule):
         step: index of the micro-batch since the start of training, a Python int.
         position: where the stream goes on, a list of ints; taken out by
             `on_before_batch_transfer`, so modules and callbacks do not see it.
+
     A run is the part of a document that lies in one row (`ic.datamodules.packing` has the rule).
     Training rows are always full. In evaluation the last row is padded (a run of its own), the last
     batch may hold fewer rows, and a rank that has none left gets one row of padding.

@@ -6,7 +6,8 @@ twice.
 In the dk/dv kernel two warpgroups of four warps own 64 keys each of the program's 128; scores are
 held transposed, (keys, queries), so that p and ds enter their products from registers. One warp
 copies 64 queries a step to shared memory. The accumulators of dk and dv take 160 registers a thread
-at 192/128; what makes the rest fit in 240 is that
+at 192/128. What makes the rest fit in 240:
+
 - the score accumulator starts from -lse / scale, and that of dout v^T from -delta: neither costs a
   register;
 - a masked score starts from -inf, so the mask is gone before the exponentials;
@@ -67,9 +68,11 @@ def hopper_row_statistics_kernel(
 
 @gluon.jit
 def _round_packed(x, DTYPE: gl.constexpr):
-    """x.to(DTYPE) two at a time. A plain cast of a value with two uses is done one by one at a
-    quarter of
-    the rate, and the halves stay in a register each, which no longer fit."""
+    """x.to(DTYPE) two at a time.
+
+    A plain cast of a value with two uses is done one by one at a quarter of the rate, and the
+    halves stay in a register each, which no longer fit.
+    """
     if gl.bfloat16 == DTYPE:
         return gl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2
@@ -100,9 +103,11 @@ def _widen_packed(x):
 def _query_range(
     T, S, offset, DOCUMENT_END, n0, b64, BLOCK_Q: gl.constexpr, HAS_DOCUMENTS: gl.constexpr
 ):
-    """Query blocks of BLOCK_Q that see keys n0 .. n0 + 127: from `first`, [0, diagonal) are cut by
-    the
-    diagonal, [diagonal, whole) see all of them, [whole, total) are cut by a document's end."""
+    """Query blocks of BLOCK_Q that see keys n0 .. n0 + 127.
+
+    From `first`, [0, diagonal) are cut by the diagonal, [diagonal, whole) see all of them,
+    [whole, total) are cut by a document's end.
+    """
     first = gl.maximum(n0 - offset, 0) // BLOCK_Q
     end = T
     whole_end = T

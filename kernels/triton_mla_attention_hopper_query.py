@@ -32,10 +32,11 @@ from ic.kernels.triton_mla_attention_hopper import _tma_load, _tma_store, key_ba
 def _key_range(
     T, S, offset, DOCUMENT_START, m0, b64, BLOCK_N: gl.constexpr, HAS_DOCUMENTS: gl.constexpr
 ):
-    """Key blocks seen by queries m0 .. m0 + 127, from the last to the first: iterations [0, right)
-    are cut
-    by the diagonal, [right, left) are visible as a whole, [left, total) are cut by a document's
-    start."""
+    """Key blocks seen by queries m0 .. m0 + 127, from the last to the first.
+
+    Iterations [0, right) are cut by the diagonal, [right, left) are visible as a whole,
+    [left, total) are cut by a document's start.
+    """
     last = gl.cdiv(gl.minimum(offset + m0 + 128, S), BLOCK_N) - 1
     first = 0
     full_first = 0

@@ -332,13 +332,14 @@ def mla_decode(
         q_latent_BQHR: queries after absorption (`q_nope W_UK`), (B, Q, H, R), Q from 1 to 4.
         q_rope_BQHP: rotated rope part, (B, Q, H, P); P may be 0.
         cache: (num_pages, page_size, R + P) with a block table, else (B, S, R + P). The dtype of
-        the
-            queries, or float8_e4m3fn or int8 together with `cache_scale`.
+            the queries, or float8_e4m3fn or int8 together with `cache_scale`.
         seq_lens_B: int32 (B,), cached tokens of each sequence, the Q new ones included; 0 is
-        allowed. softmax_scale: factor on the scores, usually (qk_nope_head_dim + qk_rope_head_dim)
-        ** -0.5. block_table: int32 (B, max_pages), page numbers of each sequence in order.
-        cache_scale: fp32 scale of each token, (num_pages, page_size) or (B, S). max_context_tokens:
-        the longest length in the batch if the caller knows it; it only chooses
+            allowed.
+        softmax_scale: factor on the scores, usually
+            (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
+        block_table: int32 (B, max_pages), page numbers of each sequence in order.
+        cache_scale: fp32 scale of each token, (num_pages, page_size) or (B, S).
+        max_context_tokens: the longest length in the batch if the caller knows it; it only chooses
             the number of splits. Default: what the block table or the cache can hold.
         num_splits: overrides that choice.
         check_indices: compare lengths and page numbers with their limits first. This waits for the

@@ -2,8 +2,8 @@
 
     h = x + residual (rounded to the dtype of x; h = x without a residual)
     r = 1 / sqrt(mean(h^2) + eps),  xhat = h r,  y = xhat * weight
-    dh = r (g - xhat mean(g xhat)) + dh_from_above,
-     g = dy * weight;  dweight = sum over rows of dy * xhat
+    dh = r (g - xhat mean(g xhat)) + dh_from_above,  g = dy * weight
+    dweight = sum over rows of dy * xhat
 
 All arithmetic is fp32; y, h and the gradients are rounded once.
 
@@ -15,8 +15,9 @@ Memory traffic per row of D elements of b bytes (weight and r are negligible): f
 x, write y), with residual 4 D b; backward 3 D b (read h, dy, write dx), with residual 4 D b; plus 8
 D bytes a program for dweight.
 
-Limits: fp16, bf16, fp32; D <= 65536; rows are addressed with int64 and may be strided,
-the last stride must be 1.
+Limits: fp16, bf16, fp32; D <= 65536; rows are addressed with int64 and may be strided, the last
+stride must be 1.
+
 Source: Zhang and Sennrich, arXiv 1910.07467; the walk over rows as in Triton's layer-norm tutorial.
 """
 
@@ -99,9 +100,8 @@ def rms_norm_weight_gradient_kernel(
 
 
 # By the power of two that holds D. Forward: (rows a program, warps). Backward: (rows a step, warps,
-# programs a
-# multiprocessor, loop stages); stages > 1 copy ahead into shared memory, which pays from sm_80 on
-# and fits from sm_90.
+# programs a multiprocessor, loop stages); stages > 1 copy ahead into shared memory, which pays from
+# sm_80 on and fits from sm_90.
 _FORWARD: dict[int, tuple[int, int]] = {
     1024: (4, 4), 2048: (2, 4), 4096: (1, 4), 8192: (1, 16), 65536: (1, 16),
 }  # fmt: skip

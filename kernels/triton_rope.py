@@ -3,9 +3,9 @@ in one launch.
 
     (a', b') = (a cos - b sin, a sin + b cos)
 
-for the pairs (a, b) = (x_2i,
-x_2i+1) when interleaved (DeepSeek's view_as_complex; the output stays interleaved), else
-(x_i, x_{i + P/2}). The backward pass is the same rotation with -sin, by the same kernel.
+for the pairs (a, b) = (x_2i, x_2i+1) when interleaved (DeepSeek's view_as_complex; the output stays
+interleaved), else (x_i, x_{i + P/2}). The backward pass is the same rotation with -sin, by the same
+kernel.
 
 Shapes: B batch, T tokens, H query heads, P qk_rope_head_dim. q (B, T, H, P), k (B, T, 1, P), cos
 and sin (B or 1, T, P/2) fp32.
@@ -18,7 +18,9 @@ Memory traffic: q and k read and written once, (H + 1) 4 P bytes a token in 16 b
 bytes a token and head block.
 
 Limits: fp16, bf16, fp32; P a power of two >= 16; strides of B, T and H are free, the last must be
-1. Source: Su et al., arXiv 2104.09864; DeepSeek-V2, arXiv 2405.04434 (decoupled RoPE).
+1.
+
+Source: Su et al., arXiv 2104.09864; DeepSeek-V2, arXiv 2405.04434 (decoupled RoPE).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Write a source as Hugging Face safetensors, tensor by tensor, on the CPU.
 
 Works on sharded and plain folders and on GGUF files, without a GPU, a process group or the run's
-configuration.
-Host memory holds one file of the output at a time, so about `max_shard_size`.
+configuration. Host memory holds one file of the output at a time, so about `max_shard_size`.
 """
 
 from __future__ import annotations
