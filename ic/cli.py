@@ -2,7 +2,8 @@
 
 A verb is a file of `ic/verbs`, found by its name, beside a root configuration `conf/NAME.yaml`. The
 file holds a docstring (its line in the list of verbs), the dataclass `Config` and `run(config)`,
-which returns the exit code. The first line of the YAML is a comment with an example. Neither may
+which returns the exit code; a function `complete(overrides)` adds those that files named by others
+stand for. The first line of the YAML is a comment with an example. Neither may
 import PyTorch before `run` is called, so that help and errors come at once.
 
 Errors end here: bad input is one readable line on stderr and exit code 2.
@@ -64,6 +65,11 @@ class Verb:
     def module(self) -> ModuleType:
         return importlib.import_module(f"ic.verbs.{self.name}")
 
+    def complete(self, overrides: list[str]) -> list[str]:
+        """The overrides, and those that files which they name stand for."""
+        complete = getattr(self.module, "complete", None)
+        return overrides if complete is None else list(complete(overrides))
+
     def run(self, config: Any) -> int:
         quieten()
         return int(self.module.run(config))
@@ -123,6 +129,7 @@ def _run(args: list[str]) -> int:
     if "help" in flags:
         print(_help(verb, overrides))
         return 0
+    overrides = verb.complete(overrides)
     if "multirun" in flags:
         return _multirun(verb, overrides)
     config, text = compose_config(verb.name, verb.module.Config, overrides)

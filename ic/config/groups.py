@@ -19,6 +19,7 @@ from ic.datamodules.options import (
     TextDataOptions,
 )
 from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.evaluation.registry import suite_config, suite_names
 from ic.model.options import AdapterOptions
 from ic.parallel.options import StrategyOptions
 from ic.training.options import OptimizerOptions, PreferenceOptions
@@ -50,3 +51,5 @@ def register_schemas(verb: str, schema: type) -> None:
         ("evaluation", "grid_schema", PasskeyGridConfig),
     ):
         store.store(group=group, name=name, node=node)
+    for suite in suite_names():
+        store.store(group="suite", name=f"{suite}_schema", node=suite_config(suite))

@@ -10,12 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
-    from rich.table import Table
-    from transformers import PreTrainedTokenizerBase
+import numpy as np
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 # A row of a cells file, or of a results file.
 Row = dict[str, Any]

@@ -65,6 +65,13 @@ class RunFolder:
         """What an evaluation suite left."""
         return SuiteFolder(self.path / name)
 
+    def evaluation(self, step: int) -> Path:
+        """What the verb `evaluate` measured of a step's checkpoint: a folder for each suite.
+
+        It stays when the checkpoint goes.
+        """
+        return self.path / "evaluate" / f"step={step}"
+
     def checkpoint(self, step: int) -> Path:
         """The checkpoint folder of a step."""
         return self.checkpoints / f"step={step}"

@@ -43,7 +43,7 @@ from ic.datamodules.preference import PreferenceDataModule
 from ic.datamodules.sft import SFTDataModule
 from ic.datamodules.text import TextDataModule
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
-from ic.evaluation.passkey.suite import PasskeySuite
+from ic.evaluation.registry import build_suite
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder, saved_step
 from ic.machine.devices import _resolve, check_accelerator, check_devices
@@ -150,7 +150,7 @@ def build_callbacks(config: RunConfig) -> list[Callback]:
     elif wanted.requeue is not None and SlurmJob.current() is not None:
         rank_zero_warn("callbacks.checkpoint=null: this job cannot be requeued, nothing is saved")
     if wanted.passkey is not None:
-        built.append(SuiteEvaluation(wanted.passkey, [PasskeySuite(config.evaluation)]))
+        built.append(SuiteEvaluation(wanted.passkey, [build_suite("passkey", config.evaluation)]))
     if config.trainer.num_sanity_val_steps:
         built.append(BeforeAndAfter())
     if wanted.progress:

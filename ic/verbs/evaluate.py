@@ -1,91 +1,171 @@
-"""passkey heatmap of a checkpoint folder"""
+"""evaluation suites on any model: passkeys by length and depth"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.inference.options import InferenceOptions
+
+if TYPE_CHECKING:
+    from ic.checkpoint.source import Source
+    from ic.files.run_folder import SuiteFolder
 
 
 @dataclass
 class Config(InferenceOptions):
-    """The verb `evaluate`: the passkey grid of a checkpoint folder.
+    """The verb `evaluate`: suites on a model.
 
     Attributes:
-        output: folder for cells.jsonl, heatmap.csv and heatmap.png; default `<checkpoint>/passkey`.
-        trained_length: drawn as a line in the heatmap; default from the checkpoint.
+        run: a run's folder: its last checkpoint, unless `checkpoint` names another, with the run's
+            own options of `evaluation`, accelerator, attention and devices. What is given beside
+            it wins; `evaluation=NAME` replaces all of the run's own options.
+        suite: suites by name, each with its options; choose with suite=NAME or suite=[NAME,...].
+        evaluation: options of the suite passkey.
+        output: folder of the files, with several suites of a folder for each; by default beside
+            the checkpoints in the run's folder, `evaluate/step=<n>/<suite>`, and for a model of no
+            run `runs/evaluate/<name>/<suite>`.
+        trained_length: marked in pictures; default from the checkpoint.
         devices, num_nodes: processes of a host, each with the whole model, and hosts; they share
-            the cells. In a SLURM job both are the job's.
+            the cells. `devices=auto` is all GPUs of the host. In a SLURM job both are the job's.
         context_parallel_size: 1, or the number of processes: they then share each prompt and its
             cache instead of the cells, for prompts that are too long for one.
     """
 
-    output: str | None = None
+    run: str | None = None
+    suite: dict[str, Any] = field(default_factory=dict)
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
+    output: str | None = None
     trained_length: int | None = None
-    devices: int = 1
+    devices: Any = 1
     num_nodes: int = 1
     context_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("devices", "num_nodes", "context_parallel_size"):
+        if self.devices != "auto" and not (type(self.devices) is int and self.devices >= 1):
+            raise ValueError(f"devices={self.devices}: must be auto or a number of at least 1")
+        for name in ("num_nodes", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.suite:
+            raise ValueError("suite: choose at least one, for example suite=passkey")
+
+
+def complete(overrides: list[str]) -> list[str]:
+    """`run=FOLDER` stands for what the run was configured with; what is given beside it wins.
+
+    Raises:
+        UsageError: several runs, or none in the folder.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}
+    if "run" not in parsed:
+        return overrides
+    if parsed["run"].is_sweep_override():
+        raise UsageError("run: give one run, and sweep over checkpoint= instead")
+    folder = str(parsed["run"].value())
+    saved = _saved_configuration(folder)
+    given = [f"accelerator={saved['trainer']['accelerator']}"]
+    given += [f"attention={saved['model']['attention']}", f"devices={saved['trainer']['devices']}"]
+    if "checkpoint" not in parsed:
+        given.append(f"checkpoint='{folder}'")
+    if "evaluation" not in parsed:
+        node = {"defaults": ["grid_schema", "_self_"], **saved["evaluation"]}
+        ConfigStore.instance().store(group="evaluation", name="of_run", node=node)
+        given.append("evaluation=of_run")
+    return [*given, *overrides]
+
+
+def _saved_configuration(folder: str) -> dict[str, Any]:
+    import yaml
+
+    from ic.files.run_folder import RunFolder
+
+    file = RunFolder(folder).config
+    if not file.is_file():
+        raise UsageError(
+            f"run={folder}: no run has written {file}; give a run's folder such as "
+            "runs/mla_tiny/default, or a model with checkpoint="
+        )
+    saved: dict[str, Any] = yaml.safe_load(file.read_text())
+    return saved
 
 
 def run(config: Config) -> int:
-    """The passkey grid of a checkpoint folder: cells.jsonl, heatmap.csv, heatmap.png, a table."""
+    """Evaluate each suite: its cells, CSV file, picture and results file, and a table."""
+    import torch
     from rich.console import Console
 
-    from ic.evaluation.passkey.suite import PasskeySuite
+    from ic.checkpoint.source import find_source
     from ic.evaluation.progress import cell_progress
+    from ic.evaluation.registry import build_suite
     from ic.evaluation.report import write_report
     from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
-    from ic.files.run_folder import SuiteFolder
     from ic.inference.loading import load_source
     from ic.machine.launch import launch_ranks
     from ic.parallel.context_parallel import ContextParallel
 
-    sharing = config.context_parallel_size
+    suites = [build_suite(name, options) for name, options in config.suite.items()]
+    source, sharing = find_source(config.checkpoint), config.context_parallel_size
+    gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
+    devices = max(1, gpus) if config.devices == "auto" else config.devices
     ranks = launch_ranks(
-        config.accelerator, config.devices, config.num_nodes, exchange_tensors=sharing > 1
+        config.accelerator, devices, config.num_nodes, exchange_tensors=sharing > 1
     )
     if sharing not in (1, ranks.world_size):
         raise ValueError(
             f"context_parallel_size={sharing} with {ranks.world_size} processes: choose 1 or "
             f"{ranks.world_size}, or change devices or num_nodes"
         )
-    loaded = load_source(config)
-    model = loaded.model
+    # The link `last` moves while a run trains: all processes take what the first of them found.
+    source = ranks.broadcast(source)
+    loaded = load_source(replace(config, checkpoint=str(source.path)))
     if sharing > 1:
-        model.model.context_parallel = ContextParallel()
-    is_first = ranks.global_rank == 0
-    suite = PasskeySuite(config.evaluation)
-    output = SuiteFolder(config.output or loaded.folder / suite.name)
-    with cell_progress(suite, quiet=not is_first) as on_cell:
-        cells = run_suite(
-            model,
-            loaded.tokenizer,
-            suite,
-            output.cells,
-            on_cell,
-            ranks=ranks if sharing == 1 else None,
-            sharded=sharing > 1,
-        )
-    if not is_first:
-        return 0
-    picture = write_report(
-        suite,
-        cells,
-        output,
-        title=f"{loaded.name}: {suite.title}",
-        trained_length=config.trained_length or loaded.trained_length,
-    )
-    write_results(output.results, asdict(config), suite.rows(cells))
+        loaded.model.model.context_parallel = ContextParallel()
     console = Console()
-    console.print(suite.table(cells))
-    console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
+    for suite in suites:
+        folder = _folder(config, source, suite.name)
+        with cell_progress(suite, quiet=ranks.global_rank > 0) as on_cell:
+            cells = run_suite(
+                loaded.model,
+                loaded.tokenizer,
+                suite,
+                folder.cells,
+                on_cell,
+                ranks=ranks if sharing == 1 else None,
+                sharded=sharing > 1,
+            )
+        if ranks.global_rank > 0:
+            continue
+        picture = write_report(
+            suite,
+            cells,
+            folder,
+            title=f"{loaded.name}: {suite.title}",
+            trained_length=config.trained_length or loaded.trained_length,
+        )
+        options = {"suite": suite.name, "evaluation": asdict(config.suite[suite.name])}
+        write_results(folder.results, {**asdict(config), **options}, suite.rows(cells))
+        console.print(suite.table(cells))
+        console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _folder(config: Config, source: Source, suite: str) -> SuiteFolder:
+    """Where the files of a suite go."""
+    from ic.files.run_folder import SuiteFolder, run_of, saved_step
+
+    if config.output is not None:
+        output = Path(config.output)
+        return SuiteFolder(output if len(config.suite) == 1 else output / suite)
+    owner = run_of(source.path)
+    if owner is None:
+        return SuiteFolder(Path("runs/evaluate") / source.name / suite)
+    return SuiteFolder(owner.evaluation(saved_step(source.path.resolve())) / suite)

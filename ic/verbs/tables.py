@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ic.display.numbers import gib, percent, tokens
+from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.statistics import pool
-from ic.evaluation.suites import build_suite, suite_names
 from ic.files.atomic_write import replacing
 from ic.planning.measurements import MEASUREMENTS, Measurements
 from ic.studies.ablation.report import ablation_cells, training_share

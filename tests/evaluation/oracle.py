@@ -1,4 +1,4 @@
-"""A model that answers by looking the key up: what a perfect one would do."""
+"""Models that answer by looking the text up: what a perfect one would do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ic.model import LatentCache, MLAForCausalLM
 _ASKED = re.compile(r"What is the pass key(?: for (\w+))?\? The pass key(?: for \w+)? is(.*)$")
 
 
-class Oracle(MLAForCausalLM):
+class Reader(MLAForCausalLM):
     """Remembers the tokens themselves in its latent cache, and reads only them."""
 
     def forward(
@@ -25,14 +25,28 @@ class Oracle(MLAForCausalLM):
         tokens_B1S1, _ = past_key_values.update(ids_B1T1, ids_B1T1, 0)
         logits = torch.zeros(len(input_ids), 1, 320)
         for row, tokens in enumerate(tokens_B1S1[:, 0, :, 0].long().tolist()):
-            logits[row, 0, ord(_next_character(bytes(tokens).decode()))] = 1
+            logits[row, 0, ord(self.next_character(bytes(tokens).decode()))] = 1
         return SimpleNamespace(logits=logits)
 
+    def next_character(self, text: str) -> str:
+        raise NotImplementedError
 
-def _next_character(text: str) -> str:
-    asked = _ASKED.search(text)
-    assert asked is not None, text[-100:]
-    name, given = asked.groups()
-    context = text[: asked.start()]
-    found = answer_keys(context) if name is None else re.findall(rf"{name} is (\d+)", context)
-    return f" {(found or ['00000'])[0]}.      "[len(given)]
+
+class Oracle(Reader):
+    """Answers with the pass key that is asked for."""
+
+    def next_character(self, text: str) -> str:
+        asked = _ASKED.search(text)
+        assert asked is not None, text[-100:]
+        name, given = asked.groups()
+        context = text[: asked.start()]
+        found = answer_keys(context) if name is None else re.findall(rf"{name} is (\d+)", context)
+        return f" {(found or ['00000'])[0]}.      "[len(given)]
+
+
+class Copier(Reader):
+    """Writes the word before `=` once more, but for its third letter."""
+
+    def next_character(self, text: str) -> str:
+        word, _, given = text.rpartition(" ")[2].partition("=")
+        return "?" if len(given) == 2 else word[len(given)]

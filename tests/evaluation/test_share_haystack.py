@@ -258,9 +258,11 @@ def test_evaluate_on_two_devices_equals_one(
 
 
 def test_refuses_prompts_shared_by_some(
-    ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ic: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert ic("evaluate", "checkpoint=runs", "accelerator=cpu", "context_parallel_size=2") == 2
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    assert ic("evaluate", "checkpoint=model", "accelerator=cpu", "context_parallel_size=2") == 2
     error = capsys.readouterr().err
     assert "context_parallel_size=2 with 1 processes: choose 1 or 1" in error
 

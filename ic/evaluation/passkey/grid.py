@@ -121,3 +121,6 @@ class Cell:
     def __str__(self) -> str:
         depth = "no needle" if self.depth == CONTROL else f"depth {self.depth:g}"
         return f"{self.task} {self.length_tokens} tokens, {self.filler}, {depth}"
+
+
+Config = PasskeyGridConfig  # as the suite's options

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
+from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.heatmap import write_png
 from ic.evaluation.passkey.pooled import is_control, passkey_rows
+from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.shares import group_by_haystack, work_in_haystacks
 from ic.evaluation.passkey.tables import document_table, terminal_table
 from ic.evaluation.suite import Row, Sample, Score, Suite
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Config = PasskeyGridConfig
 
 
 def build(config: PasskeyGridConfig) -> PasskeySuite:
@@ -43,9 +40,6 @@ class PasskeySuite(Suite[Cell]):
         return self.grid.cells()
 
     def sample(self, tokenizer: PreTrainedTokenizerBase, cell: Cell, index: int) -> Sample:
-        # Tokenizers take seconds to import, which a verb's help need not wait for.
-        from ic.evaluation.passkey.prompts import build_prompt
-
         return build_prompt(tokenizer, self.grid, cell, index)
 
     def score(self, sample: Sample, text: str) -> Score:

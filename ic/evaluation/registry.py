@@ -1,9 +1,8 @@
 """Suites by their names.
 
-A suite is a folder of `ic/evaluation`, found by its file `suite.py`: that holds the dataclass
-`Config`, which checks the suite's options, and `build(config)`. Neither may import PyTorch before a
-sample is asked for, so that help and errors come at once. `conf/suite/NAME.yaml` makes it known to
-the command line.
+A suite is a folder of `ic/evaluation` with two files. `grid.py` holds the dataclass `Config`, which
+checks the suite's options; it imports neither PyTorch nor NumPy, so that help and errors come at
+once. `suite.py` holds `build(config)`. `conf/suite/NAME.yaml` makes it known to the command line.
 """
 
 from __future__ import annotations
@@ -11,10 +10,12 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ic.errors import UsageError
-from ic.evaluation.suite import Suite
+
+if TYPE_CHECKING:
+    from ic.evaluation.suite import Suite
 
 
 def suite_names() -> list[str]:
@@ -28,7 +29,7 @@ def suite_config(name: str) -> type:
     Raises:
         UsageError: there is no such suite.
     """
-    config: type = _module(name).Config
+    config: type = _module(name, "grid").Config
     return config
 
 
@@ -38,12 +39,12 @@ def build_suite(name: str, config: Any = None) -> Suite[Any]:
     Raises:
         UsageError: there is no such suite.
     """
-    module = _module(name)
-    suite: Suite[Any] = module.build(module.Config() if config is None else config)
+    options = suite_config(name)() if config is None else config
+    suite: Suite[Any] = _module(name, "suite").build(options)
     return suite
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str, file: str) -> ModuleType:
     if name not in suite_names():
         raise UsageError.unknown("suite", name, suite_names())
-    return importlib.import_module(f"ic.evaluation.{name}.suite")
+    return importlib.import_module(f"ic.evaluation.{name}.{file}")

@@ -1,0 +1,126 @@
+"""The verb `evaluate`: whose grid it takes, where its files go, how it continues."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from torch import Tensor
+
+from ic.files.json_lines import read_rows
+from ic.inference.greedy import GreedyDecoder
+from tests.conftest import SHORT
+
+Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+RUN = "run=runs/debug/default"
+OWN_GRID = (
+    "evaluation.lengths=[256]",
+    "evaluation.depths=[0.5,1.0]",
+    "evaluation.fillers=[random]",
+    "evaluation.samples=1",
+    "evaluation.samples_by_length={}",
+    "evaluation.control_samples=1",
+)
+
+
+@pytest.fixture
+def trained(ic: Run, tmp_path: Path) -> Path:
+    """A run of one step with a grid of its own."""
+    quick = ("trainer.max_steps=1", "callbacks.passkey=null", "callbacks.memory=null")
+    assert ic(*SHORT, *OWN_GRID, *quick, "trainer.accelerator=cpu") == 0
+    return tmp_path / "runs/debug/default"
+
+
+def composed(ic: Run, capsys: Capture, *args: str) -> dict:
+    capsys.readouterr()
+    assert ic("evaluate", *args, "--print_config") == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_a_run_brings_its_own_grid(ic: Run, capsys: Capture, trained: Path) -> None:
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    saved["trainer"] |= {"devices": "auto", "accelerator": "gpu"}
+    saved["model"]["attention"] = "triton"
+    del saved["evaluation"]["share_haystack"]  # as an earlier version wrote it
+    (trained / "config.yaml").write_text(yaml.safe_dump(saved))
+
+    config = composed(ic, capsys, RUN)
+    assert config["evaluation"] == {**saved["evaluation"], "share_haystack": False}
+    assert (config["devices"], config["accelerator"]) == ("auto", "gpu")
+    assert (config["attention"], config["norm"]) == ("triton", "torch")
+    assert config["checkpoint"] == "runs/debug/default"
+
+    config = composed(ic, capsys, "evaluation.lengths=[512]", RUN, "devices=2", "checkpoint=export")
+    assert config["evaluation"]["lengths"] == [512]
+    assert config["evaluation"]["depths"] == [0.5, 1.0]
+    assert (config["devices"], config["accelerator"]) == (2, "gpu")
+    assert config["checkpoint"] == "export"
+
+    config = composed(ic, capsys, RUN, "evaluation=distractors", "evaluation.samples=3")
+    assert config["evaluation"]["lengths"] == [4096, 32768, 131072]
+    assert config["evaluation"]["fillers"] == ["noise", "random"]  # nothing of the run's is left
+    assert config["evaluation"]["samples"] == 3
+
+
+def test_files_lie_beside_the_checkpoints(
+    ic: Run, capsys: Capture, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    answers = GreedyDecoder.answers
+
+    def counted(self: GreedyDecoder, ids_BT: Tensor, new_tokens: int) -> Tensor:
+        calls.append(ids_BT.shape[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answers(self, ids_BT, new_tokens)
+
+    monkeypatch.setattr(GreedyDecoder, "answers", counted)
+    assert ic("evaluate", RUN) == 130  # stopped in the second of three cells
+    folder = trained / "evaluate/step=1/passkey"
+    assert len(read_rows(folder / "cells.jsonl")) == 1
+    assert ic("evaluate", RUN) == 0
+    assert calls == [256] * 4  # the first cell was not answered again
+    assert f"heatmap: {folder / 'heatmap.png'}" in capsys.readouterr().out
+    results = json.loads((folder / "results.json").read_text())
+    assert results["config"]["suite"] == "passkey"
+    assert [(row["depth"], row["n"]) for row in results["rows"]] == [
+        ("control", 1),
+        (0.5, 1),
+        (1.0, 1),
+    ]
+    assert not list(trained.rglob("checkpoints/**/cells.jsonl"))
+
+    # The same checkpoint by another name, and then the same weights elsewhere.
+    last = trained / "checkpoints/last"
+    assert ic("evaluate", f"checkpoint={last}", *OWN_GRID, "accelerator=cpu") == 0
+    assert len(calls) == 4
+    shutil.copytree(last, tmp_path / "mine")
+    assert ic("evaluate", RUN, "checkpoint=mine") == 0
+    assert len(calls) == 7
+    assert (tmp_path / "runs/evaluate/mine/passkey/heatmap.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ("run=runs/debug/defalt",),
+            "run=runs/debug/defalt: no run has written runs/debug/defalt/",
+        ),
+        (("run=a,b", "-m"), "run: give one run, and sweep over checkpoint= instead"),
+        ((), "evaluate needs checkpoint=..."),
+        (("checkpoint=x", "suite=passkeys"), "unknown suite 'passkeys'; did you mean passkey"),
+        (("checkpoint=x", "suite=[]"), "suite: choose at least one"),
+        (("checkpoint=x", "devices=none"), "devices=none: must be auto or a number of at least 1"),
+        (("checkpoint=x", "devices=0"), "devices=0: must be auto or a number of at least 1"),
+    ],
+)
+def test_refuses(ic: Run, capsys: Capture, args: tuple[str, ...], message: str) -> None:
+    assert ic("evaluate", *args) == 2
+    assert message in capsys.readouterr().err
