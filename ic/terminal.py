@@ -47,6 +47,8 @@ class _NoAdvice(logging.Filter):
 
 def _plain_log() -> None:
     """Lightning's messages as plain lines on today's stderr, each once."""
+    import lightning.pytorch  # noqa: F401  # adds handlers of its own, which these replace
+
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_NoAdvice())
     for name in ("lightning.pytorch", "lightning.fabric"):

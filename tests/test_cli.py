@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -351,3 +354,23 @@ def test_multirun_sweeps(ic: Run, tmp_path: Path) -> None:
     # Hydra's own logging settings can silence everyone else's.
     assert not logging.getLogger("lightning.pytorch").disabled
     assert logging.getLogger("ic.callbacks.throughput").isEnabledFor(logging.WARNING)
+
+
+def test_a_process_says_each_line_once(tmp_path: Path) -> None:
+    short = (
+        "callbacks.passkey=null",
+        "callbacks.memory=null",
+        "trainer.max_steps=1",
+        "logger=none",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ic", *SHORT, *short, f"output_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+    )
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == len(set(lines)), done.stderr
+    assert not [line for line in lines if line.startswith(("GPU available", "💡 Tip"))]
+    assert any(line.startswith("checkpoint: ") for line in lines)
