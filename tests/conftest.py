@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch.multiprocessing
 from hypothesis import settings
+from matplotlib.figure import Figure
 from torch.distributed import TCPStore
 
 from ic.cli import main
@@ -98,6 +99,20 @@ def ic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return int(exit_.value.code or 0)
 
     return run
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved to a file, in order, to be asked what it shows."""
+    saved: list[Figure] = []
+    savefig = Figure.savefig
+
+    def save(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        saved.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return saved
 
 
 def host_store() -> TCPStore:

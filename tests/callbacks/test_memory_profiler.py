@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from matplotlib.image import imread
 from omegaconf import OmegaConf
 
 from ic.callbacks import oom_snapshot
@@ -329,7 +330,9 @@ def test_process_meter_leaves_the_counter_alone_when_told_to():
 # Files
 
 
-def test_report_picture_and_logged_scalars(tmp_path, make_trainer, make_module, make_loader):
+def test_report_picture_and_logged_scalars(
+    tmp_path, make_trainer, make_module, make_loader, figures
+):
     from lightning.pytorch.loggers import CSVLogger
 
     logger = CSVLogger(tmp_path, name="", version="")
@@ -341,7 +344,13 @@ def test_report_picture_and_logged_scalars(tmp_path, make_trainer, make_module, 
     assert forward["host_peak_rss_bytes"] >= forward["split_of_bytes"] > 0
     assert report["run_peak_bytes"] >= max(p["split_of_bytes"] for p in report["phases"].values())
     assert sorted(p.name for p in (tmp_path / "memory").iterdir()) == ["memory.json", "memory.png"]
-    assert (tmp_path / "memory/memory.png").read_bytes().startswith(b"\x89PNG")
+    assert imread(tmp_path / "memory/memory.png").std() > 0.05
+    (figure,) = figures
+    (axes,) = figure.axes
+    names = [text.get_text().replace(" ", "_") for text in axes.get_yticklabels()]
+    assert names == list(report["phases"])
+    peaks = [line.get_xdata()[0] * 2**20 for line in axes.lines]
+    assert peaks == [phase["split_of_bytes"] for phase in report["phases"].values()]
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
     assert "memory/forward_peak_gib" in header
     assert "memory/run_peak_gib" in header

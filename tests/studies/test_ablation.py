@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.image import imread
+from matplotlib.figure import Figure
 
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
@@ -74,7 +74,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_runs_are_read_resumed_and_reported(
-    ablation: Callable[..., int], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ablation: Callable[..., int],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    figures: list[Figure],
 ) -> None:
     assert ablation() == 1
     out = capfd.readouterr().out
@@ -89,7 +92,10 @@ def test_runs_are_read_resumed_and_reported(
     seconds = [r["elapsed_s"] for r in base["context_lengths"]]
     assert seconds[0] == 0 < seconds[1] < base["wall_s"]
     assert fixed["context_lengths"] == [{"context_length_tokens": 256, "step": 0, "elapsed_s": 0.0}]
-    assert imread(tmp_path / "out/small.png").std() > 0.01
+    (figure,) = figures
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base", "no curriculum"]
+    assert figure.get_suptitle().startswith("Synthetic passkeys after 86400 s of training")
+    assert (tmp_path / "out/small.png").is_file()
 
     # Only the failed run would start again, and it is not selected.
     again = ("ablation.only=[base,no curriculum]",)
@@ -230,6 +236,29 @@ def test_the_table_has_mean_and_range_over_seeds() -> None:
         ["b", "single", "2 of 3", "512-1k", "-", "37.5 (25-50)", "37.5 (25-50)"],
         ["b", "multi_key", "2 of 3", "512-1k", "-", "0", "0"],
     ]
+
+
+def test_the_plot_has_a_marker_a_seed_and_a_bar_at_their_mean(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    rows = [row("a", 0, 1.0, 0.5), row("a", 1, 0.5, 0.25), row("b", 0, 0.25, 0.0)]
+    draw_ablation(rows, tmp_path / "plot.png", None)
+    (figure,) = figures
+    single, multi = figure.axes
+    assert [axes.get_ylabel().split("\n")[0] for axes in (single, multi)] == ["single", "multi_key"]
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+    a, b = (handle.get_color() for handle in legend.legend_handles)
+    for axes, expected in (
+        (single, {a: ([100, 50], [75, 75]), b: ([25], [25, 25])}),
+        (multi, {a: ([50, 25], [37.5, 37.5]), b: ([0], [0, 0])}),
+    ):
+        for place in (0, 1):  # of the two lengths
+            here = [line for line in axes.lines if abs(line.get_xdata()[0] - place) < 0.5]
+            for color, drawn in expected.items():
+                lines = [list(line.get_ydata()) for line in here if line.get_color() == color]
+                assert lines == [list(heights) for heights in drawn]
+    assert [text.get_text() for text in multi.get_xticklabels()] == ["4,096", "1,048,576"]
 
 
 def test_without_a_measured_row_there_is_no_plot(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ic.config.compose import compose_config
 from ic.config.run import RunConfig
@@ -43,6 +45,7 @@ def test_cases_are_measured_and_a_failing_one_is_reported(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    figures: list[Figure],
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     common = ",".join(f"'{override}'" for override in COMMON)
@@ -86,7 +89,48 @@ def test_cases_are_measured_and_a_failing_one_is_reported(
     assert "exit code 2: ic: strategy.name=fsdp" in refused["reason"]
     assert any("FSDP needs GPUs" in line for line in refused["log_tail"])
     assert "needs 64 GPUs, this host has" in absent["reason"]
-    assert (tmp_path / "out/scaling.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = figures
+    assert shown(figure.axes[0]) == {
+        "alone\n1 GPU, 256 tokens": alone["tokens_per_s"],
+        "gloo\n2 GPUs, 256 tokens": gloo["tokens_per_s"],
+    }
+    assert figure.get_suptitle() == "Training by strategy, cpu"
+    assert (tmp_path / "out/scaling.png").is_file()
+
+
+def shown(axes: Axes) -> dict[str, float]:
+    """Widths of the bars of a single series, by the name beside them."""
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    return {
+        names[round(bar.get_y() + bar.get_height() / 2)]: bar.get_width() for bar in axes.patches
+    }
+
+
+def test_the_plot_shows_speed_and_share(tmp_path: Path, figures: list[Figure]) -> None:
+    cells = {"device": "H100", "context_length_tokens": 4096, "status": "measured"}
+    rows = [
+        cells
+        | {"name": "one", "num_gpus": 1, "tokens_per_s": 1234.5, "mfu": 0.5}
+        | {"gpu_utilisation": 0.875},
+        {"status": "failed", "name": "broken"},
+        cells
+        | {"name": "four", "num_gpus": 4, "tokens_per_s": 4000.0, "mfu": None}
+        | {"gpu_utilisation": 0.25},
+    ]
+    draw_scaling(rows, tmp_path / "plot.png")
+    (figure,) = figures
+    speed, share = figure.axes
+    assert shown(speed) == {"one\n1 GPU, 4,096 tokens": 1234.5, "four\n4 GPUs, 4,096 tokens": 4000}
+    assert [text.get_text() for text in speed.texts] == ["1,234", "4,000"]
+    mfu, busy = share.containers
+    assert [(bar.get_width(), round(bar.get_y() + 0.19, 1)) for bar in mfu] == [(50, -0.2)]
+    assert [(bar.get_width(), round(bar.get_y() + 0.19, 1)) for bar in busy] == [
+        (87.5, 0.2),
+        (25, 1.2),
+    ]
+    assert [text.get_text() for text in share.texts] == ["50 %", "88 %", "25 %"]
+    assert share.get_legend().get_texts()[0].get_text() == "MFU"
+    assert (speed.get_xlabel(), share.get_xlabel()) == ("tokens/s, all GPUs together", "per cent")
 
 
 def test_a_case_that_hangs_is_ended(
