@@ -69,18 +69,16 @@ def stop_watching() -> None:
         torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def write_oom_snapshot(
-    path: Path, what: str, dump: Callable[[str], None] = torch.cuda.memory._dump_snapshot
-) -> bool:
+def write_oom_snapshot(path: Path, what: str, dump: Callable[[str], None] | None = None) -> bool:
     """Write the snapshot and say where it is. Returns False, and says why, when it could not be
-    written.
+    written. `dump` writes it to a path; by default PyTorch does.
 
     Never raises: an exception from the observer would replace the out-of-memory error that the user
     has to see.
     """
     try:
         with replacing(path) as temporary:
-            dump(str(temporary))
+            (dump or torch.cuda.memory._dump_snapshot)(str(temporary))
     except Exception as error:
         log.error("CUDA out of memory (%s); no snapshot: %s: %s", what, type(error).__name__, error)
         return False

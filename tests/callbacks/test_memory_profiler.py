@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,7 @@ import torch.distributed as dist
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from ic.callbacks import oom_snapshot
-from ic.callbacks.memory_accounting import ProcessMeter, storage_bytes
+from ic.callbacks.memory_accounting import ProcessMeter, host_peak_rss_bytes, storage_bytes
 from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_profiler import MemoryProfiler, memory_phase
 from ic.callbacks.options import MemoryProfilerOptions
@@ -321,10 +320,18 @@ def test_process_meter_sees_memory_that_is_gone_again():
 
 
 def test_process_meter_leaves_the_counter_alone_when_told_to():
+    """Then a peak of before the phase is not the phase's; one above all before is."""
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    del block
     meter = ProcessMeter(reset_peak=False)
     assert not meter.can_reset
+    before = host_peak_rss_bytes()
     meter.reset()
-    assert meter.peak() >= meter.current() > 0
+    assert host_peak_rss_bytes() == before > meter.current() + 30 * 2**20
+    assert meter.peak() < meter.current() + 30 * 2**20
+    block = torch.ones(before - meter.current() + 32 * 2**20, dtype=torch.uint8)
+    del block
+    assert meter.peak() > before + 20 * 2**20
 
 
 # Files
@@ -418,59 +425,6 @@ def test_config_is_a_structured_config():
     assert config == MemoryProfilerOptions()
 
 
-# Out of memory. What needs no GPU: the file, the message, that nothing raises, one observer a
-# process.
-
-
-def test_snapshot_says_where_it_is_and_how_to_open_it(tmp_path, caplog):
-    path = tmp_path / "memory/oom_snapshot.pickle"
-    assert oom_snapshot.write_oom_snapshot(path, "GPU 0", dump=lambda p: Path(p).write_bytes(b"x"))
-    assert path.read_bytes() == b"x"
-    assert len(caplog.records) == 1
-    assert caplog.records[0].levelno == logging.ERROR
-    assert str(path) in caplog.text
-    assert "memory_viz" in caplog.text
-
-
-def test_snapshot_that_fails_half_way_leaves_nothing_and_does_not_raise(tmp_path, caplog):
-    def dump(path: str) -> None:
-        Path(path).write_bytes(b"half")
-        disk_full()
-
-    path = tmp_path / "oom_snapshot.pickle"
-    assert not oom_snapshot.write_oom_snapshot(path, "GPU 0", dump=dump)
-    assert list(tmp_path.iterdir()) == []
-    assert "No space left on device" in caplog.text
-
-
-def test_one_observer_a_process_follows_the_current_run(tmp_path, monkeypatch):
-    attached: list[Any] = []
-    histories: list[Any] = []
-    monkeypatch.setattr(oom_snapshot, "_observer", oom_snapshot._Observer())
-    monkeypatch.setattr(
-        torch._C, "_cuda_attach_out_of_memory_observer", attached.append, raising=False
-    )
-    monkeypatch.setattr(
-        torch.cuda.memory, "_record_memory_history", lambda *a, **k: histories.append(k)
-    )
-    written: list[Path] = []
-    monkeypatch.setattr(oom_snapshot, "write_oom_snapshot", lambda path, what: written.append(path))
-    for name in ("first", "second"):
-        assert oom_snapshot.watch_out_of_memory(tmp_path / name, history_entries=100)
-    assert len(attached) == 1
-    assert histories[0]["max_entries"] == 100
-    attached[0](0, 2**30, 2**34, 2**20)
-    oom_snapshot.stop_watching()
-    attached[0](0, 2**30, 2**34, 2**20)
-    assert written == [tmp_path / "second"]
-    assert histories[-1] == {"enabled": None}
-
-
-def test_without_the_hook_the_caller_is_told(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch._C, "_cuda_attach_out_of_memory_observer", raising=False)
-    assert not oom_snapshot.watch_out_of_memory(tmp_path / "x", history_entries=0)
-
-
 @pytest.mark.gpu
 def test_cuda_split_and_snapshot_on_a_real_out_of_memory(
     tmp_path, make_trainer, make_module, make_loader, caplog
@@ -487,7 +441,9 @@ def test_cuda_split_and_snapshot_on_a_real_out_of_memory(
     with pytest.raises(torch.cuda.OutOfMemoryError):
         trainer.fit(module, make_loader(3))
     snapshot = tmp_path / "memory/oom_snapshot.pickle"
-    assert snapshot.stat().st_size > 0
+    with snapshot.open("rb") as file:
+        events = pickle.load(file)["device_traces"][0]
+    assert [event["size"] for event in events if event["action"] == "oom"] == [2**50]
     assert str(snapshot) in caplog.text
     report = json.loads((tmp_path / "memory/memory.json").read_text())
     assert report["meter"] == "cuda_allocator"

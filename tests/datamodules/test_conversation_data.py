@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,7 @@ def test_formats_of_files(tmp_path: Path, kind: str) -> None:
     assert decode(chats[1].tokens) == RENDERED
     assert decode(chats[1].tokens[chats[1].is_target]) == "3 m.<|eos|>"
     assert chats[1].where.startswith(str(path))
-    pairs = preference(
-        write(tmp_path, kind, [PAIR]) if kind == "jsonl" else write(tmp_path, f"{kind}", [PAIR])
-    )
-    (pair,) = pairs.examples("train_files")
+    (pair,) = preference(write(tmp_path, kind, [PAIR])).examples("train_files")
     assert decode(np.concatenate([pair.prompt, pair.chosen])) == RENDERED
     assert decode(pair.rejected) == "No.<|eos|>"
 
@@ -226,19 +224,19 @@ def test_order_and_resume(tmp_path: Path, kind: str, workers: int) -> None:
 
 def test_ranks_share_the_rows(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i:02d}", "chosen": "c", "rejected": "d"} for i in range(7)]
-    data = preference(write(tmp_path, "jsonl", rows))
+    path = write(tmp_path, "jsonl", rows)
     seen = []
     for rank in (0, 1):
-        type(data)._rank_and_world = property(lambda self, r=rank: (r, 2))
-        try:
-            seen.append([b["pair_keys"][0] for b in islice(iter(data.train_dataloader()), 7)])
-        finally:
-            type(data)._rank_and_world = PROPERTY
+        data = preference(path)
+        data.trainer = SimpleNamespace(
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": 2},
+            accumulate_grad_batches=1,
+            world_size=2,
+            global_rank=rank,
+        )
+        seen.append([b["pair_keys"][0] for b in islice(iter(data.train_dataloader()), 7)])
     together = [key for pair in zip(*seen, strict=True) for key in pair]
     assert len(set(together[:7])) == len(set(together[7:])) == 7
-
-
-PROPERTY = PreferenceDataModule._rank_and_world
 
 
 @pytest.mark.parametrize(
@@ -246,15 +244,14 @@ PROPERTY = PreferenceDataModule._rank_and_world
     [("drop", [9], "dropped 1 of 2"), ("split", [64, 64, 9], "split 1 of 2")],
 )
 def test_too_long_is_reported(
-    tmp_path: Path, rule: str, kept: list[int], report: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rule: str, kept: list[int], report: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("ic.datamodules.sft.rank_zero_info", said.append)
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     rows = [{"prompt": "p" * 10, "completion": "c" * 117}, {"prompt": "p" * 5, "completion": "ccc"}]
     path = write(tmp_path, "jsonl", rows)
     assert [len(c) for c in sft(path, too_long=rule).examples("train_files")] == kept
-    assert report in said[0]
-    assert f"{path}:1" in said[0]
+    assert report in caplog.messages[0]
+    assert f"{path}:1" in caplog.messages[0]
     with pytest.raises(
         ValueError, match=rf"{path}:1: 128 tokens, more than data.context_length=64"
     ):
