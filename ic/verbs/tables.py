@@ -240,6 +240,7 @@ DOCUMENTS = (
     "docs/alignment.md",
     "docs/parallel.md",
     "docs/planning.md",
+    "docs/results.md",
 )
 
 
