@@ -82,6 +82,12 @@ def find_source(given: str | Path) -> Source:
             f"{path} holds {len(files)} GGUF files: {_some([file.name for file in files])}; give "
             "one of them"
         )
+    runs = sorted(p for p in path.iterdir() if RunFolder(p).saved_steps())
+    if runs:
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it holds the runs {_some([p.name for p in runs])}; give "
+            f"one of them, such as {runs[0]}"
+        )
     raise CheckpointError(f"{path} is not a checkpoint: it {_contents(path)}; give {ALLOWED}")
 
 
@@ -112,9 +118,6 @@ def _contents(folder: Path) -> str:
     """What an unusable folder holds."""
     if RunFolder(folder).checkpoints.is_dir():
         return "is a run that has saved no checkpoint yet"
-    runs = sorted(p.name for p in folder.iterdir() if RunFolder(p).checkpoints.is_dir())
-    if runs:
-        return f"holds no {CONFIG}, but the runs {_some(runs)}: one of them would do"
     names = sorted(p.name for p in folder.iterdir())
     return f"holds no {CONFIG}, but {_some(names)}" if names else "is an empty folder"
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from ic.checkpoint.folder import load_model, trained_length
+from ic.checkpoint.folder import load_config, load_model, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES
@@ -63,6 +63,12 @@ def load_source(options: InferenceOptions) -> Loaded:
         tokenizer = build_tokenizer(options.tokenizer)
     else:
         tokenizer = load_tokenizer(source.path) if file is None else file.tokenizer()
+    vocabulary = (load_config(source.path) if file is None else file.config).vocab_size
+    if tokenizer.vocab_size > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the vocabulary of {source.path} "
+            f"{vocabulary}: give the tokenizer that the model was trained with"
+        )
     model: Any  # transformers wraps `to` past its types
     dtype = DTYPES.get(backends.precision)  # of auto, the saved one
     model = load_model(source.path, backends) if file is None else file.model(backends, dtype)

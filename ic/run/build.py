@@ -30,6 +30,7 @@ from ic.checkpoint.folder import (
     check_same_architecture,
     load_config,
     load_model,
+    trained_length,
 )
 from ic.config.run import ModelConfig, RunConfig, run_directory
 from ic.datamodules.options import (
@@ -82,6 +83,7 @@ def build_model(
     else:
         folder = Path(config.init_from)
         check_same_architecture(wanted, load_config(folder), folder)
+        wanted.trained_length = trained_length(folder)
         model = load_model(folder).float()
         # Positions, rotation and backend may change from stage to stage; the weights do not depend
         # on them.

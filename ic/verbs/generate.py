@@ -1,4 +1,4 @@
-"""continue a prompt with a checkpoint folder"""
+"""continue a prompt with any model"""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def run(config: Config) -> int:
 
     from ic.inference.loading import load_source
 
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    if not prompt:
+        raise ValueError("prompt is empty: give at least one character")
     loaded = load_source(config)
     model: Any = loaded.model
     tokenizer = loaded.tokenizer
-    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-    if not ids.shape[1]:
-        raise ValueError("prompt is empty: give at least one character")
     total = ids.shape[1] + config.max_new_tokens
     if total > model.config.max_position_embeddings:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from gguf.quants import dequantize, quantize
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -23,7 +23,7 @@ from tests.conftest import randomize
 
 # Every last dimension is a multiple of 32, a block of Q8_0.
 SIZES = {
-    "vocab_size": 262,
+    "vocab_size": 264,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -112,9 +112,11 @@ def write(
     if splitting is not None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(splitting)
-        writer.add_token_list(TOKENS)
-        control = [int(token in TOKENS[-2:]) for token in TOKENS]
-        writer.add_token_types([3 if special else 1 for special in control])
+        unused = [f"[PAD{i}]" for i in range(len(TOKENS), config.vocab_size)]
+        writer.add_token_list([*TOKENS, *unused])
+        normal = [TokenType.NORMAL] * (len(TOKENS) - 2)
+        control, padding = [TokenType.CONTROL] * 2, [TokenType.UNUSED] * len(unused)
+        writer.add_token_types([*normal, *control, *padding])
         writer.add_token_merges([" ".join(pair) for pair in MERGES])
         writer.add_bos_token_id(config.bos_token_id)
         writer.add_eos_token_id(config.eos_token_id)

@@ -123,7 +123,7 @@ def test_export(ic: Callable[..., int], tmp_path: Path, kind: str, dtype: torch.
         ),
         (
             {"embedding_length": 65},
-            r"lm_head.weight is \(262, 65\) by the configuration, and \(262, 64\)",
+            r"lm_head.weight is \(264, 65\) by the configuration, and \(264, 64\)",
         ),
         ({"block_count": 1}, "tensors that the model has no place for, the first is blk.1.attn_k"),
         ({"rope.scaling.type": "linear"}, "rope.scaling.type=linear, .* may be plain or YaRN's"),

@@ -75,10 +75,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
         ("runs/mla_tinny/default", "no checkpoint folder {}: did you mean {tmp}/runs/mla_tiny? "),
         ("runs/mla_tiny/defualt", "did you mean {tmp}/runs/mla_tiny/default? "),
         ("elsewhere", "no checkpoint folder {}: give a checkpoint folder, a run's folder, an exp"),
-        (
-            "runs/mla_tiny",
-            "{} is not a checkpoint: it holds no config.json, but the runs default: ",
-        ),
+        ("runs/mla_tiny", "{} is not a checkpoint: it holds the runs default; give one of them, s"),
         ("runs/mla_tiny/default/checkpoints/step=50/config.json", "is a file, .* give its folder "),
         ("note.txt", "{} is a file, and not a .gguf file; give a checkpoint folder, a run's"),
         ("gone", "{} is a link to nowhere, which is not there"),

@@ -13,13 +13,16 @@ import torch
 
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export import export_checkpoint
-from ic.checkpoint.folder import FolderCheckpointIO
+from ic.checkpoint.folder import FolderCheckpointIO, load_config
 from ic.checkpoint.source import find_source
+from ic.config.run import ModelConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions
 from ic.model import MLAForCausalLM
+from ic.run.build import build_model
 from tests.checkpoint.gguf_files import byte_level_bpe, deepseek
+from tests.conftest import SMALL
 
 IDS = torch.arange(3, 33)[None]
 
@@ -31,7 +34,7 @@ def cpu(checkpoint: Path, **options: Any) -> InferenceOptions:
 @pytest.fixture
 def run(make_model: Callable[..., MLAForCausalLM], tmp_path: Path) -> Path:
     """A run whose checkpoint at step 7 trained at 2,048 tokens."""
-    model = make_model()
+    model = make_model(vocab_size=320)
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     io = FolderCheckpointIO(model.config, ByteTokenizer())
     folder = tmp_path / "runs/debug/default"
@@ -47,7 +50,7 @@ def test_a_run_and_its_export(
     export_checkpoint(find_source(run), tmp_path / "export")
     for given, name in ((run, "debug, step 7"), (tmp_path / "export", "export")):
         loaded = load_source(cpu(given))
-        assert loaded.model(IDS).logits.equal(make_model()(IDS).logits)
+        assert loaded.model(IDS).logits.equal(make_model(vocab_size=320)(IDS).logits)
         assert isinstance(loaded.tokenizer, ByteTokenizer)
         assert loaded.name == name
         assert loaded.trained_length == 2048
@@ -154,6 +157,12 @@ def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
     assert "auto_map" not in (tmp_path / "export/config.json").read_text()
 
 
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    deepseek(vocab_size=200).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="tokenizer has 256 tokens, but the vocabulary of .* 200:"):
+        load_source(cpu(tmp_path, tokenizer="bytes"))
+
+
 def test_options(tmp_path: Path) -> None:
     for wrong, message in (
         ({"dtype": "bf16"}, "dtype='bf16': did you mean bfloat16"),
@@ -164,3 +173,14 @@ def test_options(tmp_path: Path) -> None:
             InferenceOptions(**wrong)
     with pytest.raises(CheckpointError, match="no checkpoint folder"):
         load_source(cpu(tmp_path / "nowhere"))
+
+
+def test_a_next_stage_keeps_the_length(run: Path) -> None:
+    """A run that begins from weights trained at 2,048 tokens was trained at them too."""
+    config = load_config(run / "checkpoints/last")
+    sizes = {name: getattr(config, name) for name in SMALL if not name.endswith("token_id")}
+    vocabulary = sizes.pop("vocab_size")
+    options = ModelConfig(
+        **sizes, length_temperature="none", init_from=str(run / "checkpoints/last")
+    )
+    assert build_model(options, ByteTokenizer(), vocabulary).config.trained_length == 2048
