@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from ic.evaluation.registry import build_suite
+from ic.evaluation.statistics import pool
 from ic.files.results import read_json
 from ic.files.run_folder import RunFolder
 
@@ -54,13 +56,14 @@ def _final_loss(metrics: Path) -> float | None:
 
 
 def _pooled(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    sums: dict[tuple[str, int], list[int]] = {}
-    for cell in cells:
-        if cell["depth"] != "control":
-            total = sums.setdefault((cell["task"], cell["length_tokens"]), [0, 0])
-            total[0] += cell["n"]
-            total[1] += cell["correct"]
+    pooled = pool(build_suite("passkey").counted(cells), "task", "length_tokens")
     return [
-        {"task": task, "length_tokens": length, "n": n, "correct": correct, "accuracy": correct / n}
-        for (task, length), (n, correct) in sums.items()
+        {
+            "task": task,
+            "length_tokens": length,
+            "n": answers.n,
+            "correct": answers.correct,
+            "accuracy": answers.share,
+        }
+        for (task, length), answers in pooled.items()
     ]
