@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ic.config.compose import compose_config
+from ic.config.run import RunConfig
 from tests.conftest import SHORT
 
 Run = Callable[..., int]
@@ -120,6 +124,46 @@ def test_names_every_changed_key(ic: Run, capsys: Capture, tmp_path: Path) -> No
     assert "lr: 0.004" in config
     assert ic(*changed, "allow_config_change=true") == 0
     assert "lr: 0.5" in (tmp_path / "runs/debug/default/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("data", ["passkey", "text", "sft"])
+def test_the_keys_that_may_change(data: str) -> None:
+    """Whatever is not listed here shapes what a run computes."""
+    config, _ = compose_config("fit", RunConfig, [f"data={data}"])
+
+    def marked(part: Any, prefix: str = "") -> Iterator[str]:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.metadata.get("may_change"):
+                yield f"{prefix}{field.name}"
+            elif is_dataclass(value):
+                yield from marked(value, f"{prefix}{field.name}.")
+
+    assert sorted(marked(config)) == [
+        "allow_config_change",
+        "callbacks.checkpoint",
+        "callbacks.gpu_utilisation",
+        "callbacks.memory",
+        "callbacks.profiler",
+        "callbacks.progress",
+        "callbacks.requeue",
+        "callbacks.throughput",
+        "callbacks.watchdog",
+        "ckpt_path",
+        "data.num_workers",
+        "logger",
+        "model.attention",
+        "model.compile",
+        "model.norm",
+        "model.rope",
+        "output_dir",
+        "overwrite",
+        "strategy",
+        "trainer.devices",
+        "trainer.log_every_n_steps",
+        "trainer.max_time",
+        "trainer.num_nodes",
+    ]
 
 
 def test_what_may_change(ic: Run) -> None:
