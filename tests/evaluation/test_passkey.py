@@ -20,13 +20,14 @@ from ic.evaluation.passkey.pooled import passkey_rows, pool_fillers
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.report import write_csv
-from ic.evaluation.runner import run_suite
+from ic.evaluation.runner import run_suite, settings_hash
 from ic.files.json_lines import read_rows
 from ic.inference.greedy import GreedyDecoder
 from ic.model.fingerprint import fingerprint
 from tests.evaluation.oracle import Oracle
 
 TOKENIZER = ByteTokenizer()
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
 def text_of(prompt) -> str:
@@ -236,3 +237,24 @@ def test_rows_hold_what_was_answered(oracle: Oracle, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])
     (answer,) = row["answers"]
     assert answer["text"].strip(" .") == answer["expected"][0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "results"),
+    [
+        ("infinitecontext_1b-base-distractors-cells", "infinitecontext_1b-base-distractors"),
+        ("infinitecontext_1b-sft-distractors-cells", "infinitecontext_1b-sft-distractors"),
+        ("mla_10m-cells", "mla_10m-passkey"),  # depths that share a haystack
+    ],
+)
+def test_published_cells_stay_valid(cells: str, results: str) -> None:
+    """Their settings are still what the grid gives, and their rows what was published."""
+    rows = read_rows(RESULTS / f"{cells}.jsonl")
+    published = json.loads((RESULTS / f"{results}.json").read_text())
+    options = published["config"]["evaluation"]
+    for name in ("samples_by_length", "fillers_by_length"):  # JSON has no keys that are numbers
+        options[name] = {int(length): value for length, value in options[name].items()}
+    suite = PasskeySuite(PasskeyGridConfig(**options))
+    assert {row["settings"] for row in rows} == {settings_hash(suite)}
+    assert len(rows) == len(list(suite.cells()))
+    assert suite.rows(rows) == [row for row in published["rows"] if row["what"] == "passkey"]
