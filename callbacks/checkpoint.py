@@ -147,6 +147,11 @@ class FolderCheckpoint(Checkpoint):
             self._save(trainer, "last")
         self._settle(trainer, wait_for_it=True)
 
+    def finish(self, trainer: Trainer) -> int:
+        """Say how to go on -> exit code of an interrupted run."""
+        rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {self.run.path})")
+        return INTERRUPTED_EXIT_CODE
+
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from rich.console import Console
 
+from ic.callbacks.after_training import interruption
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
@@ -64,8 +65,7 @@ class SuiteEvaluation(Callback):
                 self._log(trainer, suite, cells)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        interrupted = any(getattr(c, "interrupted", False) for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if not self.config.at_end or interrupted:
+        if not self.config.at_end or interruption(trainer) is not None:
             return
         for suite in self.suites:
             file = self._folder(trainer, suite).cells

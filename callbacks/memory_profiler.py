@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -34,6 +34,7 @@ from ic.callbacks.options import MemoryProfilerOptions
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
+from ic.training.find_callback import find_callback
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +196,14 @@ class MemoryProfiler(Callback):
         except OSError as error:  # a full disk must not hide the exception that ended the run
             log.error("memory profile not written: %s", error)
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """For the results file: the peak of the run."""
+        if self.recorder is None:
+            return []
+        peak = self.recorder.run_peak_bytes
+        return [{"what": "memory", "meter": self.recorder.meter.name, "peak_bytes": peak}]
+
     @torch.no_grad()
     def _held_bytes(self) -> dict[str, int]:
         assert self._trainer is not None
@@ -264,9 +273,6 @@ def memory_phase(trainer: Trainer, name: str) -> Iterator[Phase]:
         ...
         phase.record_cache(cache)
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, MemoryProfiler):
-            with callback.phase(name) as phase:
-                yield phase
-            return
-    yield Phase(name)
+    profiler = find_callback(trainer, MemoryProfiler)
+    with nullcontext(Phase(name)) if profiler is None else profiler.phase(name) as phase:
+        yield phase

@@ -23,6 +23,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ic.display.numbers import clock_text, short_number
+from ic.training.find_callback import find_callback
 
 
 @dataclass
@@ -258,9 +259,9 @@ def _max_steps(trainer: Trainer) -> float:
 
 def _time_limit(trainer: Trainer) -> tuple[float, float | None]:
     """Seconds of training so far, and `max_time` (None without one)."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer):
-            elapsed, remaining = callback.time_elapsed("train"), callback.time_remaining("train")
-            if remaining is not None:
-                return elapsed, elapsed + remaining
-    return 0.0, None
+    timer = find_callback(trainer, Timer)
+    remaining = None if timer is None else timer.time_remaining("train")
+    if timer is None or remaining is None:
+        return 0.0, None
+    elapsed = timer.time_elapsed("train")
+    return elapsed, elapsed + remaining

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.options import SlurmRequeueOptions
 from ic.machine.slurm_job import SlurmError, SlurmJob
+from ic.training.find_callback import find_callback
 
 # EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
 TO_BE_CONTINUED_EXIT_CODE = 75
@@ -97,7 +98,9 @@ class SlurmRequeue(Callback):
             self._wanted = Stop.REQUEUE
         self.stop = self._agree()
         if self.interrupted:
-            _checkpoint(trainer).save(trainer)
+            checkpoint = find_callback(trainer, FolderCheckpoint)
+            assert checkpoint is not None  # `ic.config.callbacks` sees to it
+            checkpoint.save(trainer)
             trainer.limit_val_batches = 0  # a validation could outlast the time that is left
             trainer.should_stop = True
 
@@ -109,7 +112,7 @@ class SlurmRequeue(Callback):
     ) -> None:
         self._restore_handlers()
 
-    def finish(self, is_global_zero: bool) -> int:
+    def finish(self, trainer: Trainer) -> int:
         """Requeue if that is what the ranks agreed on -> exit code of this process.
 
         Rank 0 speaks for all: a failure of another rank would have `srun --kill-on-bad-exit` end
@@ -118,7 +121,7 @@ class SlurmRequeue(Callback):
         Raises:
             SlurmError: SLURM refuses to requeue; the checkpoint is saved all the same.
         """
-        if not is_global_zero:
+        if not trainer.is_global_zero:
             return 0
         if self.stop is Stop.TERMINATE:
             rank_zero_info("terminated; the checkpoint is saved, continue with ckpt_path=last")
@@ -181,8 +184,3 @@ class SlurmRequeue(Callback):
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _checkpoint(trainer: Trainer) -> FolderCheckpoint:
-    (callback,) = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]  # type: ignore[attr-defined]
-    return callback

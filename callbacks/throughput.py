@@ -22,7 +22,7 @@ import logging
 import platform
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ from ic.machine.devices import device_name
 from ic.machine.gpus import find_gpu
 from ic.model.config import MLAConfig
 from ic.model.cost import train_flops_per_token
+from ic.training.find_callback import find_callback
 
 log = logging.getLogger(__name__)
 
@@ -230,11 +231,17 @@ class Throughput(Callback):
             "warmup_steps_per_context_length": self.config.warmup_steps,
             "tokens_seen": self._tokens_seen,
             **summarise(self.steps, self._total_peak),
-            "by_context_length": summarise_by_context_length(
-                self.steps, self._seen, self._total_peak
-            ),
+            "by_context_length": self._by_context_length(),
         }
         write_json(RunFolder(trainer.default_root_dir).throughput, report)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """For the results file: throughput by context length."""
+        return [{"what": "training", **entry} for entry in self._by_context_length()]
+
+    def _by_context_length(self) -> list[dict[str, Any]]:
+        return summarise_by_context_length(self.steps, self._seen, self._total_peak)
 
     @property
     def _total_peak(self) -> float | None:
@@ -260,9 +267,6 @@ class Throughput(Callback):
 @contextmanager
 def throughput_paused(trainer: Trainer) -> Iterator[None]:
     """Leave the body's time out of the trainer's `Throughput`, if it has one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Throughput):
-            with callback.paused():
-                yield
-            return
-    yield
+    throughput = find_callback(trainer, Throughput)
+    with nullcontext() if throughput is None else throughput.paused():
+        yield

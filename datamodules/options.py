@@ -19,7 +19,38 @@ DOCUMENT_UNITS = ("file", "paragraph", "line")
 
 
 @dataclass
-class PasskeyDataOptions:
+class DataOptions:
+    """What every datamodule is asked.
+
+    Attributes:
+        name: of the option in the group `data`.
+        context_length: longest sequence in tokens.
+        tokens_per_batch: tokens of one micro-batch and rank.
+        num_workers: processes that make batches ahead; the batches do not depend on it.
+    """
+
+    # Whether a row is a pair of answers, which a preference objective compares.
+    HAS_PAIRS: ClassVar[bool] = False
+
+    name: str = "???"
+    context_length: int = 2048
+    tokens_per_batch: int = 4096
+    num_workers: int = field(default=0, metadata=MAY_CHANGE)
+    seed: int = 0
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether batches differ in length from one to the next."""
+        return False
+
+    @property
+    def positions(self) -> tuple[str, int]:
+        """How many positions the model must have, and the key that says so."""
+        return "context_length", self.context_length
+
+
+@dataclass
+class PasskeyDataOptions(DataOptions):
     """Configuration of `PasskeyDataModule`.
 
     Attributes:
@@ -35,8 +66,6 @@ class PasskeyDataOptions:
     """
 
     name: str = "passkey"
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
     max_position: int = 2**20
     skip_probability: float = 0.8
     num_skips: int = 3
@@ -50,8 +79,10 @@ class PasskeyDataOptions:
     )
     num_needles: int = 4
     val_batches: int = 8
-    num_workers: int = field(default=0, metadata=MAY_CHANGE)
-    seed: int = 0
+
+    @property
+    def positions(self) -> tuple[str, int]:
+        return "max_position", self.max_position
 
     def __post_init__(self) -> None:
         if self.context_length < 2 * SLOT_BYTES:
@@ -92,7 +123,7 @@ class PasskeyDataOptions:
 
 
 @dataclass
-class TextDataOptions:
+class TextDataOptions(DataOptions):
     """Configuration of `TextDataModule`.
 
     Attributes:
@@ -122,12 +153,8 @@ class TextDataOptions:
     document_unit: str = "file"
     append_eos: bool = True
     prepend_bos: bool = False
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
     shuffle_buffer: int = 256
     num_streams: int = 1
-    num_workers: int = field(default=0, metadata=MAY_CHANGE)
-    seed: int = 0
     ignore_checkpoint_position: bool = False
 
     def __post_init__(self) -> None:
@@ -163,7 +190,7 @@ class TextDataOptions:
 
 
 @dataclass
-class EpochDataOptions:
+class EpochDataOptions(DataOptions):
     """Configuration of an `EpochDataModule`; subclasses add the columns they read.
 
     Attributes:
@@ -179,16 +206,11 @@ class EpochDataOptions:
     TOO_LONG: ClassVar[tuple[str, ...]]
     SEQUENCES_PER_ROW: ClassVar[int] = 1
 
-    name: str = "???"
     train_files: list[str] = field(default_factory=list)
     val_files: list[str] = field(default_factory=list)
     test_files: list[str] = field(default_factory=list)
-    context_length: int = 2048
-    tokens_per_batch: int = 4096
     too_long: str = "error"
     shuffle: bool = True
-    num_workers: int = field(default=0, metadata=MAY_CHANGE)
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.too_long not in self.TOO_LONG:
@@ -203,7 +225,6 @@ class EpochDataOptions:
 
     @property
     def mixes_lengths(self) -> bool:
-        """Whether batches differ in length."""
         return True
 
     @property
@@ -261,6 +282,7 @@ class PreferenceDataOptions(EpochDataOptions):
 
     TOO_LONG = ("error", "drop")
     SEQUENCES_PER_ROW = 2
+    HAS_PAIRS = True
 
     name: str = "preference"
     prompt_column: str = "prompt"

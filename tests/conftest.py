@@ -50,7 +50,16 @@ SMALL = {
 }
 
 # What a rank of a sharded run would import while it runs, each rank for itself.
-LATE_IMPORTS = ("torch._dynamo", "torch.distributed.checkpoint.state_dict", "peft")
+LATE_IMPORTS = (
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "peft",
+    "ic.callbacks.evaluation",
+    "ic.callbacks.requeue",
+    "ic.datamodules.passkey",
+    "ic.parallel.fsdp2",
+    "ic.training.preference",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from ic.config.run import (
-    CallbacksConfig,
-    LoggerConfig,
-    ModelConfig,
-    RunConfig,
-    TrainerConfig,
-    WandbConfig,
-)
-from ic.datamodules.options import (
-    PasskeyDataOptions,
-    PreferenceDataOptions,
-    SFTDataOptions,
-    TextDataOptions,
-)
+from ic.config.callbacks import CallbacksConfig
+from ic.config.data import DATA_SCHEMAS
+from ic.config.logger import LoggerConfig, WandbConfig
+from ic.config.model import ModelConfig
+from ic.config.objective import PreferenceConfig
+from ic.config.run import RunConfig
+from ic.config.strategy import StrategyConfig
+from ic.config.trainer import TrainerConfig
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import suite_config, suite_names
 from ic.model.options import AdapterOptions
-from ic.parallel.options import StrategyOptions
-from ic.training.options import OptimizerOptions, PreferenceOptions
+from ic.training.options import OptimizerOptions
 
 
 def register_schemas(verb: str, schema: type) -> None:
@@ -36,14 +29,11 @@ def register_schemas(verb: str, schema: type) -> None:
     store.store(name=f"{verb}_schema", node=schema)
     for group, name, node in (
         ("model", "model_schema", ModelConfig),
-        ("data", "passkey_schema", PasskeyDataOptions),
-        ("data", "text_schema", TextDataOptions),
-        ("data", "sft_schema", SFTDataOptions),
-        ("data", "preference_data_schema", PreferenceDataOptions),
-        ("preference", "preference_schema", PreferenceOptions),
+        *(("data", name, node) for name, node in DATA_SCHEMAS.items()),
+        ("preference", "preference_schema", PreferenceConfig),
         ("model/adapter", "lora_schema", AdapterOptions),
         ("optimizer", "optimizer_schema", OptimizerOptions),
-        ("strategy", "strategy_schema", StrategyOptions),
+        ("strategy", "strategy_schema", StrategyConfig),
         ("trainer", "trainer_schema", TrainerConfig),
         ("callbacks", "callbacks_schema", CallbacksConfig),
         ("logger", "logger_schema", LoggerConfig),

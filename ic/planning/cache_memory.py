@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ic.config.run import ModelConfig
+from ic.config.model import ModelConfig
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ic.config.run import ModelConfig
+from ic.config.model import ModelConfig
 
 MEASUREMENTS = Path(__file__).with_name("measurements.json")
 # The file of `plan.measure=true` within docs/results.

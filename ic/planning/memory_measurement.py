@@ -13,10 +13,8 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 
-from ic.config.run import run_directory
 from ic.display.numbers import gib
 from ic.files.results import read_json, write_results
-from ic.files.run_folder import RunFolder
 from ic.model.torch_operators import has_liger
 from ic.planning.measurements import MEMORY_FILE
 from ic.planning.options import PlanConfig
@@ -102,13 +100,13 @@ def _measure(case: PlanConfig) -> dict[str, Any]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    trainer, module, data, _ = build_run(case, training=True)
-    trainer.fit(module, datamodule=data)
+    run = build_run(case, training=True)
+    run.trainer.fit(run.module, datamodule=run.datamodule)
     measured, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
-    speed = read_json(RunFolder(run_directory(case)).throughput)
-    del trainer, module, data
+    speed = read_json(run.folder.throughput)
+    del run
     (timed,) = speed["by_context_length"]
     return {
         "device_name": torch.cuda.get_device_name(),

@@ -7,53 +7,39 @@ from dataclasses import asdict
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE, FolderCheckpoint
-from ic.callbacks.evaluation import SuiteEvaluation
-from ic.callbacks.improvement import BeforeAndAfter
-from ic.callbacks.requeue import SlurmRequeue
-from ic.config.run import RunConfig, run_directory
+from ic.callbacks.after_training import interruption, measured_rows
+from ic.config.run import RunConfig
 from ic.files.results import write_results
-from ic.files.run_folder import RunFolder
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.run.build import adapt_to_gpu, build_run, write_config
 from ic.run.resume import forget_checkpoints
-from ic.run.summary import run_rows
 
 
 def train(config: RunConfig) -> int:
     """Train. Resumes with ckpt_path=last, or by itself after SLURM has requeued its job."""
     config = adapt_to_gpu(config)
-    trainer, module, data, ckpt = build_run(config, training=True)
-    run_dir = run_directory(config)
-    run = RunFolder(run_dir)
+    run = build_run(config, training=True)
+    trainer, folder = run.trainer, run.folder
     if trainer.is_global_zero:
-        if ckpt is None or not run.owns(ckpt):
-            forget_checkpoints(run_dir)
-        write_config(config, run_dir)
-    model_config = module.model.config
+        if not run.start.continues:
+            forget_checkpoints(folder)
+        write_config(config)
+    model_config = run.module.model.config
     rank_zero_info(
         f"{config.name}: {num_parameters(model_config):,} parameters, "
-        f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache a token, run in {run_dir}"
+        f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache a token, run in {folder.path}"
     )
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    trainer.fit(
+        run.module, datamodule=run.datamodule, ckpt_path=run.start.checkpoint, weights_only=True
+    )
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # a sweep's next run in this process needs its own
-    for callback in trainer.callbacks:
-        if isinstance(callback, SlurmRequeue) and callback.interrupted:
-            return callback.finish(trainer.is_global_zero)
-    checkpoints = [c for c in trainer.callbacks if isinstance(c, FolderCheckpoint)]
-    if any(c.interrupted for c in checkpoints):
-        rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {run_dir})")
-        return INTERRUPTED_EXIT_CODE
+    interrupted = interruption(trainer)
+    if interrupted is not None:
+        return interrupted.finish(trainer)
     if trainer.is_global_zero:
-        measured = [
-            row
-            for c in trainer.callbacks
-            if isinstance(c, (SuiteEvaluation, BeforeAndAfter))
-            for row in c.rows
-        ]
-        write_results(run.results, asdict(config), run_rows(run_dir) + measured)
-    if checkpoints:
-        rank_zero_info(f"checkpoint: {run.last}")
+        write_results(folder.results, asdict(config), measured_rows(trainer))
+    if config.callbacks.checkpoint is not None:
+        rank_zero_info(f"checkpoint: {folder.last}")
     return 0

@@ -11,17 +11,16 @@ from lightning import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from ic.config.run import RunConfig, run_directory
+from ic.config.run import RunConfig
 from ic.files.json_lines import write_rows
-from ic.files.run_folder import RunFolder
 from ic.parallel.replica import sharing_ranks
 from ic.run.build import adapt_to_gpu, build_run
 
 
 def show_metrics(config: RunConfig, verb: str) -> int:
     """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table."""
-    trainer, module, data, _ = build_run(_with_weights(config), training=False)
-    (metrics,) = getattr(trainer, verb)(module, datamodule=data, verbose=False)
+    run = build_run(_with_weights(config), training=False)
+    (metrics,) = getattr(run.trainer, verb)(run.module, datamodule=run.datamodule, verbose=False)
     table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -33,11 +32,11 @@ def show_metrics(config: RunConfig, verb: str) -> int:
 
 def write_predictions(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
-    trainer, module, data, _ = build_run(_with_weights(config), training=False)
-    batches = trainer.predict(module, datamodule=data)
-    path = RunFolder(run_directory(config)).predictions
-    rows = _rows_of_all_ranks(trainer, batches or [])
-    if not trainer.is_global_zero:
+    run = build_run(_with_weights(config), training=False)
+    batches = run.trainer.predict(run.module, datamodule=run.datamodule)
+    path = run.folder.predictions
+    rows = _rows_of_all_ranks(run.trainer, batches or [])
+    if not run.trainer.is_global_zero:
         return 0
     write_rows(path, rows)
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
@@ -48,7 +47,7 @@ def _with_weights(config: RunConfig) -> RunConfig:
     """A configuration whose model starts from the checkpoint that the verb was given."""
     if config.ckpt_path is None:
         raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
-    folder = RunFolder(run_directory(config)).resolve_checkpoint(config.ckpt_path)
+    folder = config.folder.resolve_checkpoint(config.ckpt_path)
     config = adapt_to_gpu(config)
     return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
 

@@ -24,7 +24,8 @@ from lightning import Callback, Trainer, seed_everything
 from transformers import TrainerCallback
 
 from ic.config.compose import compose_config
-from ic.config.run import ModelConfig, RunConfig
+from ic.config.model import ModelConfig
+from ic.config.run import RunConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import needle_pairs, write_pairs
 from ic.datamodules.needle_pairs_options import MakePreferencesOptions
@@ -32,7 +33,6 @@ from ic.datamodules.options import PreferenceDataOptions
 from ic.datamodules.preference import PreferenceDataModule
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM
-from ic.run.build import build_model
 from ic.studies.benchmark_preference_options import SIDES, TWICE, PreferenceBenchmarkOptions
 from ic.training.options import OptimizerOptions, PreferenceOptions
 from ic.training.preference import PreferenceModule
@@ -112,7 +112,7 @@ def _measure(options: PreferenceBenchmarkOptions) -> dict[str, Any]:
     model_config.gradient_checkpointing = True
     seed_everything(0, verbose=False)
     tokenizer = ByteTokenizer()
-    model = build_model(model_config, tokenizer, options.vocab_size)
+    model = model_config.build(tokenizer, options.vocab_size)
     total = options.steps + options.warmup
     pairs = MakePreferencesOptions(output="pairs.jsonl", lengths=[length], depths=[0.5], samples=2)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from ic.datamodules.accumulation import NUM_TARGETS, count_targets
 from ic.model import MLAForCausalLM
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
+from ic.training.find_callback import find_callback
 from ic.training.metrics import ObjectiveMean, Share
 from ic.training.optimizers import build_optimizer, lr_factor
 from ic.training.options import ObjectiveOptions, OptimizerOptions
@@ -190,9 +191,9 @@ def _runs(marks: Tensor) -> list[tuple[int, int]]:
 
 def elapsed_share(trainer: Trainer) -> float:
     """Elapsed share of `trainer.max_time`, 0 without a limit."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer):
-            elapsed = callback.time_elapsed(RunningStage.TRAINING)
-            remaining = callback.time_remaining(RunningStage.TRAINING)
-            return elapsed / (elapsed + remaining) if remaining is not None else 0.0
-    return 0.0
+    timer = find_callback(trainer, Timer)
+    remaining = None if timer is None else timer.time_remaining(RunningStage.TRAINING)
+    if timer is None or remaining is None:
+        return 0.0
+    elapsed = timer.time_elapsed(RunningStage.TRAINING)
+    return elapsed / (elapsed + remaining)

@@ -233,9 +233,10 @@ def window_after(
             "overwrite=true",
         ],
     )
-    trainer, module, data, _ = build_run(config, training=True)
+    run = build_run(config, training=True)
+    trainer: Any = run.trainer
     trainer.callbacks.append(Curriculum())
-    trainer.fit(module, datamodule=data)
+    trainer.fit(run.module, datamodule=run.datamodule)
     (guard,) = (c for c in trainer.callbacks if isinstance(c, Guardrails))
     return len(guard._losses)
 

@@ -17,10 +17,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-import ic.run.build
-import ic.verbs.fit  # imported once, by the server that the ranks are forked from
 from ic.checkpoint.rng import rng_state
 from ic.cli import main
+from ic.config.callbacks import CallbacksConfig
 from tests.conftest import LATE_IMPORTS, host_store
 
 
@@ -173,10 +172,10 @@ def _rank(
             MASTER_PORT=str(port),
             TORCHELASTIC_USE_AGENT_STORE="True",
         )
-    build_callbacks = ic.run.build.build_callbacks
-    ic.run.build.build_callbacks = lambda config: [
-        *build_callbacks(config),
-        Probe(folder / f"{config.run_id}.probe"),
+    build = CallbacksConfig.build
+    CallbacksConfig.build = lambda callbacks, run: [  # type: ignore[method-assign]
+        *build(callbacks, run),
+        Probe(folder / f"{run.run_id}.probe"),
     ]
     if fault is not None:
         fault()

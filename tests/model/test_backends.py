@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ic.config.run import ModelConfig, RunConfig, TrainerConfig
-from ic.datamodules.options import PasskeyDataOptions
+from ic.config.data import PasskeyDataConfig
+from ic.config.model import ModelConfig
+from ic.config.run import RunConfig
+from ic.config.trainer import TrainerConfig
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.run.build import adapt_to_gpu
@@ -68,7 +70,7 @@ def test_a_run_is_adapted_to_the_oldest_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: chips[i])
     config = RunConfig(
         model=ModelConfig(attention="triton", rope="triton"),
-        data=PasskeyDataOptions(),
+        data=PasskeyDataConfig(),
         trainer=TrainerConfig(precision="bf16-mixed"),
     )
     with caplog.at_level("INFO", logger="lightning.pytorch"):

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ic.config.run import ModelConfig
+from ic.config.model import ModelConfig
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.model import MLAForCausalLM
-from ic.run.build import build_model
 
 TINY = {
     "hidden_size": 32,
@@ -33,7 +32,7 @@ def fresh_compiler() -> None:
 
 def model(**changes: object) -> MLAForCausalLM:
     torch.manual_seed(0)
-    return build_model(ModelConfig(**{**TINY, **changes}), build_tokenizer("bytes"))
+    return ModelConfig(**{**TINY, **changes}).build(build_tokenizer("bytes"))
 
 
 def gradients(model: MLAForCausalLM, rows: int, tokens: int) -> list[Tensor]:

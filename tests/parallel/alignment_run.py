@@ -16,15 +16,20 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ic.callbacks.options import GuardrailsOptions, PasskeyEvaluationOptions
 from ic.checkpoint.folder import FolderCheckpointIO
-from ic.config.run import CallbacksConfig, LoggerConfig, ModelConfig, RunConfig, TrainerConfig
-from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
+from ic.config.callbacks import CallbacksConfig, GuardrailsConfig, PasskeyEvaluationConfig
+from ic.config.data import PreferenceDataConfig, SFTDataConfig
+from ic.config.logger import LoggerConfig
+from ic.config.model import ModelConfig
+from ic.config.objective import PreferenceConfig
+from ic.config.run import RunConfig
+from ic.config.strategy import StrategyConfig
+from ic.config.trainer import TrainerConfig
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.model.options import AdapterOptions
-from ic.parallel.options import StrategyOptions
-from ic.run.build import build_datamodule, build_model, build_module, build_trainer
-from ic.training.options import OptimizerOptions, PreferenceOptions
+from ic.run.build import build_module, build_trainer
+from ic.run.resume import Start
+from ic.training.options import OptimizerOptions
 from tests.conftest import SMALL, randomize
 from tests.parallel.training_run import GRID, join, whole
 
@@ -121,25 +126,25 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
             if case.lora
             else None,
         ),
-        data=PreferenceDataOptions(
+        data=PreferenceDataConfig(
             context_length=CONTEXT_TOKENS,
             tokens_per_batch=2 * CONTEXT_TOKENS * ROWS // num_shares,
             **files,
         )
         if case.data == "preference"
-        else SFTDataOptions(
+        else SFTDataConfig(
             context_length=CONTEXT_TOKENS,
             tokens_per_batch=CONTEXT_TOKENS * ROWS // num_shares,
             packing=False,
             **files,
         ),
-        preference=PreferenceOptions(
+        preference=PreferenceConfig(
             beta=0.5, ld_alpha=0.5, precompute_ref_log_probs=case.on_disk, length_buckets=[64]
         )
         if case.data == "preference"
         else None,
         optimizer=OptimizerOptions(name="adamw", lr=1e-3, warmup_steps=0, decay_fraction=0),
-        strategy=StrategyOptions(name=case.strategy, context_parallel_size=case.context),
+        strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
             max_steps=STEPS,
             accelerator="cpu",
@@ -150,23 +155,23 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
         ),
         callbacks=CallbacksConfig(
             progress=False,
-            guardrails=GuardrailsOptions(),
-            passkey=PasskeyEvaluationOptions() if case.data == "sft" else None,
+            guardrails=GuardrailsConfig(),
+            passkey=PasskeyEvaluationConfig() if case.data == "sft" else None,
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,
+        output_dir=str(folder),
     )
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")
-    model = build_model(config.model, tokenizer)
+    model = config.model.build(tokenizer)
     randomize(model)
     module = build_module(config, model, tokenizer)
-    trainer = build_trainer(
-        config, folder, FolderCheckpointIO(model.config, tokenizer), None, training=True
-    )
+    io = FolderCheckpointIO(model.config, tokenizer)
+    trainer = build_trainer(config, io, Start(), training=True)
     recorder = Recorder()
     trainer.callbacks.insert(0, recorder)  # type: ignore[attr-defined]
-    data_module = build_datamodule(config.data, tokenizer)
+    data_module = config.data.build(tokenizer)
     trainer.fit(module, datamodule=data_module)
     if case.on_disk:  # other runs have no reference left to compare with
         trainer.validate(module, datamodule=data_module, verbose=False)

@@ -17,17 +17,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.checkpoint.folder import FolderCheckpointIO
-from ic.config.run import CallbacksConfig, LoggerConfig, RunConfig, TrainerConfig
+from ic.config.callbacks import CallbacksConfig, PasskeyEvaluationConfig
+from ic.config.data import PasskeyDataConfig
+from ic.config.logger import LoggerConfig
+from ic.config.run import RunConfig
+from ic.config.strategy import StrategyConfig
+from ic.config.trainer import TrainerConfig
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.options import PasskeyDataOptions
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.model import MLAConfig, MLAForCausalLM
-from ic.parallel.options import StrategyOptions
 from ic.parallel.replica import data_replica
 from ic.run.build import build_module, build_trainer
+from ic.run.resume import Start
 from ic.training.options import OptimizerOptions
 from tests.conftest import SMALL, randomize
 
@@ -159,14 +162,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, Any]:
     config = RunConfig(
-        data=PasskeyDataOptions(context_length=128, tokens_per_batch=128, max_position=4096),
+        data=PasskeyDataConfig(context_length=128, tokens_per_batch=128, max_position=4096),
         optimizer=OptimizerOptions(
             name=case.optimizer,
             lr=1e-2 if case.optimizer == "muon" else 1e-3,
             warmup_steps=0,
             decay_fraction=0,
         ),
-        strategy=StrategyOptions(name=case.strategy, context_parallel_size=case.context),
+        strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
             max_steps=STEPS,
             accelerator=case.accelerator,
@@ -177,10 +180,11 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
             val_check_interval=2,
         ),
         callbacks=CallbacksConfig(
-            progress=False, passkey=PasskeyEvaluationOptions() if case.passkey else None
+            progress=False, passkey=PasskeyEvaluationConfig() if case.passkey else None
         ),
         logger=LoggerConfig(csv=False, tensorboard=False),
         evaluation=GRID,
+        output_dir=str(folder),
     )
     torch.manual_seed(0)
     tokenizer = ByteTokenizer()
@@ -199,7 +203,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_module(config, model.train(), tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer)
-    return build_trainer(config, folder, io, None, training=True), module
+    return build_trainer(config, io, Start(), training=True), module
 
 
 def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:

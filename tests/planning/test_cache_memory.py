@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ic.config.run import ModelConfig
+from ic.config.model import ModelConfig
 from ic.planning.cache_memory import cache_rows
 
 

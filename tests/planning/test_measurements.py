@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ic.config.run import ModelConfig
+from ic.config.model import ModelConfig
 from ic.planning.measurements import (
     ASSUMED_CONTEXT_BYTES,
     ASSUMED_SLACK_SHARE,

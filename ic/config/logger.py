@@ -1,0 +1,72 @@
+"""Where metrics go, and the loggers that take them there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ic.files.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases; `offline` writes to disk only. Credentials come from the environment."""
+
+    project: str = "infinite-context"
+    mode: str = "offline"
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("online", "offline"):
+            raise ValueError(f"logger.wandb.mode={self.mode!r}: choose online or offline")
+
+    def build(self, name: str, run_id: str, folder: RunFolder) -> Logger:
+        """One W&B run for a run of ours, over all its resumes."""
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(
+            name=f"{name}/{run_id}",
+            save_dir=folder.path,
+            project=self.project,
+            id=f"{name}-{run_id}",
+            resume="allow",
+            offline=self.mode == "offline",
+            tags=self.tags,
+        )
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go."""
+
+    csv: bool = True
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+
+    def build(
+        self, name: str, run_id: str, folder: RunFolder, first_step: int | None
+    ) -> list[Logger]:
+        """Loggers of a run; CSV and TensorBoard write into its folder.
+
+        Args:
+            name, run_id: of the run.
+            first_step: the first step of a run that continues; None for one that begins.
+        """
+        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+        from ic.tracking.csv_logger import ContinuedCSVLogger
+
+        loggers: list[Logger] = []
+        csv = folder.csv.name
+        if self.csv and first_step is not None:
+            loggers.append(ContinuedCSVLogger(folder.path, version=csv, first_step=first_step))
+        elif self.csv:
+            loggers.append(CSVLogger(folder.path, name="", version=csv))
+        if self.tensorboard:
+            loggers.append(TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name))
+        if self.wandb is not None:
+            loggers.append(self.wandb.build(name, run_id, folder))
+        return loggers

@@ -1,0 +1,146 @@
+"""The model's configuration, and the model it makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ic.files.saved_config import MAY_CHANGE
+from ic.model.backends import Backends
+from ic.model.dimensions import check_dimensions
+from ic.model.options import AdapterOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ic.model.config import MLAConfig
+    from ic.model.modeling_mla import MLAForCausalLM
+
+# A curriculum from 256 tokens to a million doubles twelve times.
+MAX_COMPILED_LENGTHS = 32
+
+
+@dataclass
+class ModelConfig:
+    """The model: `MLAConfig`'s names, and how to begin.
+
+    Attributes:
+        attention, norm, rope: `torch` or `triton`, each on its own.
+        init_from: checkpoint folder whose weights to start from, instead of random ones.
+        gradient_checkpointing: recompute each layer in the backward pass.
+        adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
+        compile: each layer by torch.compile, where it runs without a cache (training, validation).
+    """
+
+    hidden_size: int = 2048
+    intermediate_size: int = 5440
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 16
+    q_lora_rank: int | None = None
+    kv_lora_rank: int = 192
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    max_position_embeddings: int = 2**21
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] = field(
+        default_factory=lambda: {"rope_type": "default", "rope_theta": 1e6}
+    )
+    rope_interleave: bool = True
+    length_temperature: str = "ssmax"
+    length_temperature_beta: float = 0.1
+    length_temperature_original: int = 8192
+    nope_layers: list[int] = field(default_factory=list)
+    absorbed_max_queries: int = 16
+    attention: str = field(default="torch", metadata=MAY_CHANGE)
+    norm: str = field(default="torch", metadata=MAY_CHANGE)
+    rope: str = field(default="torch", metadata=MAY_CHANGE)
+    gradient_checkpointing: bool = False
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    init_from: str | None = None
+    adapter: AdapterOptions | None = None
+
+    def __post_init__(self) -> None:
+        Backends(self.attention, self.norm, self.rope)
+        check_dimensions(self)
+
+    def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
+        """The Hugging Face configuration of this model."""
+        from ic.model.config import MLAConfig
+
+        names = set(self.__dataclass_fields__) - {
+            "attention",
+            "norm",
+            "rope",
+            "gradient_checkpointing",
+            "compile",
+            "init_from",
+            "adapter",
+        }
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return MLAConfig(
+            vocab_size=vocab_size,
+            attention_backend=self.attention,
+            norm_backend=self.norm,
+            rope_backend=self.rope,
+            **values,
+            **token_ids,
+        )
+
+    def build(
+        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
+    ) -> MLAForCausalLM:
+        """A fresh model, or the weights of `init_from` in this configuration.
+
+        Args:
+            vocab_size: rows of embedding and head; by default the tokenizer's.
+        """
+        from ic.datamodules.tokenizers import vocabulary_size
+        from ic.model.adapter import add_adapter
+        from ic.model.modeling_mla import MLAForCausalLM
+
+        wanted = self.mla_config(
+            vocab_size or vocabulary_size(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        weights = None if self.init_from is None else _take_over(wanted, Path(self.init_from))
+        model = MLAForCausalLM(wanted)
+        if weights is not None:
+            model.load_state_dict(weights)
+        if self.adapter is not None:
+            add_adapter(model, self.adapter)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            _compile_layers(model)
+        return model.train()
+
+
+def _take_over(wanted: MLAConfig, folder: Path) -> dict[str, Any]:
+    """Weights of a checkpoint folder, whose trained length goes into `wanted`. Positions, rotation
+    and backend may change from stage to stage; the weights do not depend on them.
+    """
+    from ic.checkpoint.folder import (
+        check_same_architecture,
+        load_config,
+        load_model,
+        trained_length,
+    )
+
+    check_same_architecture(wanted, load_config(folder), folder)
+    wanted.trained_length = trained_length(folder)
+    return load_model(folder).float().state_dict()
+
+
+def _compile_layers(model: MLAForCausalLM) -> None:
+    """One graph a context length: with symbolic lengths each layer falls into several graphs."""
+    import torch
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, MAX_COMPILED_LENGTHS)
+    for layer in model.model.layers:
+        layer.compile(dynamic=False)

@@ -1,0 +1,56 @@
+"""Arguments of `lightning.Trainer`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ic.files.saved_config import MAY_CHANGE
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of `lightning.Trainer` under their own names.
+
+    Attributes:
+        max_time: `DD:HH:MM:SS`; the schedule follows whichever of steps and time is further.
+        val_check_interval: optimizer steps between validations.
+    """
+
+    max_steps: int = 1000
+    max_time: str | None = field(default=None, metadata=MAY_CHANGE)
+    accelerator: str = "auto"
+    devices: Any = field(default="auto", metadata=MAY_CHANGE)
+    num_nodes: int = field(default=1, metadata=MAY_CHANGE)
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    val_check_interval: int = 250
+    limit_val_batches: int | None = None
+    num_sanity_val_steps: int = 0
+    log_every_n_steps: int = field(default=10, metadata=MAY_CHANGE)
+    deterministic: bool = False
+    detect_anomaly: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 and not (self.max_steps == -1 and self.max_time):
+            raise ValueError(
+                f"trainer.max_steps={self.max_steps}: at least 1, or -1 with trainer.max_time"
+            )
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+            raise ValueError(
+                f"trainer.max_time={self.max_time!r}: write days:hours:minutes:seconds, "
+                "for example 00:00:07:00"
+            )
+        for name in (
+            "num_nodes",
+            "accumulate_grad_batches",
+            "val_check_interval",
+            "log_every_n_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("gradient_clip_val", "limit_val_batches"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 0")
