@@ -84,7 +84,8 @@ def test_equal_to_one_process(
     if case.data == "sft":
         assert answers(tmp_path) == answers(folder)
     elif case.on_disk:
-        same_reference(tmp_path / "reference.jsonl", folder / "reference.jsonl", case.context)
+        ours, theirs = (path / "run/default/reference.jsonl" for path in (tmp_path, folder))
+        same_reference(ours, theirs, case.context)
 
 
 def same_metrics(given: dict[str, float], expected: dict[str, float]) -> None:

@@ -54,7 +54,10 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], di
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "passkey/cells.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "run/default/passkey/cells.jsonl").read_text().splitlines()
+    ]
     return [{k: v for k, v in row.items() if k not in ("seconds", "model")} for row in rows]
 
 
