@@ -1,8 +1,8 @@
-"""`python -m ic fit` in processes of their own, for verbs that measure runs: scaling, ablation.
+"""`python -m ic fit` in processes of their own, for verbs that compare runs or chain them.
 
-Each process leads a group, and the whole group is killed when the `fit` has ended, takes too long
-or this process is told to stop: a rank or a data worker that outlives its first process would keep
-its GPU from the next run.
+Each process of `run_fits` leads a group, and the whole group is killed when the `fit` has ended,
+takes too long or this process is told to stop: a rank or a data worker that outlives its first
+process would keep its GPU from the next run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from ic.files.run_folder import RunFolder
 
 _LOG_TAIL_LINES = 20
 _POLL_S = 0.1
@@ -105,6 +109,16 @@ def run_fit(job: FitJob, limit: TimeLimit) -> FitOutcome:
     outcomes: list[FitOutcome] = []
     run_fits([job], [{}], limit, lambda _, outcome: outcomes.append(outcome))
     return outcomes[0]
+
+
+def fit_unless_finished(title: str, run: RunFolder, overrides: Sequence[str]) -> int:
+    """A `fit` that prints here, unless its run has its results already -> the exit code."""
+    if run.results.is_file():
+        rank_zero_info(f"{title}: finished, see {run.path}")
+        return 0
+    rank_zero_info(f"{title}: python -m ic fit {' '.join(overrides)}")
+    command = [sys.executable, "-m", "ic", "fit", *overrides]
+    return subprocess.run(command, check=False).returncode
 
 
 class _Process:
