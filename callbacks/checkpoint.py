@@ -28,7 +28,7 @@ from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
-from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.files.run_folder import RunFolder
 
 # What a shell reports for a program that Ctrl-C ended.

@@ -24,7 +24,7 @@ from ic.evaluation.runner import Ranks, run_suite
 from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
 from ic.files.run_folder import RunFolder, SuiteFolder
-from ic.parallel.sharded import ShardedStrategy
+from ic.parallel.sharded_strategy import ShardedStrategy
 
 
 class SuiteEvaluation(Callback):

@@ -31,7 +31,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ic.callbacks.options import GuardrailsOptions
-from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.files.json_lines import append_row
 from ic.files.run_folder import RunFolder
 

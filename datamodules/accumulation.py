@@ -14,10 +14,11 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from ic.model.labels import IGNORE_INDEX
+
 Batch = dict[str, Any]
 AHEAD = "ahead"
 NUM_TARGETS = "num_targets"
-_IGNORED_LABEL = -100
 
 
 class Lookahead:
@@ -71,7 +72,7 @@ def take_lookahead(batch: Batch, trainer: Trainer, prepare: Callable[[Batch], Ba
 
 def count_targets(batch: Batch) -> Tensor:
     """Numbers of marked and of all targets, (2,) int64, on the batch's device."""
-    is_target = batch["labels"][:, 1:] != _IGNORED_LABEL
+    is_target = batch["labels"][:, 1:] != IGNORE_INDEX
     marks = batch.get("answer_mask")
     answers = is_target.new_zeros(()) if marks is None else (is_target & marks[:, 1:]).sum()
     return torch.stack((answers.long(), is_target.sum()))

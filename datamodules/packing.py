@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from ic.model.labels import IGNORE_INDEX
+
 Mark = TypeVar("Mark")
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def collate_rows(
     """
     shape = (len(rows), context_length)
     input_ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
-    labels_BT = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    labels_BT = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     position_ids_BT = np.zeros(shape, dtype=np.int64)
     document_ids_BT = np.zeros(shape, dtype=np.int32)
     for row, runs in enumerate(rows):
@@ -157,7 +158,7 @@ def cut_rows(batch: dict[str, Any], context_length: int) -> dict[str, Any]:
     return {
         **batch,
         "input_ids": input_ids,
-        "labels": labels.masked_fill(starts_run, IGNORED_LABEL),
+        "labels": labels.masked_fill(starts_run, IGNORE_INDEX),
         "position_ids": (index - run_start).to(positions.dtype),
         "document_ids": documents - documents[:, :1],
     }

@@ -38,7 +38,7 @@ from ic.datamodules.conversations import (
 )
 from ic.datamodules.epochs import Batch, EpochDataModule
 from ic.datamodules.options import PreferenceDataOptions
-from ic.datamodules.packing import IGNORED_LABEL
+from ic.model.labels import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def collate_pairs(
     longest = max(sum(len(p.before) + len(p.completion) for p in parts) for parts in rows)
     shape = (len(rows), -(-longest // length_multiple) * length_multiple)
     input_ids_NT = np.full(shape, pad_token_id, dtype=np.int64)
-    labels_NT = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    labels_NT = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     position_NT = np.tile(np.arange(shape[1]), (shape[0], 1))
     index_NT = np.zeros(shape, dtype=np.int32)
     sequence_NT = np.zeros(shape, dtype=np.int64)

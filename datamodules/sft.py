@@ -31,7 +31,8 @@ from ic.datamodules.conversations import (
 )
 from ic.datamodules.epochs import Batch, EpochDataModule
 from ic.datamodules.options import SFTDataOptions
-from ic.datamodules.packing import IGNORED_LABEL, collate_rows, pack_whole
+from ic.datamodules.packing import collate_rows, pack_whole
+from ic.model.labels import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def collate_conversations(
     batch = collate_rows([[part.tokens for part in row] for row in rows], length, pad_token_id)
     for labels_T, row in zip(batch["labels"], rows, strict=True):
         is_target = torch.from_numpy(np.concatenate([part.is_target for part in row]))
-        labels_T[: len(is_target)].masked_fill_(~is_target, IGNORED_LABEL)
+        labels_T[: len(is_target)].masked_fill_(~is_target, IGNORE_INDEX)
     return batch
 
 
@@ -173,7 +174,7 @@ class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[
 
     def _uncounted(self, batch: Batch, num_rows: int) -> Batch:
         labels = batch["labels"].clone()
-        labels[-num_rows:] = IGNORED_LABEL
+        labels[-num_rows:] = IGNORE_INDEX
         return {**batch, "labels": labels}
 
     def _digest(self) -> str:

@@ -153,7 +153,7 @@ class CallbacksConfig:
 
     def build(self, run: Surroundings) -> list[Callback]:
         """The callbacks that are turned on, in order."""
-        from ic.callbacks.improvement import BeforeAndAfter
+        from ic.callbacks.before_and_after import BeforeAndAfter
         from ic.callbacks.progress import TrainingProgress
 
         options: list[Any] = [getattr(self, each.name) for each in fields(self)]

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-IGNORE_INDEX = -100
+from ic.model.labels import IGNORE_INDEX
+
 # 4096 x 129280 float32 logits are 2 GiB; smaller vocabularies could take more, but gain nothing
 # from it.
 CHUNK_TOKENS = 4096

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ic.model.loss import IGNORE_INDEX, Summed, selective_log_probs, shift_labels
+from ic.model.labels import IGNORE_INDEX
+from ic.model.loss import Summed, selective_log_probs, shift_labels
 from ic.model.sharing import SequenceSharing
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ic.model.loss import IGNORE_INDEX, summed_linear_cross_entropy
+from ic.model.labels import IGNORE_INDEX
+from ic.model.loss import summed_linear_cross_entropy
 from ic.model.masks import document_segments
 from ic.model.operators import (
     AttentionOperators,

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.optim import Optimizer
 
-from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.model.modeling_mla import MLADecoderLayer
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from ic.checkpoint.sharded import ShardedCheckpointStrategy
+from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.model import MLAForCausalLM
 from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.mesh import ParallelMesh, build_mesh

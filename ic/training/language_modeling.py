@@ -16,7 +16,7 @@ from ic.model import MLAForCausalLM
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
 from ic.training.find_callback import find_callback
-from ic.training.metrics import ObjectiveMean, Share
+from ic.training.metrics import Accuracy, ObjectiveMean
 from ic.training.optimizers import build_optimizer, lr_factor
 from ic.training.options import ObjectiveOptions, OptimizerOptions
 
@@ -43,7 +43,10 @@ class LanguageModelingModule(LightningModule):
         self.eval_metrics = torch.nn.ModuleDict(
             {
                 stage: torch.nn.ModuleDict(
-                    {"loss": ObjectiveMean(objective.all_tokens_weight), "answer_accuracy": Share()}
+                    {
+                        "loss": ObjectiveMean(objective.all_tokens_weight),
+                        "answer_accuracy": Accuracy(),
+                    }
                 )
                 for stage in ("val", "test")
             }

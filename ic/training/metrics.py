@@ -46,7 +46,7 @@ class ObjectiveMean(Metric):
         return mean.float()
 
 
-class Share(Metric):
+class Accuracy(Metric):
     """Share of right answers among all."""
 
     full_state_update = False

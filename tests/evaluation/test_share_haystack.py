@@ -174,7 +174,7 @@ class ThreadRanks:
         self.global_rank = rank
 
     def barrier(self, name: str | None = None) -> None:
-        self.meeting.wait(timeout=60)
+        self.meeting.wait()
 
 
 def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
@@ -192,14 +192,18 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
 
     def rank(number: int) -> tuple[list[dict], list[Cell]]:
         seen: list[Cell] = []
-        rows = run_suite(
-            oracles[number],
-            TOKENIZER,
-            PasskeySuite(grid),
-            file,
-            lambda cell, row: seen.append(cell),
-            ranks=ThreadRanks(number),
-        )
+        try:
+            rows = run_suite(
+                oracles[number],
+                TOKENIZER,
+                PasskeySuite(grid),
+                file,
+                lambda cell, row: seen.append(cell),
+                ranks=ThreadRanks(number),
+            )
+        except BaseException:
+            ThreadRanks.meeting.abort()  # or the other waits for ever
+            raise
         return rows, seen
 
     with ThreadPoolExecutor(2) as pool:
