@@ -18,6 +18,7 @@ from ic.callbacks.after_training import interruption
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
+from ic.datamodules.batch import Batch
 from ic.evaluation.progress import cell_progress
 from ic.evaluation.report import write_report
 from ic.evaluation.runner import Ranks, run_suite
@@ -47,7 +48,12 @@ class SuiteEvaluation(Callback):
         return self._rows
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         every, step = self.config.every_n_steps, trainer.global_step
         if not every or step % every or step == self._last_step:

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from ic.callbacks.options import GuardrailsOptions
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
+from ic.datamodules.batch import Batch
 from ic.files.json_lines import append_row
 from ic.files.run_folder import RunFolder
 
@@ -65,7 +66,7 @@ class Guardrails(Callback):
         self._rollback_due = False
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         length = batch["input_ids"].shape[1]
         # The loss jumps where a curriculum goes on to longer texts. Other data mixes lengths, each
@@ -108,7 +109,12 @@ class Guardrails(Callback):
         self._record(trainer, reason, norm_value, float(own_loss), batches)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         if self._rollback_due:
             self._rollback_due = False
@@ -214,7 +220,7 @@ class Guardrails(Callback):
         strategy.barrier("rollback")
 
 
-def identity(batch: dict[str, Any]) -> dict[str, Any]:
+def identity(batch: Batch) -> dict[str, Any]:
     """What names a batch: its step and everything else in it that is not a tensor."""
     return {name: value for name, value in batch.items() if not isinstance(value, Tensor)}
 

@@ -31,6 +31,7 @@ from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
 from ic.callbacks.memory_plot import draw_phases
 from ic.callbacks.oom_snapshot import stop_watching, watch_out_of_memory, write_oom_snapshot
 from ic.callbacks.options import MemoryProfilerOptions
+from ic.datamodules.batch import Batch
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
@@ -109,7 +110,7 @@ class MemoryProfiler(Callback):
         self._switch(None)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if self._is_due():
             self._describe(trainer, batch)
@@ -139,7 +140,12 @@ class MemoryProfiler(Callback):
             self._switch("optimizer_step")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         was_due = self._is_due()
         if was_due:
@@ -171,12 +177,12 @@ class MemoryProfiler(Callback):
         self._switch(None)
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *args: Any
     ) -> None:
         self._describe(trainer, batch)
 
     def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, *args: Any
     ) -> None:
         self._describe(trainer, batch)
 
@@ -221,11 +227,10 @@ class MemoryProfiler(Callback):
             return True
         return every > 0 and self._num_steps % every == 0
 
-    def _describe(self, trainer: Trainer, batch: Any) -> None:
+    def _describe(self, trainer: Trainer, batch: Batch) -> None:
         assert self.recorder is not None
         self.recorder.step = trainer.global_step
-        tokens = batch.get("input_ids") if isinstance(batch, dict) else None
-        self.recorder.context_length_tokens = None if tokens is None else tokens.shape[1]
+        self.recorder.context_length_tokens = batch["input_ids"].shape[1]
 
     def _finish(self, trainer: Trainer) -> None:
         stop_watching()

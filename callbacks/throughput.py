@@ -34,6 +34,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ic.callbacks.options import ThroughputOptions
 from ic.callbacks.step_timer import CudaTimer, HostTimer, StepTimer
 from ic.callbacks.throughput_summary import TimedStep, summarise, summarise_by_context_length
+from ic.datamodules.batch import Batch
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
@@ -116,7 +117,7 @@ class Throughput(Callback):
         self._peak = self._find_peak(device)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         start = self._timer.mark()
         if self._last_end is not None:
@@ -125,7 +126,12 @@ class Throughput(Callback):
             self._step.begin = start  # of the process's first step, whose wait is not known
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         step = self._step
         rows, step.context_length = batch["input_ids"].shape

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from lightning import Trainer
 from torch import Tensor
 
+from ic.datamodules.batch import Batch, without
 from ic.model.labels import IGNORE_INDEX
-
-Batch = dict[str, Any]
-AHEAD = "ahead"
-NUM_TARGETS = "num_targets"
 
 
 class Lookahead:
@@ -36,9 +32,9 @@ class Lookahead:
         for batch in self.loader:
             window.append(batch)
             if len(window) > self.num_ahead:
-                yield {**window.popleft(), AHEAD: list(window)}
+                yield {**window.popleft(), "ahead": list(window)}
         while window:
-            yield {**window.popleft(), AHEAD: list(window)}
+            yield {**window.popleft(), "ahead": list(window)}
 
 
 def with_lookahead(loader: Iterable[Batch], trainer: Trainer | None) -> Iterable[Batch]:
@@ -54,20 +50,18 @@ def take_lookahead(batch: Batch, trainer: Trainer, prepare: Callable[[Batch], Ba
         batch: as it comes from the loader, when it is about to be trained on.
         prepare: what the datamodule does to a batch at that point.
     """
-    ahead: list[Batch] = batch.get(AHEAD, [])
-    prepared = prepare({key: value for key, value in batch.items() if key != AHEAD})
-    if AHEAD not in batch:
+    ahead = batch.get("ahead", [])
+    prepared = prepare(without(batch, "ahead"))
+    if "ahead" not in batch:
         return prepared
-    index, every = (
-        trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-        (trainer.accumulate_grad_batches),
-    )
+    index = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    every = trainer.accumulate_grad_batches
     if index % every:
         return prepared
     # An epoch that ends within the step ends the step.
     rest = int(min(every - 1, trainer.num_training_batches - index - 1))
     counts = [count_targets(prepared), *(count_targets(prepare(b)) for b in ahead[:rest])]
-    return {**prepared, NUM_TARGETS: torch.stack(counts).sum(0)}
+    return {**prepared, "num_targets": torch.stack(counts).sum(0)}
 
 
 def count_targets(batch: Batch) -> Tensor:

@@ -18,10 +18,10 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.batch import Batch, without
 from ic.datamodules.options import EpochDataOptions
 from ic.parallel.replica import data_replica, length_multiple
 
-Batch = dict[str, Any]
 Example = TypeVar("Example")
 Row = TypeVar("Row")
 # Epoch, and rows of it that were taken.
@@ -171,7 +171,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         if "place" not in batch:
             return batch
         self.next_step, self.place = batch["step"] + 1, batch["place"]
-        return {key: value for key, value in batch.items() if key != "place"}
+        return without(batch, "place")
 
     def state_dict(self) -> dict[str, Any]:
         return {"next_step": self.next_step, "place": list(self.place), "data": self._digest()}

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
+from ic.datamodules.batch import Batch
 from ic.model.labels import IGNORE_INDEX
 
 Mark = TypeVar("Mark")
@@ -96,14 +97,11 @@ def pack_whole(lengths: list[int], context_length: int, open_rows: int = 64) -> 
     return rows
 
 
-def collate_rows(
-    rows: list[list[np.ndarray]], context_length: int, pad_token_id: int
-) -> dict[str, Any]:
+def collate_rows(rows: list[list[np.ndarray]], context_length: int, pad_token_id: int) -> Batch:
     """A batch from the runs of its rows; a short row is filled with padding, a run of its own.
 
     Returns:
-        `input_ids`, `labels`, `position_ids` (B, T) int64 and `document_ids` (B, T) int32, as in
-        the batch contract (`ic.datamodules.text`).
+        `input_ids`, `labels`, `position_ids` (B, T) int64 and `document_ids` (B, T) int32.
     """
     shape = (len(rows), context_length)
     input_ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
@@ -129,7 +127,7 @@ def collate_rows(
     }
 
 
-def cut_rows(batch: dict[str, Any], context_length: int) -> dict[str, Any]:
+def cut_rows(batch: Batch, context_length: int) -> Batch:
     """The same tokens as rows of `context_length`, a divisor of T: (B, T) -> (B * T / t, t).
 
     Gives what packing into rows of t would have given, so a curriculum over lengths can change t
@@ -147,8 +145,13 @@ def cut_rows(batch: dict[str, Any], context_length: int) -> dict[str, Any]:
     if context_length == T:
         return batch
     input_ids, labels, positions, documents = (
-        batch[key].reshape(-1, context_length)
-        for key in ("input_ids", "labels", "position_ids", "document_ids")
+        tensor.reshape(-1, context_length)
+        for tensor in (
+            batch["input_ids"],
+            batch["labels"],
+            batch["position_ids"],
+            batch["document_ids"],
+        )
     )
     # A run that is cut starts anew: its positions are counted from its first token in this row.
     starts_run = torch.ones_like(documents, dtype=torch.bool)

@@ -1,12 +1,6 @@
 """Synthetic long-context and needle data, made while training.
 
-Batch contract (every datamodule of the project):
-    input_ids (B, T) int64.
-    labels (B, T) int64, aligned with input_ids (the model shifts), -100 where not a target.
-    position_ids (B, T) int64.
-    document_ids (B, T) int32, contiguous runs, or absent.
-    answer_mask (B, T) bool, aligned with labels, True where a token answers a question, or absent.
-    step: index of the micro-batch, a Python int.
+Batches mark their answers.
 """
 
 from __future__ import annotations
@@ -21,13 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
+from ic.datamodules.batch import Batch
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.options import SLOT_BYTES, PasskeyDataOptions
 from ic.datamodules.synthetic import draw_sequence
 from ic.parallel.replica import data_replica
-
-Batch = dict[str, Any]
 
 
 def make_batch(

@@ -1,19 +1,12 @@
 """Preference pairs in TRL's format: explicit or implicit prompt, conversations or text.
 
-Batch contract, an extension of `ic.datamodules.passkey`'s. Legend: B pairs, S = 2B sequences (the
-chosen ones first, then the rejected), N rows, T tokens, padded on the right, where causal attention
-from real tokens never looks. With `share_prompt` a row is a pair (N = B): the prompt, the chosen
+Rows are padded on the right, where causal attention from real tokens never looks, and labels are
+-100 but at completion tokens. With `share_prompt` a row is a pair: the prompt, the chosen
 completion, then the prompt's last token again, since it predicts the first token of both, and the
-rejected completion. Otherwise a row is a sequence (N = S).
+rejected completion. Otherwise a row is a sequence.
 
-    input_ids, labels, position_ids (N, T) int64: labels are -100 but at completion tokens.
-    branches: bounds of both completions of each row (`ic.model.branches`), or None.
-    completion_index (N, T) int32: 1, 2, ... at the completion tokens, 0 elsewhere.
-    completion_sequence (N, T) int64: the sequence in 0..S that a completion token belongs to.
-    completion_tokens (S,) int64: number of completion tokens.
-    pair_tokens (B,) int64: tokens of the longer sequence of a pair.
-    pair_keys, pair_rows: hash of each pair's tokens, and where it stands; lists of B strings.
-    pairs_counted: the first so many are measured; the others only keep ranks in step.
+Legend: P pairs, S = 2P sequences (the chosen ones first, then the rejected), N rows (P or S), T
+tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +20,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.batch import Batch
 from ic.datamodules.conversations import (
     Record,
     column_of,
@@ -36,7 +30,7 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.epochs import EpochDataModule
 from ic.datamodules.options import PreferenceDataOptions
 from ic.model.labels import IGNORE_INDEX
 
@@ -97,7 +91,7 @@ def collate_pairs(
     *,
     share_prompt: bool = True,
 ) -> Batch:
-    """A batch of the contract above, as long as its longest row, rounded up to a multiple."""
+    """A batch of pairs, as long as its longest row, rounded up to a multiple."""
     rows = _rows_of_pairs(pairs) if share_prompt else _rows_of_sequences(pairs)
     longest = max(sum(len(p.before) + len(p.completion) for p in parts) for parts in rows)
     shape = (len(rows), -(-longest // length_multiple) * length_multiple)

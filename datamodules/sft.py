@@ -1,7 +1,7 @@
 """Supervised fine-tuning on conversations: loss on what the assistant writes, whole conversations
 packed into rows.
 
-Batches follow the contract of `ic.datamodules.passkey`; `document_ids` separates conversations, and
+`document_ids` separates conversations, and
 padding is a document of its own. Unlike documents of text, a conversation is never cut to fill a
 row: an answer apart from its question teaches nothing.
 
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
+from ic.datamodules.batch import Batch
 from ic.datamodules.conversations import (
     Record,
     check_template,
@@ -29,7 +30,7 @@ from ic.datamodules.conversations import (
     prompt_and_completions,
     read_records,
 )
-from ic.datamodules.epochs import Batch, EpochDataModule
+from ic.datamodules.epochs import EpochDataModule
 from ic.datamodules.options import SFTDataOptions
 from ic.datamodules.packing import collate_rows, pack_whole
 from ic.model.labels import IGNORE_INDEX

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
+from ic.datamodules.batch import Batch, without
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.packing import cut_rows
 from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
@@ -31,23 +32,13 @@ from ic.datamodules.text_stream import (
 )
 from ic.parallel.replica import data_replica
 
-Batch = dict[str, Any]
-
 
 class TextDataModule(LightningDataModule):
     """Documents packed into full sequences, in an order that depends on the seed alone.
 
-    Batch contract (B = tokens_per_batch // context_length, T = context_length):
-        input_ids (B, T) int64.
-        labels (B, T) int64, aligned with input_ids (the model shifts, as in Hugging Face); -100
-            where not a target: padding, and the first token of each run.
-        position_ids (B, T) int64, from 0 in each run.
-        document_ids (B, T) int32, number of the run in its row; contiguous.
-        step: index of the micro-batch since the start of training, a Python int.
-        position: where the stream goes on, a list of ints; taken out by
-            `on_before_batch_transfer`, so modules and callbacks do not see it.
-
-    A run is the part of a document that lies in one row (`ic.datamodules.packing` has the rule).
+    A row is as long as the context. The part of a document that lies in one row is a run
+    (`ic.datamodules.packing` has the rule): `document_ids` hold its number in the row,
+    `position_ids` begin from 0 in each, and its first token is no target.
     Training rows are always full. In evaluation the last row is padded (a run of its own), the last
     batch may hold fewer rows, and a rank that has none left gets one row of padding.
 
@@ -146,7 +137,7 @@ class TextDataModule(LightningDataModule):
 
     def _ready(self, batch: Batch) -> Batch:
         """Without its position, in rows of the present length if it is for training."""
-        rest = {key: value for key, value in batch.items() if key != "position"}
+        rest = without(batch, "position")
         if "position" not in batch or self.trainer is None:
             return rest
         return cut_rows(rest, self.context_length)

@@ -19,6 +19,7 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.batch import Batch
 from ic.datamodules.packing import PackedRow, collate_rows, pack_documents
 from ic.datamodules.text_files import TextFiles
 
@@ -203,7 +204,7 @@ class BrokenData:
 class TextBatches(IterableDataset):
     """Batches whose `ValueError` reaches the user as it was raised; see `TextLoader`."""
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BrokenData]:
+    def __iter__(self) -> Iterator[Batch | BrokenData]:
         try:
             yield from self.batches()
         except ValueError as error:
@@ -211,7 +212,7 @@ class TextBatches(IterableDataset):
                 raise
             yield BrokenData(str(error))
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[Batch]:
         raise NotImplementedError
 
 
@@ -254,7 +255,7 @@ class TrainingBatches(TextBatches):
         self.rows_per_batch = rows_per_batch
         self.context_length = context_length
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         num_streams = len(self.streams)
@@ -308,7 +309,7 @@ class EvaluationBatches(TextBatches):
         self.context_length = context_length
         self.pad_token_id = pad_token_id
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self) -> Iterator[Batch]:
         documents = self.stream.documents(StreamPosition(), repeat=False)
         own: list[list[np.ndarray]] = []
         num_rows, step = 0, 0
@@ -322,5 +323,5 @@ class EvaluationBatches(TextBatches):
         if num_rows:
             yield self._batch(own or [[]], step)
 
-    def _batch(self, rows: list[list[np.ndarray]], step: int) -> dict[str, Any]:
+    def _batch(self, rows: list[list[np.ndarray]], step: int) -> Batch:
         return {**collate_rows(rows, self.context_length, self.pad_token_id), "step": step}

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ic.config.compose import CONF, compose_config, describe_groups, sweep
+from ic.config.compose import compose_config, describe_groups, sweep
 from ic.config.flags import split_flags
+from ic.config.groups import CONF
 from ic.errors import UsageError
 from ic.terminal import quieten
 
@@ -145,13 +146,9 @@ def _multirun(verb: Verb, overrides: list[str]) -> int:
 
     def job(config: object) -> None:
         nonlocal code
-        try:
-            code = max(code, verb.run(config))
-        except (ValueError, OSError) as error:
-            # Hydra would print a traceback and exit with 1.
-            raise SystemExit(_complain(error)) from error
+        code = max(code, verb.run(config))
 
-    sweep(verb.name, verb.module.Config, overrides, job)
+    sweep(verb.name, verb.module.Config, overrides, job, _complain)
     return code
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ic.config.compose import CONF, compose_config
+from ic.config.compose import compose_config
+from ic.config.groups import CONF
 from ic.config.run import RunConfig
 from ic.model.cost import cache_bytes_per_token, num_parameters
 

@@ -1,14 +1,11 @@
-"""Flags and overrides, composed by Hydra, turned into dataclasses, with errors that name the
-nearest valid key.
-"""
+"""Overrides, composed by Hydra and turned into checked dataclasses."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.groups import register_schemas
+from ic.config.explain import below_null, explain, known_keys, unknown_option, wrong_value
+from ic.config.groups import CONF, options_of, register_schemas
 from ic.errors import UsageError
 
-CONF = Path(__file__).absolute().parents[1] / "conf"
 _SWEEP_SETTINGS = [
     # Not `disabled`: that silences every logger that exists, Lightning's and ours too.
     "hydra/job_logging=none",
@@ -53,17 +50,17 @@ def compose_config(
         try:
             cfg = compose(verb, overrides)
         except MissingConfigException as error:
-            raise _unknown_option(error) from error
+            raise unknown_option(error) from error
         except HydraException as error:
-            known = _known_keys(verb, overrides)
+            known = known_keys(verb, overrides)
             extended = _extend_tables(overrides, known)
             if extended != overrides:
                 return compose_config(verb, schema, extended, check=check)
-            raise _explain(error, known) from error
+            raise explain(error, known) from error
         except OmegaConfBaseException as error:
-            raise _wrong_value(error) from error
+            raise wrong_value(error) from error
         except AssertionError as error:  # OmegaConf's, for a key below null
-            raise _below_null(verb, overrides) or error from error
+            raise below_null(verb, overrides) or error from error
     _refuse_additions(cfg)
     return (to_dataclasses(verb, cfg) if check else None), OmegaConf.to_yaml(cfg)
 
@@ -76,20 +73,32 @@ def to_dataclasses(verb: str, cfg: DictConfig) -> Any:
         key = re.findall(r"full_key: (\S+)", str(error))[0]
         raise UsageError(f"{verb} needs {key}=...; see python -m ic {verb} --help") from error
     except OmegaConfBaseException as error:
-        raise _wrong_value(error) from error
+        raise wrong_value(error) from error
 
 
 def describe_groups(verb: str) -> list[tuple[str, list[str]]]:
-    """Every group that the verb's configuration chooses from, each with its options."""
+    """Every group that the verb's configuration chooses from, each with its options; an optional
+    group that has none here is left out.
+    """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         chosen = loader.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
         groups = sorted(group for group in chosen if not group.startswith("hydra/"))
-        return [(group, _options(loader.get_group_options(group))) for group in groups]
+        known = ((group, options_of(loader.get_group_options(group))) for group in groups)
+        return [(group, options) for group, options in known if options]
 
 
-def sweep(verb: str, schema: type, overrides: list[str], job: Callable[[Any], None]) -> None:
+def sweep(
+    verb: str,
+    schema: type,
+    overrides: list[str],
+    job: Callable[[Any], None],
+    complain: Callable[[ValueError | OSError], int],
+) -> None:
     """Run `job` with each configuration of Hydra's own sweep over comma-separated values.
+
+    Args:
+        complain: reports what ends a job, and thereby the sweep -> exit code.
 
     Raises:
         ValueError: a wrong key or value, before anything starts.
@@ -99,13 +108,25 @@ def sweep(verb: str, schema: type, overrides: list[str], job: Callable[[Any], No
         # The folder must not depend on the order of the sweep: a requeued job looks for its own.
         named = HydraConfig.get().job.override_dirname
         if "run_id" in cfg and named:
-            cfg.run_id = f"{cfg.run_id},{named}".replace("/", "-").replace(" ", "")
-        job(to_dataclasses(verb, cfg))
+            cfg.run_id = f"{cfg.run_id},{_folder_name(named)}"
+        try:
+            job(to_dataclasses(verb, cfg))
+        except (ValueError, OSError) as error:
+            # Hydra would print a traceback and exit with 1.
+            raise SystemExit(complain(error)) from error
 
-    for alone in _each_value(overrides):
+    checked = list(_each_value(overrides))
+    for alone in checked:
         compose_config(verb, schema, alone)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = _extend_tables(overrides, known_keys(verb, checked[0]))
     sys.argv = [f"ic {verb}", "--multirun", *overrides, *_SWEEP_SETTINGS]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(configured)()
+
+
+def _folder_name(overrides: str) -> str:
+    """Overrides without the characters that the name of a run's folder may not have."""
+    return re.sub(r"[^\w.,=+@-]", "", re.sub("[/:]", "-", overrides)).replace("++", "")
 
 
 def _each_value(overrides: list[str]) -> Iterator[list[str]]:
@@ -123,10 +144,6 @@ def _each_value(overrides: list[str]) -> Iterator[list[str]]:
     for place, each in enumerate(values):
         for value in each[1:]:
             yield [*firsts[:place], value, *firsts[place + 1 :]]
-
-
-def _options(names: Sequence[str]) -> list[str]:
-    return [name for name in names if not name.endswith("schema")]
 
 
 def _extend_tables(overrides: list[str], known: list[str]) -> list[str]:
@@ -149,72 +166,3 @@ def _refuse_additions(node: DictConfig, path: str = "") -> None:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
             _refuse_additions(child, f"{path}{key!s}.")
-
-
-def _unknown_option(error: MissingConfigException) -> UsageError:
-    group, _, given = (error.missing_cfg_file or "").rpartition("/")
-    options = _options(error.options or [])
-    return UsageError.unknown(group or "configuration", given, options)
-
-
-def _explain(error: HydraException, known: list[str]) -> ValueError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    message = str(error)
-    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
-        key = match.group(1).partition("=")[0].lstrip("+~@")
-        if "struct" in message or "No match" in message or "Key" in str(cause):
-            return UsageError.unknown("key", key, known)
-    if isinstance(cause, OmegaConfBaseException):
-        return _wrong_value(cause)
-    return UsageError(message.partition("\nSee ")[0])
-
-
-def _known_keys(verb: str, overrides: list[str]) -> list[str]:
-    """Keys of the configuration that the group choices alone give, and the groups."""
-    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
-    choices = [o for o in overrides if o.partition("=")[0] in groups]
-    try:
-        keys = _flatten(compose(verb, choices))
-    except HydraException:
-        keys = []
-    return sorted({*keys, *groups})
-
-
-def _below_null(verb: str, overrides: list[str]) -> UsageError | None:
-    """The first override of a key below one that is null."""
-    for place, override in enumerate(overrides):
-        try:
-            compose(verb, overrides[: place + 1])
-        except AssertionError:
-            key = override.partition("=")[0].lstrip("+~")
-            *parents, last = key.split(".")[:-1]
-            group = CONF.joinpath(*parents)
-            switch = ""
-            if (group / f"{last}.yaml").is_file():
-                switch = f" or choose {'/'.join(parents)}={last}"
-            elif options := sorted(path.stem for path in (group / last).glob("*.yaml")):
-                switch = f" or choose {'/'.join([*parents, last])}={'|'.join(options)}"
-            return UsageError(
-                f"{override}: {'.'.join([*parents, last])} is null (switched off) here, so there "
-                f"is nothing to set; leave it out{switch}"
-            )
-    return None
-
-
-def _flatten(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, DictConfig) or node._is_none():
-        return [prefix]
-    keys = [prefix] if prefix else []
-    for key in node:
-        keys += _flatten(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key))
-    return keys
-
-
-def _wrong_value(error: OmegaConfBaseException) -> ValueError:
-    cause = error.__cause__
-    if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException):
-        return cause
-    key = f"{error.full_key}: " if error.full_key else ""
-    return UsageError(f"{key}{(error.msg or str(error)).splitlines()[0]}")

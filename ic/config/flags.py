@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ic.errors import UsageError
 
 FLAGS = {
@@ -46,6 +48,8 @@ def _quote(override: str, multirun: bool) -> str:
     """Quote a value that Hydra's grammar would stumble over: a path with `step=2`, a sentence."""
     key, _, value = override.partition("=")
     special = "=!?;'\"&<>#()" + ("" if multirun else ",")
+    if multirun and re.match(r"(choice|range|sort|shuffle)\(", value):
+        return override
     if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in special):
         return override
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")

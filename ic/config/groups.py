@@ -1,6 +1,9 @@
-"""Which dataclass checks which group of `conf/`."""
+"""The groups of `conf/`: their options, and which dataclass checks which group."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
@@ -16,6 +19,8 @@ from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import suite_config, suite_names
 from ic.model.options import AdapterOptions
 from ic.training.options import OptimizerOptions
+
+CONF = Path(__file__).absolute().parents[1] / "conf"
 
 
 def register_schemas(verb: str, schema: type) -> None:
@@ -43,3 +48,8 @@ def register_schemas(verb: str, schema: type) -> None:
         store.store(group=group, name=name, node=node)
     for suite in suite_names():
         store.store(group="suite", name=f"{suite}_schema", node=suite_config(suite))
+
+
+def options_of(names: Sequence[str]) -> list[str]:
+    """The options among the names that Hydra knows in a group; the others are our schemas."""
+    return [name for name in names if not name.endswith("schema")]

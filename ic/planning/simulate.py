@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ic.callbacks.memory_accounting import optimizer_state
 from ic.config.run import RunConfig
+from ic.datamodules.batch import Batch
 from ic.datamodules.options import PasskeyDataOptions, PreferenceDataOptions, TextDataOptions
 from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
@@ -28,6 +29,7 @@ from ic.model.targets import sum_targets
 from ic.parallel.context_parallel import ContextParallel
 from ic.planning.gpu_operators import GpuOperators
 from ic.planning.live_memory import LiveMemory, one_share
+from ic.training.objective import objective
 from ic.training.optimizers import build_optimizer
 
 # Precision by Lightning's name: the parameters' dtype, and autocast's or None.
@@ -207,11 +209,12 @@ class FakeRun:
         # Like Lightning's precision plugin: each use of a weight casts it anew.
         return torch.autocast("cpu", dtype=self._autocast_dtype, cache_enabled=False)
 
-    def _batch(self, memory: LiveMemory, rows: int, tokens: int) -> dict[str, Tensor]:
+    def _batch(self, memory: LiveMemory, rows: int, tokens: int) -> Batch:
         with memory.part("batch"):
-            batch = {
-                name: torch.zeros(rows, tokens, dtype=torch.long)
-                for name in ("input_ids", "labels", "position_ids")
+            batch: Batch = {
+                "input_ids": torch.zeros(rows, tokens, dtype=torch.long),
+                "labels": torch.zeros(rows, tokens, dtype=torch.long),
+                "position_ids": torch.zeros(rows, tokens, dtype=torch.long),
             }
             if isinstance(self.config.data, PasskeyDataOptions):
                 batch["answer_mask"] = torch.zeros(rows, tokens, dtype=torch.bool)
@@ -219,7 +222,7 @@ class FakeRun:
                 batch["document_ids"] = torch.zeros(rows, tokens, dtype=torch.int32)
         return batch
 
-    def _loss(self, model: Any, batch: dict[str, Tensor], memory: LiveMemory) -> Tensor:
+    def _loss(self, model: Any, batch: Batch, memory: LiveMemory) -> Tensor:
         """What `LanguageModelingModule.training_step` does with a micro-batch."""
         if isinstance(self.config.data, PreferenceDataOptions):
             return self._preference_loss(model, batch, self.config.data.share_prompt)
@@ -230,7 +233,7 @@ class FakeRun:
             use_cache=False,
         )
         labels, marks = shift_labels(batch["labels"]), batch.get("answer_mask")
-        everywhere = 1.0 if marks is None else self.config.objective.all_tokens_weight
+        weight = self.config.objective.all_tokens_weight
         with memory.part("loss"), _AnswerPositions():
             sums = sum_targets(
                 outputs.last_hidden_state,
@@ -239,17 +242,11 @@ class FakeRun:
                 marks,
                 parallel=model.model.context_parallel,
                 summed=model.model.operators.loss.summed_linear_cross_entropy,
-                all_tokens=everywhere > 0,
+                all_tokens=marks is None or weight > 0,
             )
-            num_answers, num_all = sums.num_targets.clamp(min=1)
-            terms = []
-            if sums.answers is not None:
-                terms.append(sums.answers / num_answers)
-            if sums.all_tokens is not None:
-                terms.append(everywhere * sums.all_tokens / num_all)
-            return torch.stack(terms).sum()
+            return objective(sums.answers, sums.all_tokens, sums.num_targets, weight)
 
-    def _preference_loss(self, model: Any, batch: dict[str, Tensor], share_prompt: bool) -> Tensor:
+    def _preference_loss(self, model: Any, batch: Batch, share_prompt: bool) -> Tensor:
         """What `PreferenceModule` does with a micro-batch, the completions' share aside."""
         branches = None
         if share_prompt:

@@ -11,18 +11,20 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.accumulation import NUM_TARGETS, count_targets
+from ic.datamodules.accumulation import count_targets
+from ic.datamodules.batch import Batch
 from ic.model import MLAForCausalLM
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
 from ic.training.find_callback import find_callback
 from ic.training.metrics import Accuracy, ObjectiveMean
+from ic.training.objective import objective
 from ic.training.optimizers import build_optimizer, lr_factor
 from ic.training.options import ObjectiveOptions, OptimizerOptions
 
 
 class LanguageModelingModule(LightningModule):
-    """Trains `MLAForCausalLM` on batches of the contract in `ic.datamodules.passkey`.
+    """Trains `MLAForCausalLM` on batches of `ic.datamodules.batch`.
 
     Logs `train/loss`, `train/answer_accuracy` (share of answer tokens whose arg max is right),
     `train/context_length`, `lr`; `val/...` and `test/...` likewise over their whole sets.
@@ -56,17 +58,19 @@ class LanguageModelingModule(LightningModule):
         self._num_targets: Tensor | None = None
         self._step_sums: Tensor | None = None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        if NUM_TARGETS in batch or self.trainer.accumulate_grad_batches == 1:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if "num_targets" in batch or self.trainer.accumulate_grad_batches == 1:
             self._begin_step(batch)
         if self._num_targets is None or self._step_sums is None:
             raise ValueError(
                 f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}: the data "
-                f"gives no {NUM_TARGETS} with the first micro-batch of a step, to divide its loss "
+                "gives no num_targets with the first micro-batch of a step, to divide its loss "
                 "by; wrap the loader as in ic/datamodules/accumulation.py, or do not accumulate"
             )
         sums = self._sums(batch)
-        loss = self._objective(sums, self._num_targets)
+        loss = objective(
+            sums.answers, sums.all_tokens, self._num_targets, self.objective.all_tokens_weight
+        )
         correct = loss.new_zeros(())
         if sums.predicted is not None and sums.answer_labels is not None:
             correct = (sums.predicted == sums.answer_labels).sum()
@@ -77,13 +81,13 @@ class LanguageModelingModule(LightningModule):
         # Lightning divides by the number of micro-batches, and the strategy averages over ranks.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One row a question: the answer expected, and the arg max of each of its tokens."""
         if "answer_mask" not in batch:
             raise ValueError("predict needs data that marks answers, such as data=passkey")
@@ -127,7 +131,7 @@ class LanguageModelingModule(LightningModule):
         by_step = step / trainer.max_steps if trainer.max_steps > 0 else 0.0
         return max(by_step, elapsed_share(trainer))
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"], prog_bar=True)  # type: ignore[union-attr]
 
     def ends_step(self, batch_idx: int) -> bool:
@@ -135,14 +139,14 @@ class LanguageModelingModule(LightningModule):
         every = self.trainer.accumulate_grad_batches
         return (batch_idx + 1) % every == 0 or self.trainer.is_last_batch
 
-    def _begin_step(self, batch: dict[str, Any]) -> None:
-        counts = batch[NUM_TARGETS] if NUM_TARGETS in batch else count_targets(batch)
+    def _begin_step(self, batch: Batch) -> None:
+        counts = batch["num_targets"] if "num_targets" in batch else count_targets(batch)
         total = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
         # Ranks that share a sequence each counted all of it.
         self._num_targets = total // (self.trainer.world_size // data_replica(self.trainer)[1])
         self._step_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def _log_step(self, batch: dict[str, Any]) -> None:
+    def _log_step(self, batch: Batch) -> None:
         assert self._step_sums is not None
         loss, correct, answers = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
         log: dict[str, Any] = {"train/loss": loss.float()}
@@ -151,7 +155,7 @@ class LanguageModelingModule(LightningModule):
         log["train/context_length"] = float(batch["input_ids"].shape[1])
         self.log_dict(log, prog_bar=True, batch_size=len(batch["input_ids"]))
 
-    def _sums(self, batch: dict[str, Any]) -> TargetSums:
+    def _sums(self, batch: Batch) -> TargetSums:
         return self.model.target_sums(
             batch["input_ids"],
             batch["labels"],
@@ -161,18 +165,7 @@ class LanguageModelingModule(LightningModule):
             all_tokens="answer_mask" not in batch or self.objective.all_tokens_weight > 0,
         )
 
-    def _objective(self, sums: TargetSums, num_targets: Tensor) -> Tensor:
-        """This rank's and micro-batch's share of the loss; the shares add up to it."""
-        num_answers, num_all = num_targets.clamp(min=1)
-        if sums.answers is None:
-            assert sums.all_tokens is not None
-            return sums.all_tokens / num_all
-        loss = sums.answers / num_answers
-        if sums.all_tokens is not None:
-            loss = loss + self.objective.all_tokens_weight * sums.all_tokens / num_all
-        return loss
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         sums = self._sums(batch)
         metrics: Any = self.eval_metrics[stage]
         terms = [

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ic.training.objective import objective
+
 
 class ObjectiveMean(Metric):
     """The training objective over a whole set: each term is a sum over all its targets, divided by
@@ -39,11 +41,9 @@ class ObjectiveMean(Metric):
         self.counts += counts
 
     def compute(self) -> Tensor:
-        answers, all_tokens = self.sums / self.counts.clamp(min=1)
-        mean = torch.where(
-            self.counts[0] > 0, answers + self.all_tokens_weight * all_tokens, all_tokens
-        )
-        return mean.float()
+        answers, all_tokens = self.sums
+        marked = answers if self.counts[0] > 0 else None
+        return objective(marked, all_tokens, self.counts, self.all_tokens_weight).float()
 
 
 class Accuracy(Metric):

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.batch import Batch
 from ic.datamodules.preference import PreferenceDataModule, TokenizedPair
 from ic.files.run_folder import RunFolder
 from ic.model import MLAForCausalLM
@@ -131,7 +132,7 @@ class PreferenceModule(LanguageModelingModule):
         chosen = self.preference.reference_cache
         return Path(chosen) if chosen else RunFolder(self.trainer.default_root_dir).reference
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         pairs = self._pair_log_probs(batch)
         losses = preference_losses(pairs, self.preference)
         self._add(self.train_means, pairs, losses, batch)
@@ -140,7 +141,7 @@ class PreferenceModule(LanguageModelingModule):
             self.log("train/context_length", batch["pair_tokens"].max().float(), batch_size=1)
         return losses.mean()
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One row a pair: where it comes from, its metrics."""
         metrics = preference_metrics(self._pair_log_probs(batch), self.preference.beta)
         return [
@@ -154,13 +155,11 @@ class PreferenceModule(LanguageModelingModule):
     def on_test_epoch_end(self) -> None:
         self._log_means("test", self.eval_metrics["test"])
 
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         pairs = self._pair_log_probs(batch)
         self._add(self.eval_metrics[stage], pairs, preference_losses(pairs, self.preference), batch)
 
-    def _add(
-        self, means: Any, pairs: PairLogProbs, losses_B: Tensor, batch: dict[str, Any]
-    ) -> None:
+    def _add(self, means: Any, pairs: PairLogProbs, losses_B: Tensor, batch: Batch) -> None:
         metrics = {"loss": losses_B, **preference_metrics(pairs, self.preference.beta)}
         counted = slice(batch["pairs_counted"])
         means.update(
@@ -178,14 +177,14 @@ class PreferenceModule(LanguageModelingModule):
             )
         means.reset()
 
-    def _pair_log_probs(self, batch: dict[str, Any]) -> PairLogProbs:
+    def _pair_log_probs(self, batch: Batch) -> PairLogProbs:
         policy_3S = completion_sums(self.model, batch)
         return PairLogProbs.from_sums(
             policy_3S, self._reference_sums(batch, policy_3S), self.preference.ld_alpha
         )
 
     @torch.no_grad()
-    def _reference_sums(self, batch: dict[str, Any], like: Tensor) -> Tensor:
+    def _reference_sums(self, batch: Batch, like: Tensor) -> Tensor:
         if not self.preference.precompute_ref_log_probs:
             return self._reference_forward(batch)[:2]
         if self.cache is None:  # validate, test, predict: whatever reference fit began with
@@ -202,7 +201,7 @@ class PreferenceModule(LanguageModelingModule):
         return torch.tensor(sums, dtype=like.dtype, device=like.device).T
 
     @torch.no_grad()
-    def _reference_forward(self, batch: dict[str, Any]) -> Tensor:
+    def _reference_forward(self, batch: Batch) -> Tensor:
         model = self.model if self.reference is None else self.reference
         was_training = model.training
         with adapter_disabled(model) if has_adapter(model) else nullcontext():
@@ -245,7 +244,7 @@ class PreferenceModule(LanguageModelingModule):
         return datamodule
 
 
-def completion_sums(model: MLAForCausalLM, batch: dict[str, Any]) -> Tensor:
+def completion_sums(model: MLAForCausalLM, batch: Batch) -> Tensor:
     """`sum_per_sequence` of a batch of `PreferenceDataModule`: (3, S) float32.
 
     Under context parallelism of whole sequences, on every rank that shares them.

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from ic.datamodules.accumulation import NUM_TARGETS, Lookahead, count_targets
+from ic.datamodules.accumulation import Lookahead, count_targets
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import PasskeyDataOptions, TextDataOptions
 from ic.datamodules.passkey import PasskeyDataModule
@@ -30,8 +30,8 @@ class Witness(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         assert "ahead" not in batch
-        if NUM_TARGETS in batch:
-            self.announced.append(batch[NUM_TARGETS])
+        if "num_targets" in batch:
+            self.announced.append(batch["num_targets"])
             self.seen.append(torch.zeros(2, dtype=torch.int64))
             self.lengths.append(batch["input_ids"].shape[1])
         self.seen[-1] += count_targets(batch)

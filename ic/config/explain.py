@@ -1,0 +1,89 @@
+"""What is wrong with flags and overrides, in one line that names the nearest valid key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from ic.config.groups import CONF, options_of
+from ic.errors import UsageError
+
+
+def unknown_option(error: MissingConfigException) -> UsageError:
+    """An option that its group does not have."""
+    group, _, given = (error.missing_cfg_file or "").rpartition("/")
+    return UsageError.unknown(group or "configuration", given, options_of(error.options or []))
+
+
+def explain(error: HydraException, known: list[str]) -> ValueError:
+    """A key that is not there, or whatever else Hydra refused.
+
+    Args:
+        known: every key that is there.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    message = str(error)
+    if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", message):
+        key = match.group(1).partition("=")[0].lstrip("+~@")
+        if "struct" in message or "No match" in message or "Key" in str(cause):
+            return UsageError.unknown("key", key, known)
+    if isinstance(cause, OmegaConfBaseException):
+        return wrong_value(cause)
+    return UsageError(message.partition("\nSee ")[0])
+
+
+def known_keys(verb: str, overrides: list[str]) -> list[str]:
+    """Keys of the configuration that the group choices alone give, and the groups."""
+    groups = [path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()]
+    choices = [o for o in overrides if o.partition("=")[0] in groups]
+    try:
+        keys = _flatten(compose(verb, choices))
+    except HydraException:
+        keys = []
+    return sorted({*keys, *groups})
+
+
+def below_null(verb: str, overrides: list[str]) -> UsageError | None:
+    """The first override of a key below one that is null."""
+    for place, override in enumerate(overrides):
+        try:
+            compose(verb, overrides[: place + 1])
+        except AssertionError:
+            key = override.partition("=")[0].lstrip("+~")
+            *parents, last = key.split(".")[:-1]
+            group = CONF.joinpath(*parents)
+            switch = ""
+            if (group / f"{last}.yaml").is_file():
+                switch = f" or choose {'/'.join(parents)}={last}"
+            elif options := sorted(path.stem for path in (group / last).glob("*.yaml")):
+                switch = f" or choose {'/'.join([*parents, last])}={'|'.join(options)}"
+            return UsageError(
+                f"{override}: {'.'.join([*parents, last])} is null (switched off) here, so there "
+                f"is nothing to set; leave it out{switch}"
+            )
+    return None
+
+
+def _flatten(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, DictConfig) or node._is_none():
+        return [prefix]
+    keys = [prefix] if prefix else []
+    for key in node:
+        keys += _flatten(node._get_node(key), f"{prefix}.{key!s}" if prefix else str(key))
+    return keys
+
+
+def wrong_value(error: OmegaConfBaseException) -> ValueError:
+    """A value of the wrong type, or one that a dataclass refused."""
+    cause = error.__cause__
+    if isinstance(cause, ValueError) and not isinstance(cause, OmegaConfBaseException):
+        return cause
+    key = f"{error.full_key}: " if error.full_key else ""
+    return UsageError(f"{key}{(error.msg or str(error)).splitlines()[0]}")
