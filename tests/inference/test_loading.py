@@ -20,7 +20,6 @@ from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions
 from ic.model import MLAForCausalLM
-from ic.run.build import build_model
 from tests.checkpoint.gguf_files import byte_level_bpe, deepseek
 from tests.conftest import SMALL
 
@@ -183,4 +182,4 @@ def test_a_next_stage_keeps_the_length(run: Path) -> None:
     options = ModelConfig(
         **sizes, length_temperature="none", init_from=str(run / "checkpoints/last")
     )
-    assert build_model(options, ByteTokenizer(), vocabulary).config.trained_length == 2048
+    assert options.build(ByteTokenizer(), vocabulary).config.trained_length == 2048
