@@ -33,7 +33,7 @@ def print_plan(report: dict[str, Any]) -> None:
     if report["context_parallel_size"] > 1:
         layout += f", context over {report['context_parallel_size']}"
     shape = f"{report['rows']} x {report['context_length_tokens']:,} tokens"
-    table = Table(title=f"{report['experiment']}: {layout}, {shape} a batch and replica")
+    table = Table(title=f"{report['experiment']}: {layout}, {shape} per batch and replica")
     table.add_column("GiB on each GPU, at the peak")
     table.add_column("training step", justify="right")
     table.add_column("evaluation", justify="right")
@@ -67,7 +67,7 @@ def print_plan(report: dict[str, Any]) -> None:
         lines.append(f"tokens/s: unknown, {report['utilisation_source']}")
     lines.append(
         f"attention is {percent(report['attention_share_of_flops'])} of the FLOPs; decoding at "
-        f"this length at most {report['decode_tokens_per_s_at_most']:,.0f} tokens/s a sequence "
+        f"this length at most {report['decode_tokens_per_s_at_most']:,.0f} tokens/s per sequence "
         "(memory bandwidth)"
     )
     for line in lines:

@@ -27,7 +27,8 @@ def train(config: RunConfig) -> int:
     model_config = run.module.model.config
     rank_zero_info(
         f"{config.name}: {num_parameters(model_config):,} parameters, "
-        f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache a token, run in {folder.path}"
+        f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache per token, "
+        f"run in {folder.path}"
     )
     trainer.fit(
         run.module, datamodule=run.datamodule, ckpt_path=run.start.checkpoint, weights_only=True

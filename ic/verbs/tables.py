@@ -136,8 +136,8 @@ def preference_table() -> str:
 def scaling_table() -> str:
     """Training by strategy: every row of the `scaling*.json` files."""
     lines = [
-        "| case | device | GPUs | context | tokens a step | tokens/s | MFU | GPU utilisation "
-        "| peak of a GPU | against gloo | efficiency |",
+        "| case | device | GPUs | context | tokens per step | tokens/s | MFU | GPU utilisation "
+        "| peak per GPU | against gloo | efficiency |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 
@@ -167,8 +167,8 @@ def ablation_table() -> str:
         tables += [
             *_markdown(heads, lines, left=2),
             "",
-            f"`{file.name}`: {', '.join(devices)}, {data['config']['jobs_per_gpu']} runs a GPU; "
-            f"{share} of training a run; commit {data['commit'][:9]}.",
+            f"`{file.name}`: {', '.join(devices)}, {data['config']['jobs_per_gpu']} runs per GPU; "
+            f"{share} of training per run; commit {data['commit'][:9]}.",
             "",
         ]
     return "\n".join(tables).rstrip("\n")

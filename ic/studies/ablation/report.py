@@ -143,7 +143,7 @@ def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:
     figure.legend(handles=handles, loc="outside right center", fontsize=9, frameon=False)
     figure.suptitle(
         f"Synthetic passkeys after {training_share(rows, max_time_s)} of training; "
-        "a marker a seed, a bar their mean",
+        "one marker per seed, a bar at their mean",
         fontsize=11,
     )
     save_png(figure, path, dpi=130)

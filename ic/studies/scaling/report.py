@@ -30,7 +30,7 @@ def scaling_line(row: dict[str, Any]) -> str:
     title = f"{row['name']}, {_gpus(row)}"
     if row["status"] != "measured":
         return f"{title}: {row['status']}, {row['reason']}"
-    parts = [f"{row['tokens_per_s']:,.0f} tokens/s", f"{row['step_time_median_s']:.3f} s a step"]
+    parts = [f"{row['tokens_per_s']:,.0f} tokens/s", f"{row['step_time_median_s']:.3f} s per step"]
     if row["mfu"] is not None:
         parts.append(f"MFU {_percent(row['mfu'])}")
     return f"{title}: {', '.join(parts)} ({row['wall_s']:.0f} s in all)"
