@@ -58,6 +58,8 @@ def commit() -> str:
         return given
     root = Path(__file__).resolve().parents[2]
     try:
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown"  # installed, in an environment that lies in another repository
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         return head + ("+changes" if _git(root, *_STATUS) else "")
     except (OSError, subprocess.CalledProcessError):

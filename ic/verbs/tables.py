@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ic.display.numbers import gib, percent, tokens
+from ic.errors import UsageError
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.statistics import pool
 from ic.files.atomic_write import replacing
@@ -266,6 +267,8 @@ class Config:
 
 
 def run(config: Config) -> int:
+    if not RESULTS.is_dir():
+        raise UsageError(f"tables rewrites the documents of a checkout, and {ROOT} is none")
     for document in (ROOT / name for name in DOCUMENTS):
         text = refresh(document.read_text())
         with replacing(document) as partial:

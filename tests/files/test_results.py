@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import ic.files
+from ic.files import results
 from ic.files.results import read_json, write_results
 
 
@@ -41,3 +42,19 @@ def test_files_need_neither_torch_nor_lightning() -> None:
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "lightning", "transformers"}.isdisjoint(done.stdout.split())
+
+
+def test_an_installed_package_does_not_take_another_repositorys_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an environment that lies in the user's own repository."""
+    monkeypatch.delenv("IC_COMMIT", raising=False)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    empty = ["commit", "-q", "--allow-empty", "-m", "theirs"]
+    subprocess.run(["git", "-C", str(tmp_path), *author, *empty], check=True)
+    package = tmp_path / ".venv/ic"
+    for depth, found in ((package, "unknown"), (tmp_path / "ic", None)):
+        monkeypatch.setattr(results, "__file__", str(depth / "files/results.py"))
+        (depth / "files").mkdir(parents=True)
+        assert (results.commit() == "unknown") == (found == "unknown")
