@@ -8,7 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,30 @@ FEW = (
     "evaluation.samples=1",
     "evaluation.control_samples=0",
 )
-Installed = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The wheel in an environment of its own; commands run in an empty folder."""
+
+    interpreter: Path
+    folder: Path
+
+    def python(self, *args: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [self.interpreter, *args],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def __call__(self, *args: str) -> str:
+        """`python -m ic ...` -> what it printed."""
+        return self.python("-m", "ic", *args)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Run `python -m ic ...` of the installed wheel in an empty folder -> what it printed."""
     pytest.importorskip("setuptools", minversion="77")
     tmp = tmp_path_factory.mktemp("wheel")
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
@@ -42,30 +64,18 @@ def installed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Install
     wheel = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp), str(tmp / "clone")]
     subprocess.run([*pip, *wheel], **quiet)
     venv.create(tmp / "venv", with_pip=False)
-    python = tmp / "venv/bin/python"
+    python = Installed(tmp / "venv/bin/python", folder)
     site = Path(
-        subprocess.run(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        python.python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     )
     (wheel_file,) = tmp.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel_file)], **quiet)
+    install = ["install", "--no-deps", "--no-compile", "--target", str(site), str(wheel_file)]
+    subprocess.run([*pip, *install], **quiet)
     # The dependencies, from here; the wheel's own folder comes first.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n" + _others())
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-
-    def run(*args: str) -> str:
-        done = subprocess.run(
-            [python, *args], cwd=folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert Path(run("-c", "import ic; print(ic.__file__)").strip()).is_relative_to(site)
-    return lambda *args: run("-m", "ic", *args)
+    where = python.python("-c", "import ic; print(ic.__file__)").strip()
+    assert Path(where).is_relative_to(site)
+    return python
 
 
 def _others() -> str:
@@ -97,8 +107,15 @@ def test_plans_and_examines_the_machine(installed: Installed) -> None:
 
 
 @pytest.mark.slow
-def test_brings_bundled_conversations(installed: Installed) -> None:
-    shown = installed("make_preferences", "output=pairs.jsonl", "samples=1", "depths=[0.5]")
-    assert "1 pairs: pairs.jsonl" in shown
-    fit = ("fit", "experiment=sft_tiny", "model.init_from=null", "callbacks.passkey=null")
-    installed(*fit, "trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.limit_val_batches=1")
+def test_brings_every_file_that_is_not_python(installed: Installed) -> None:
+    program = "import ic, pathlib; print(pathlib.Path(ic.__file__).parent)"
+    package = Path(installed.python("-c", program).strip())
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "ic", "conf", "callbacks", "datamodules", "kernels"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    data = [name for name in listed if name.endswith((".yaml", ".json", ".jsonl", "py.typed"))]
+    assert len(data) > 50
+    assert [name for name in data if not (package / name.removeprefix("ic/")).is_file()] == []
