@@ -61,10 +61,12 @@ class SpeedPoint:
 
     Attributes:
         file: the results file that it was read from.
+        preference: it trained on preference pairs, whose many short sequences use a GPU less.
         share: of the peak bf16 rate, recomputation included.
     """
 
     file: str
+    preference: bool
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -123,12 +125,15 @@ class Measurements:
         ]
         return "{\n" + ",\n".join(lists) + "\n}\n"
 
-    def utilisation(self, model: ModelConfig, context_length: int) -> Utilisation | None:
-        """Utilisation at a length out of every run of a model of the same size, or None."""
+    def utilisation(
+        self, model: ModelConfig, context_length: int, *, preference: bool = False
+    ) -> Utilisation | None:
+        """Utilisation at a length out of every run of the same kind and size of model, or None."""
         alike = [
             point
             for point in self.speed
-            if all(getattr(point, name) == getattr(model, name) for name in _ALIKE)
+            if point.preference == preference
+            and all(getattr(point, name) == getattr(model, name) for name in _ALIKE)
         ]
         if not alike:
             return None
@@ -170,6 +175,7 @@ def _speed_points(file: str, data: dict[str, Any]) -> Iterator[SpeedPoint]:
             factor = RECOMPUTED if trained["gradient_checkpointing"] else 1.0
             yield SpeedPoint(
                 file,
+                config.get("preference") is not None,
                 **{name: trained[name] for name in _ALIKE},
                 context_length_tokens=row["context_length_tokens"],
                 share=row["mfu"] * factor,

@@ -8,16 +8,13 @@ from typing import Any
 
 from ic.datamodules.options import PreferenceDataOptions
 from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
-from ic.display.numbers import gib
+from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.machine.gpus import GPUS
 from ic.model.config import MLAConfig
 from ic.model.cost import cache_bytes_per_token, forward_flops_per_token, train_flops_per_token
 from ic.planning.measurements import RECOMPUTED, Measurements
 from ic.planning.options import PlanConfig
 from ic.planning.simulate import FakeRun, Peak
-
-# A context that fits is rounded down to this.
-_ROUND_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -88,38 +85,42 @@ class Planner:
         )
         return self._with_exchange(peak, layout)
 
-    def evaluation(self) -> Peak | None:
+    @property
+    def least_rows(self) -> int:
+        """Rows of the smallest micro-batch: a preference pair that repeats its prompt takes two."""
+        data = self.config.data
+        return 2 if isinstance(data, PreferenceDataOptions) and not data.share_prompt else 1
+
+    def least_tokens_per_batch(self, tokens: int) -> int:
+        """`data.tokens_per_batch` of the smallest micro-batch of this length."""
+        return tokens * (2 if isinstance(self.config.data, PreferenceDataOptions) else 1)
+
+    def evaluation(self, grid: PasskeyGridConfig | None = None) -> Peak | None:
         """Peak of the passkey evaluation within training, or None without one. It runs on one GPU
-        with the whole cache."""
+        with the whole cache. The run's own grid counts if none is given.
+        """
         if self.config.callbacks.passkey is None:
             return None
-        grid = self.config.evaluation
-        rows, tokens = max(
-            ((max(1, grid.tokens_per_batch // n), n) for n in grid.lengths),
-            key=lambda shape: (shape[0] * shape[1], shape[1]),
-        )
+        grid = grid or self.config.evaluation
+        rows, tokens = evaluation_shape(grid)
         shards = self.layout.shards
         peak = self.fake.prefill(rows, tokens, grid.prefill_chunk_tokens, shards=shards)
         return self._with_exchange(peak, self.layout)
+
+    def fits(self, peak: Peak) -> bool:
+        """Whether the GPU has what a peak needs."""
+        return self.needed_bytes(peak) <= self.memory_bytes
 
     def needed_bytes(self, peak: Peak) -> int:
         """What the GPU must have for a peak: tensors, the allocator's slack and the context."""
         return int(peak.total_bytes * (1 + self.overhead.slack_share) + self.overhead.context_bytes)
 
-    def largest_context(self) -> int:
-        """Longest training sequence that fits, one a batch; memory is affine in its length."""
-        _, tokens = self.batch_shape()
-        some = max(tokens // _ROUND_TOKENS, 4) * _ROUND_TOKENS
-        low = self.needed_bytes(self.training(1, some // 2))
-        slope = (self.needed_bytes(self.training(1, some)) - low) / (some - some // 2)
-        longest = int(some // 2 + (self.memory_bytes - low) / slope)
-        longest = min(longest, self.model_config.max_position_embeddings)
-        return max(0, longest // _ROUND_TOKENS * _ROUND_TOKENS)
-
     def speed(self) -> dict[str, Any]:
         """Tokens a second of the training run, and of decoding one sequence as memory allows."""
         _, tokens = self.batch_shape()
-        used = self.measurements.utilisation(self.config.model, tokens)
+        used = self.measurements.utilisation(
+            self.config.model, tokens, preference=self.config.preference is not None
+        )
         weights = self.fake.model.num_parameters() * 2
         cache = cache_bytes_per_token(self.model_config) * tokens
         forward = forward_flops_per_token(self.model_config, tokens)
@@ -139,74 +140,6 @@ class Planner:
             "mfu": used.share / recomputed,
             "utilisation": used.share,
             "utilisation_source": used.source,
-        }
-
-    def advice(self, needed: int, evaluation: Peak | None) -> list[str]:
-        """Settings that make the run fit, best first, or that it could do without."""
-        rows, tokens = self.batch_shape()
-        if evaluation and self.needed_bytes(evaluation) > self.memory_bytes:
-            return [
-                "the evaluation does not fit: lower evaluation.prefill_chunk_tokens="
-                f"{self.config.evaluation.prefill_chunk_tokens}, or shorten evaluation.lengths"
-            ]
-        checkpointing = self.config.model.gradient_checkpointing
-        if needed <= self.memory_bytes:
-            if not checkpointing:
-                return []
-            without = self.needed_bytes(self.training(rows, tokens, checkpointing=False))
-            if without > self.memory_bytes:
-                return []
-            return [f"model.gradient_checkpointing=false fits too ({gib(without)}) and is faster"]
-        tried: list[tuple[str, Peak]] = []
-        if rows > 1:
-            tried.append((f"data.tokens_per_batch={tokens}", self.training(1, tokens)))
-        if not checkpointing:
-            peak = self.training(rows, tokens, checkpointing=True)
-            tried.append(("model.gradient_checkpointing=true", peak))
-        lines = self._fitting(tried)
-        if not lines:
-            tried = [
-                (
-                    f"model.gradient_checkpointing=true plan.strategy={layout.strategy} "
-                    f"plan.num_gpus={layout.num_gpus} "
-                    f"plan.context_parallel_size={layout.context_parallel}",
-                    self.training(rows, tokens, layout, True),
-                )
-                for layout in _wider(self.layout)
-            ]
-            lines = self._fitting(tried)[:2]
-        return [*lines, f"data.context_length={self.largest_context()} is the longest that fits"]
-
-    def _fitting(self, tried: list[tuple[str, Peak]]) -> list[str]:
-        needed = [(name, self.needed_bytes(peak)) for name, peak in tried]
-        return [f"{name}: {gib(size)}" for name, size in needed if size <= self.memory_bytes]
-
-    def report(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        rows, tokens = self.batch_shape()
-        training, evaluation = self.training(rows, tokens), self.evaluation()
-        needed = max(self.needed_bytes(p) for p in (training, evaluation) if p is not None)
-        return {
-            "experiment": self.config.name,
-            "gpu": self.gpu.device_name,
-            "gpu_memory_bytes": self.memory_bytes,
-            "num_gpus": self.layout.num_gpus,
-            "strategy": self.layout.strategy,
-            "context_parallel_size": self.layout.context_parallel,
-            "rows": rows,
-            "context_length_tokens": tokens,
-            "training_peak_bytes": training.total_bytes,
-            "training_parts_bytes": training.parts_bytes,
-            "evaluation_peak_bytes": evaluation.total_bytes if evaluation else None,
-            "evaluation_parts_bytes": evaluation.parts_bytes if evaluation else None,
-            "context_bytes": self.overhead.context_bytes,
-            "allocator_slack_share": self.overhead.slack_share,
-            "overhead_source": self.overhead.source,
-            "needed_bytes": needed,
-            "fits": needed <= self.memory_bytes,
-            "largest_context_tokens": self.largest_context(),
-            "advice": self.advice(needed, evaluation),
-            **self.speed(),
         }
 
     def _with_exchange(self, peak: Peak, layout: Layout) -> Peak:
@@ -230,6 +163,14 @@ class Planner:
         return Peak(sum(parts.values()), parts)
 
 
+def evaluation_shape(grid: PasskeyGridConfig) -> tuple[int, int]:
+    """Rows and tokens of a grid's largest prefill."""
+    return max(
+        ((max(1, grid.tokens_per_batch // n), n) for n in grid.lengths),
+        key=lambda shape: (shape[0] * shape[1], shape[1]),
+    )
+
+
 def _layout(config: PlanConfig) -> Layout:
     asked, trainer = config.plan, config.trainer
     devices = trainer.devices if isinstance(trainer.devices, int) else 1
@@ -241,13 +182,3 @@ def _layout(config: PlanConfig) -> Layout:
             f"plan.num_gpus={num_gpus}: must be a multiple of the context parallel size {shared}"
         )
     return Layout(num_gpus, asked.strategy or own, shared)
-
-
-def _wider(layout: Layout) -> list[Layout]:
-    """FSDP and context parallelism over the same GPUs, or over twice as many up to eight."""
-    found = []
-    for num_gpus in sorted({layout.num_gpus, 2, 4, 8}):
-        if num_gpus >= max(2, layout.num_gpus):
-            found.append(Layout(num_gpus, "fsdp2", 1))
-            found.append(Layout(num_gpus, "fsdp2", num_gpus))
-    return found

@@ -1,4 +1,4 @@
-"""A plan as tables on the terminal."""
+"""A plan as a table on the terminal, and as what `json=true` prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ic.display.numbers import gib, percent
+from ic.planning.advice import advice, largest_context
+from ic.planning.plan import Planner
 
 PARTS = {
     "parameters": "parameters, as the optimizer keeps them",
@@ -24,6 +26,36 @@ PARTS = {
     "cache": "latent cache",
     "batch": "batch",
 }
+
+
+def plan_report(planner: Planner) -> dict[str, Any]:
+    """Everything that `plan` says, ready for JSON."""
+    rows, tokens = planner.batch_shape()
+    training, evaluation = planner.training(rows, tokens), planner.evaluation()
+    needed = max(planner.needed_bytes(p) for p in (training, evaluation) if p is not None)
+    longest = largest_context(planner)
+    return {
+        "experiment": planner.config.name,
+        "gpu": planner.gpu.device_name,
+        "gpu_memory_bytes": planner.memory_bytes,
+        "num_gpus": planner.layout.num_gpus,
+        "strategy": planner.layout.strategy,
+        "context_parallel_size": planner.layout.context_parallel,
+        "rows": rows,
+        "context_length_tokens": tokens,
+        "training_peak_bytes": training.total_bytes,
+        "training_parts_bytes": training.parts_bytes,
+        "evaluation_peak_bytes": evaluation.total_bytes if evaluation else None,
+        "evaluation_parts_bytes": evaluation.parts_bytes if evaluation else None,
+        "context_bytes": planner.overhead.context_bytes,
+        "allocator_slack_share": planner.overhead.slack_share,
+        "overhead_source": planner.overhead.source,
+        "needed_bytes": needed,
+        "fits": needed <= planner.memory_bytes,
+        "largest_context_tokens": longest,
+        "advice": advice(planner, training, evaluation, longest),
+        **planner.speed(),
+    }
 
 
 def print_plan(report: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ def run(config: Config) -> int:
     from ic.planning.compare import compare_with_scaling
     from ic.planning.memory_measurement import measure_cases
     from ic.planning.plan import Planner
-    from ic.planning.report import print_plan
+    from ic.planning.report import plan_report, print_plan
 
     if config.plan.measure:
         return measure_cases(config)
@@ -21,7 +21,7 @@ def run(config: Config) -> int:
         return measure_caches(config)
     if config.plan.compare:
         return compare_with_scaling(config)
-    report = Planner(config).report()
+    report = plan_report(Planner(config))
     if config.json:
         print(json.dumps(report, indent=2))
     else:
