@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from ic.display.numbers import gib
 from ic.evaluation.passkey.grid import PasskeyGridConfig
@@ -50,8 +51,8 @@ def _guess(planner: Planner, limit: int) -> int:
     some = min(max(configured // _STEP_TOKENS, 4) * _STEP_TOKENS, limit)
     room = _room(planner, some)
     bytes_per_token = (_room(planner, some // 2) - room) / (some - some // 2)
-    if bytes_per_token <= 0:
-        return limit
+    if bytes_per_token <= 0:  # the optimizer's step is the peak, whatever the length
+        return limit if room >= 0 else _STEP_TOKENS
     tokens = int(some + room / bytes_per_token) // _STEP_TOKENS * _STEP_TOKENS
     return min(max(tokens, _STEP_TOKENS), limit)
 
@@ -74,8 +75,10 @@ def advice(
     lines = []
     if evaluation is not None and not planner.fits(evaluation):
         lines += _for_evaluation(planner)
+        if not lines and planner.fits(training):
+            lines.append("callbacks.passkey=null: no evaluation of this grid fits")
     if not planner.fits(training):
-        lines += _for_training(planner, longest_tokens)
+        lines += _for_training(planner, longest_tokens, evaluation_advised=bool(lines))
     if not lines and planner.config.model.gradient_checkpointing:
         peak = planner.training(*planner.batch_shape(), checkpointing=False)
         if planner.fits(peak):
@@ -84,7 +87,7 @@ def advice(
     return lines
 
 
-def _for_training(planner: Planner, longest_tokens: int) -> list[str]:
+def _for_training(planner: Planner, longest_tokens: int, *, evaluation_advised: bool) -> list[str]:
     rows, tokens = planner.batch_shape()
     fewer = f"data.tokens_per_batch={planner.least_tokens_per_batch(tokens)}"
     recompute = not planner.config.model.gradient_checkpointing
@@ -107,8 +110,9 @@ def _for_training(planner: Planner, longest_tokens: int) -> list[str]:
                     planner.training(planner.least_rows, tokens, layout, True),
                 )
                 for layout in _wider(planner.layout)
+                if evaluation_advised or _evaluation_fits(planner, layout)
             )
-            lines = _fitting(planner, wide)[:2]
+            lines = _fitting(planner, wide)
     if longest_tokens:
         batch = planner.least_tokens_per_batch(longest_tokens)
         lines.append(
@@ -124,6 +128,11 @@ def _for_training(planner: Planner, longest_tokens: int) -> list[str]:
     return lines
 
 
+def _evaluation_fits(planner: Planner, layout: Layout) -> bool:
+    peak = planner.evaluation(layout=layout)
+    return peak is None or planner.fits(peak)
+
+
 def _for_evaluation(planner: Planner) -> list[str]:
     lines = []
     for kind in (_one_prompt, _smaller_chunks, _shorter_lengths):
@@ -134,7 +143,7 @@ def _for_evaluation(planner: Planner) -> list[str]:
                 needed = gib(planner.needed_bytes(peak))
                 lines.append(f"{setting}: the evaluation needs {needed}")
                 break
-    return lines or ["callbacks.passkey=null: no evaluation of this grid fits"]
+    return lines
 
 
 def _one_prompt(grid: PasskeyGridConfig) -> Iterator[tuple[str, PasskeyGridConfig]]:
@@ -160,11 +169,13 @@ def _shorter_lengths(grid: PasskeyGridConfig) -> Iterator[tuple[str, PasskeyGrid
 
 
 def _fitting(planner: Planner, tried: Iterable[tuple[str, Peak]]) -> list[str]:
-    return [
+    """Lines for the first two that fit."""
+    fitting = (
         f"{setting}: the training step needs {gib(planner.needed_bytes(peak))}"
         for setting, peak in tried
         if planner.fits(peak)
-    ]
+    )
+    return list(islice(fitting, 2))
 
 
 def _wider(layout: Layout) -> list[Layout]:

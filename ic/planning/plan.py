@@ -95,17 +95,18 @@ class Planner:
         """`data.tokens_per_batch` of the smallest micro-batch of this length."""
         return tokens * (2 if isinstance(self.config.data, PreferenceDataOptions) else 1)
 
-    def evaluation(self, grid: PasskeyGridConfig | None = None) -> Peak | None:
+    def evaluation(
+        self, grid: PasskeyGridConfig | None = None, layout: Layout | None = None
+    ) -> Peak | None:
         """Peak of the passkey evaluation within training, or None without one. It runs on one GPU
-        with the whole cache. The run's own grid counts if none is given.
+        with the whole cache. The run's own grid and layout count if none is given.
         """
         if self.config.callbacks.passkey is None:
             return None
-        grid = grid or self.config.evaluation
+        grid, layout = grid or self.config.evaluation, layout or self.layout
         rows, tokens = evaluation_shape(grid)
-        shards = self.layout.shards
-        peak = self.fake.prefill(rows, tokens, grid.prefill_chunk_tokens, shards=shards)
-        return self._with_exchange(peak, self.layout)
+        peak = self.fake.prefill(rows, tokens, grid.prefill_chunk_tokens, shards=layout.shards)
+        return self._with_exchange(peak, layout)
 
     def fits(self, peak: Peak) -> bool:
         """Whether the GPU has what a peak needs."""

@@ -13,6 +13,7 @@ from ic.callbacks.memory_accounting import optimizer_state, storage_bytes
 from ic.config.compose import compose_config
 from ic.model import MLAForCausalLM
 from ic.planning.compare import compare_file
+from ic.planning.measurements import MEMORY_FILE
 from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.simulate import FakeRun
@@ -136,29 +137,35 @@ def test_cache_of_the_prefill() -> None:
     assert peak.parts_bytes["cache"] == 2 * (4096 + 8) * 3 * 80 * 4
 
 
-@pytest.mark.parametrize(
-    ("file", "num_cases"),
-    [
-        ("scaling.json", 5),
-        ("scaling-fastest.json", 2),
-        ("scaling-128k.json", 2),
-        ("scaling-1m.json", 1),
-    ],
-)
-def test_measured_runs_are_within_ten_per_cent(file: str, num_cases: int) -> None:
-    """One GPU, DDP, FSDP, FSDP2 and context parallelism, 4k to 1M tokens."""
-    rows = compare_file(RESULTS / file)
-    assert len(rows) == num_cases
-    for row in rows:
-        assert abs(row["error_share"]) <= 0.1, row["case"]
+def test_the_published_comparison_is_what_plan_predicts_today() -> None:
+    """docs/planning.md's table, each case predicted anew: one GPU, DDP, FSDP, FSDP2 and context
+    parallelism, 4k to 1M tokens.
+    """
+    published = json.loads((RESULTS / "plan-scaling.json").read_text())["rows"]
+    files = list(dict.fromkeys(row["source"] for row in published))
+    assert len(published) == 10
+    fresh = [row for file in files for row in compare_file(RESULTS / file)]
+    assert [row["case"] for row in fresh] == [row["case"] for row in published]
+    for row, told in zip(fresh, published, strict=True):
+        assert row["measured_peak_bytes"] == told["measured_peak_bytes"], row["case"]
+        assert row["predicted_peak_bytes"] == pytest.approx(told["predicted_peak_bytes"], rel=1e-3)
+        assert row["predicted_peak_bytes"] == pytest.approx(row["measured_peak_bytes"], rel=0.04)
+        assert told["error_share"] == pytest.approx(
+            told["predicted_peak_bytes"] / told["measured_peak_bytes"] - 1
+        )
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("plan-*.json")), ids=lambda path: path.name)
-def test_listed_cases_are_within_ten_per_cent(path: Path) -> None:
-    rows = json.loads(path.read_text())["rows"]
+@pytest.mark.skipif(not (RESULTS / MEMORY_FILE).is_file(), reason="plan.measure=true was not run")
+def test_measured_cases_are_within_ten_per_cent() -> None:
+    """The cases of cases.yaml, predicted anew, on the GPU that measured them."""
+    rows = json.loads((RESULTS / MEMORY_FILE).read_text())["rows"]
     assert len(rows) >= 6
     for row in rows:
-        assert abs(row["error_share"]) <= 0.1, row["case"]
+        overrides = [*row["overrides"], "plan.num_gpus=1", f"plan.liger={row['liger']}"]
+        planner = Planner(compose_config("plan", PlanConfig, overrides)[0])
+        peak = planner.training(row["rows"], row["context_length_tokens"])
+        assert peak.total_bytes == pytest.approx(row["measured_peak_bytes"], rel=0.1), row["case"]
+        assert peak.total_bytes == pytest.approx(row["predicted_peak_bytes"], rel=1e-3), row["case"]
 
 
 @pytest.mark.parametrize("length", [32768, 65536])
@@ -243,3 +250,17 @@ def test_unknown_precision() -> None:
     config = tiny("trainer.precision=64-true")
     with pytest.raises(ValueError, match=r"trainer\.precision='64-true': plan knows 32-true"):
         FakeRun(config, config.model.mla_config(320))
+
+
+def test_a_prefill_peaks_in_its_last_chunks() -> None:
+    """Six chunks and a short one, of which two are simulated, against every whole chunk."""
+    config = tiny("trainer.precision=bf16-mixed")
+    fake = FakeRun(config, config.model.mla_config(320))
+    tokens = 6 * 1024 + 512
+    # 3 layers of 64 + 16 bf16 numbers, and the int64 ids.
+    per_token = 2 * (3 * 80 * 2 + 8)
+    highest = max(
+        fake.prefill(2, chunks * 1024, 1024).total_bytes + (tokens - chunks * 1024) * per_token
+        for chunks in range(1, 7)
+    )
+    assert fake.prefill(2, tokens, 1024).total_bytes == highest
