@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ic.display.figure import new_figure, save_png
+from ic.display.numbers import tokens
 from ic.evaluation.passkey.grid import CONTROL
 from ic.evaluation.passkey.pooled import ShownCell, pool_fillers
 from ic.evaluation.suite import Row
@@ -36,7 +37,7 @@ def write_png(
     colors = LinearSegmentedColormap.from_list("retrieval", COLORS)
 
     height = 1.8 + len(tasks) * (0.42 * len(depths) + (0.75 if control else 0) + 0.7)
-    figure = new_figure(max(6.4, 2.4 + 1.25 * len(lengths)), height)
+    figure = new_figure(max(6.4, 2.4 + 0.8 * len(lengths)), height)
     ratios = ([len(depths), 1] if control else [len(depths)]) * len(tasks)
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     edges = _log2_edges(lengths)
@@ -79,7 +80,7 @@ def write_png(
             axis.set_ylabel(
                 f"{task}\ndepth of the needle" if len(tasks) > 1 else "depth of the needle"
             )
-    axes[-1].set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes[-1].set_xticks(lengths, [tokens(length) for length in lengths])
     axes[-1].set_xlabel("prompt length in tokens")
     figure.suptitle(title, fontsize=11)
     assert image is not None
@@ -93,7 +94,7 @@ def _annotate(axis: Any, cell: ShownCell, x: float, y: int) -> None:
     axis.text(
         x,
         y,
-        f"{cell.accuracy}  [{100 * low:.0f}-{100 * high:.0f}]",
+        f"{cell.accuracy}\n[{100 * low:.0f}-{100 * high:.0f}]",
         ha="center",
         va="center",
         fontsize=7,

@@ -1,0 +1,102 @@
+"""Five figures that say what this project does, for a reader who has a minute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ic.display.numbers import gib, tokens
+from ic.evaluation.statistics import Accuracy
+from ic.studies.tables.published import load, markdown
+
+# The longest prompts that were asked often enough for a narrow interval.
+_SURE = 131072
+
+
+def headline_table() -> str:
+    """What was measured, the figure, and the results file that it stands in."""
+    lines = [_retrieval(), _training(), _cache(), _decoding(), _demo()]
+    return "\n".join(markdown(["measured", "result", "file"], lines, left=3))
+
+
+def _retrieval() -> list[str]:
+    file = "infinitecontext_1b-passkey.json"
+    rows = [row for row in load(file)["rows"] if row["depth"] != "control"]
+    longest = max(row["length_tokens"] for row in rows)
+    return [
+        f"Keys that InfiniteContext-1B finds in prompts of {longest:,} tokens, "
+        f"{longest // _trained_tokens()} times as long as its longest training text",
+        f"{_answered(rows, longest)}; of {_SURE:,} tokens: {_answered(rows, _SURE)}",
+        f"`{file}`",
+    ]
+
+
+def _trained_tokens() -> int:
+    rows = load("infinitecontext_1b-fit.json")["rows"]
+    return max(row["context_length_tokens"] for row in rows if row["what"] == "training")
+
+
+def _training() -> list[str]:
+    file = "infinitecontext_1b-fit.json"
+    data = load(file)
+    _, hours, minutes, seconds = map(int, data["config"]["trainer"]["max_time"].split(":"))
+    timed = [row for row in data["rows"] if row["what"] == "training"]
+    (peak,) = [row["peak_bytes"] for row in data["rows"] if row["what"] == "memory"]
+    return [
+        "Its training, from random weights",
+        f"{60 * hours + minutes} min {seconds} s on {data['device']}, "
+        f"{sum(row['num_steps'] for row in timed)} steps, {gib(peak)} per GPU",
+        f"`{file}`",
+    ]
+
+
+def _cache() -> list[str]:
+    file = "cache-memory.json"
+    kib = {row["cache"]: row["bytes_per_token"] / 1024 for row in load(file)["rows"]}
+    gqa = next(name for name in kib if name.startswith("GQA"))
+    heads = gqa.removeprefix("GQA, ").removesuffix(", bf16")
+    return [
+        "Its bf16 cache per token, beside other attention of the same shape",
+        f"{kib['MLA, bf16']:.0f} KiB with MLA, {kib[gqa]:.0f} KiB with GQA ({heads}), "
+        f"{kib['MHA, bf16']:.0f} KiB with MHA",
+        f"`{file}`",
+    ]
+
+
+def _decoding() -> list[str]:
+    file = "kernels-decode.json"
+    data = load(file)
+    found = [
+        row
+        for row in data["rows"]
+        if row["kernel"] == "mla_decode" and row["case"] == "(1, 1M) 16 h 192+64 bf16"
+    ]
+    ours = next(row for row in found if row["by"] == "ours")
+    others = [row for row in found if row["by"] != "ours" and row.get("median_us")]
+    beside = ", ".join(f"{row['median_us']:.0f} µs with {row['by']}" for row in others)
+    return [
+        f"Attention of one layer over {tokens(ours['context'])} cached tokens while decoding, "
+        f"{data['device']}",
+        f"{ours['median_us']:.0f} µs, {ours['percent_of_copy']:.0f} % of the bandwidth of a copy; "
+        f"{beside}",
+        f"`{file}`",
+    ]
+
+
+def _demo() -> list[str]:
+    file = "mla_tiny-fit.json"
+    data = load(file)
+    rows = [r for r in data["rows"] if r["what"] == "passkey" and r["depth"] != "control"]
+    lengths = sorted({row["length_tokens"] for row in rows})
+    answers = ", ".join(f"{_pooled(rows, n)} at {n:,}" for n in lengths)
+    return [f"`make demo`: `mla_tiny` on {data['device']}", f"{answers} tokens", f"`{file}`"]
+
+
+def _pooled(rows: list[dict[str, Any]], length: int) -> Accuracy:
+    here = [row for row in rows if row["length_tokens"] == length]
+    return Accuracy(sum(row["correct"] for row in here), sum(row["n"] for row in here))
+
+
+def _answered(rows: list[dict[str, Any]], length: int) -> str:
+    accuracy = _pooled(rows, length)
+    low, high = accuracy.interval
+    return f"{accuracy} exact answers (95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
