@@ -16,7 +16,7 @@ from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.inference.options import InferenceOptions
-from ic.machine.devices import _resolve, check_accelerator
+from ic.machine.devices import check_accelerator, runnable_backends
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
 
@@ -54,7 +54,7 @@ def load_source(options: InferenceOptions) -> Loaded:
     backends: Backends = options.backends()
     if backends.precision == "auto" and on_gpu:
         backends = replace(backends, precision="bfloat16")
-    backends = _resolve(backends, options.accelerator)
+    backends = runnable_backends(backends, options.accelerator)
     source = find_source(options.checkpoint)
     announce(source)
     file = GGUFFile(source.path) if source.is_gguf else None

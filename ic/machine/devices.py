@@ -10,7 +10,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 
 
-def _resolve(requested: Backends, accelerator: str) -> Backends:
+def runnable_backends(requested: Backends, accelerator: str) -> Backends:
+    """What this machine can run of it; a line on rank 0 says what is different.
+
+    Raises:
+        ValueError: Triton asked for without a GPU.
+    """
     resolved, notice = resolve_backends(requested, gpu_capability(accelerator))
     if notice is not None:
         rank_zero_info(notice)

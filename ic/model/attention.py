@@ -25,7 +25,7 @@ from ic.model.cache import LatentLayer, cached_latents
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
-from ic.model.operators import Operators
+from ic.model.operators import NewTokens, Operators
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
 
@@ -163,14 +163,17 @@ class MLAAttention(nn.Module):
                 x.expand(batch, tokens, -1).flatten(0, 1)
                 for x in (context.cos_BTF, context.sin_BTF)
             )
-            append.append(
+            new = NewTokens(
                 latent_BTR.flatten(0, 1),
                 unrotated_BTP.flatten(0, 1),
-                norm.weight,
                 cos_MF,
                 sin_MF,
-                layer.extend(tokens),
                 context.append_slots_M,
+            )
+            append.append(
+                new,
+                norm.weight,
+                layer.extend(tokens),
                 eps=norm.eps,
                 interleave=self.config.rope_interleave,
             )

@@ -139,6 +139,23 @@ class RotaryOperators(ABC):
         """
 
 
+@dataclass(frozen=True)
+class NewTokens:
+    """Tokens that are to be appended to a cache, neither normalised nor rotated.
+
+    Attributes:
+        latent_MR, k_rope_MP: as projected.
+        cos_MF, sin_MF: float32, the rotation of each.
+        slots_M: int64, page * tokens of a page + place in it.
+    """
+
+    latent_MR: Tensor
+    k_rope_MP: Tensor
+    cos_MF: Tensor
+    sin_MF: Tensor
+    slots_M: Tensor
+
+
 class AppendOperators(ABC):
     """Norm, rotation and append to the cache at once; taken where the same backend does the first
     two.
@@ -151,13 +168,9 @@ class AppendOperators(ABC):
     @abstractmethod
     def append(
         self,
-        latent_MR: Tensor,
-        k_rope_MP: Tensor,
+        new: NewTokens,
         weight_R: Tensor,
-        cos_MF: Tensor,
-        sin_MF: Tensor,
         pages: Tensor,
-        slots_M: Tensor,
         *,
         eps: float,
         interleave: bool,
@@ -166,8 +179,8 @@ class AppendOperators(ABC):
         """Normalise the latents, rotate the shared keys and write both into the cache, in place.
 
         Args:
+            weight_R, eps: of the norm.
             pages: (pages, a multiple of 16 tokens, C).
-            slots_M: int64, page * tokens of a page + place in it.
             cache_scale: (pages, tokens) float32, written for a quantised cache.
         """
 

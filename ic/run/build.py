@@ -14,7 +14,7 @@ from ic.config.run import RunConfig
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder
-from ic.machine.devices import _resolve, check_accelerator, check_devices
+from ic.machine.devices import check_accelerator, check_devices, runnable_backends
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
@@ -134,7 +134,7 @@ def adapt_to_gpu(config: RunConfig) -> RunConfig:
         ValueError: Triton asked for without a GPU.
     """
     model, trainer = config.model, config.trainer
-    resolved = _resolve(
+    resolved = runnable_backends(
         Backends(model.attention, model.norm, model.rope, trainer.precision), trainer.accelerator
     )
     model = replace(model, attention=resolved.attention, norm=resolved.norm, rope=resolved.rope)

@@ -11,7 +11,7 @@ import torch
 
 from ic.model import MLAForCausalLM
 from ic.model.cache import concatenate_rows
-from ic.model.operators import load_operators
+from ic.model.operators import NewTokens, load_operators
 from ic.model.registry import backend_names
 from tests.kernels.test_model_backend import DIMS, SWITCHES, Kernels, error
 from tests.model.test_rows import LENGTHS, VARIANTS, assert_equal_alone, draw, prefilled
@@ -84,9 +84,8 @@ def test_quantised_caches(device: torch.device, quantised: torch.dtype) -> None:
     scale = torch.zeros(rows, keys, device=device)
     slots = torch.arange(rows * keys, device=device)
     options = {"eps": 1e-6, "interleave": True}
-    triton.append(
-        latent, rope, weight, angle.cos(), angle.sin(), pages, slots, cache_scale=scale, **options
-    )
+    new = NewTokens(latent, rope, angle.cos(), angle.sin(), slots)
+    triton.append(new, weight, pages, cache_scale=scale, **options)
     q_latent, q_rope = (
         torch.randn(rows, 2, heads, n, generator=generator).to(device) for n in (rank, width)
     )
@@ -95,7 +94,7 @@ def test_quantised_caches(device: torch.device, quantised: torch.dtype) -> None:
     got = triton.absorbed(q_latent, q_rope, pages, **decode)
     assert error(got, plain.absorbed(q_latent, q_rope, pages, **decode)) < 2e-3
     exact = torch.zeros_like(pages, dtype=torch.float32)
-    triton.append(latent, rope, weight, angle.cos(), angle.sin(), exact, slots, **options)
+    triton.append(new, weight, exact, **options)
     unquantised = {"scale": 0.2, "lengths_B": lengths}
     assert error(got, plain.absorbed(q_latent, q_rope, exact, **unquantised)) < 5e-2
 
