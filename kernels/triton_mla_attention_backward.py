@@ -90,6 +90,21 @@ def _key_step(
 
 
 @triton.jit
+def _bases(
+    Q, K, V, DOUT, H, stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh, stride_gb,
+    stride_gh,
+):  # fmt: skip
+    """The program's head and batch row, and where its queries, keys, values and gradients begin."""
+    head = tl.program_id(1) % H
+    b64 = (tl.program_id(1) // H).to(tl.int64)
+    h64 = head.to(tl.int64)
+    return (
+        head, b64, Q + b64 * stride_qb + h64 * stride_qh, K + b64 * stride_kb + h64 * stride_kh,
+        V + b64 * stride_vb + h64 * stride_vh, DOUT + b64 * stride_gb + h64 * stride_gh,
+    )  # fmt: skip
+
+
+@triton.jit
 def mla_attention_backward_kv_kernel(
     Q, K, V, DOUT, LSE, DELTA, DK, DVALUE, DOCUMENT_START, DOCUMENT_END, scale, scale_log2, H, T, S,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh,
@@ -100,20 +115,15 @@ def mla_attention_backward_kv_kernel(
 ):  # fmt: skip
     # The first keys are seen by the most queries: longest programs first, heads slow.
     n0 = tl.program_id(0) * BLOCK_N
-    head = tl.program_id(1) % H
-    b64 = (tl.program_id(1) // H).to(tl.int64)
-    h64 = head.to(tl.int64)
+    head, b64, q_base, k_base, v_base, g_base = _bases(
+        Q, K, V, DOUT, H, stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh,
+        stride_gb, stride_gh,
+    )  # fmt: skip
     offset = S - T
-    q_base = Q + b64 * stride_qb + h64 * stride_qh
-    k_base = K + b64 * stride_kb + h64 * stride_kh
     q_desc1 = tl.make_tensor_descriptor(q_base, [T, D1], [stride_qt, 1], [BLOCK_M, D1])
     k_desc1 = tl.make_tensor_descriptor(k_base, [S, D1], [stride_kt, 1], [BLOCK_N, D1])
-    v_desc = tl.make_tensor_descriptor(
-        V + b64 * stride_vb + h64 * stride_vh, [S, DV], [stride_vt, 1], [BLOCK_N, DV]
-    )
-    g_desc = tl.make_tensor_descriptor(
-        DOUT + b64 * stride_gb + h64 * stride_gh, [T, DV], [stride_gt, 1], [BLOCK_M, DV]
-    )
+    v_desc = tl.make_tensor_descriptor(v_base, [S, DV], [stride_vt, 1], [BLOCK_N, DV])
+    g_desc = tl.make_tensor_descriptor(g_base, [T, DV], [stride_gt, 1], [BLOCK_M, DV])
     k1 = k_desc1.load([n0, 0])
     k2 = k1
     q_desc2 = q_desc1
@@ -236,20 +246,15 @@ def mla_attention_backward_q_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    head = tl.program_id(1) % H
-    b64 = (tl.program_id(1) // H).to(tl.int64)
-    h64 = head.to(tl.int64)
+    head, b64, q_base, k_base, v_base, g_base = _bases(
+        Q, K, V, DOUT, H, stride_qb, stride_qh, stride_kb, stride_kh, stride_vb, stride_vh,
+        stride_gb, stride_gh,
+    )  # fmt: skip
     offset = S - T
-    q_base = Q + b64 * stride_qb + h64 * stride_qh
-    k_base = K + b64 * stride_kb + h64 * stride_kh
     q_desc1 = tl.make_tensor_descriptor(q_base, [T, D1], [stride_qt, 1], [BLOCK_M, D1])
     k_desc1 = tl.make_tensor_descriptor(k_base, [S, D1], [stride_kt, 1], [BLOCK_N, D1])
-    v_desc = tl.make_tensor_descriptor(
-        V + b64 * stride_vb + h64 * stride_vh, [S, DV], [stride_vt, 1], [BLOCK_N, DV]
-    )
-    g_desc = tl.make_tensor_descriptor(
-        DOUT + b64 * stride_gb + h64 * stride_gh, [T, DV], [stride_gt, 1], [BLOCK_M, DV]
-    )
+    v_desc = tl.make_tensor_descriptor(v_base, [S, DV], [stride_vt, 1], [BLOCK_N, DV])
+    g_desc = tl.make_tensor_descriptor(g_base, [T, DV], [stride_gt, 1], [BLOCK_M, DV])
     q1 = q_desc1.load([m0, 0])
     q2 = q1
     k_desc2 = k_desc1

@@ -119,6 +119,21 @@ def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT
 
 
 @gluon.jit
+def part_bounds(PART: gl.constexpr, right, left, total):
+    """Key blocks of a loop's part: masked at the right end, whole, masked at the left end."""
+    if PART == 0:
+        lo = 1
+        hi = right
+    elif PART == 1:
+        lo = right
+        hi = left
+    else:
+        lo = left
+        hi = total
+    return lo, hi
+
+
+@gluon.jit
 def _scores(q1, q2, k1, k2, LAYOUT: gl.constexpr, BLOCK_N: gl.constexpr, D1: gl.constexpr,
             D2: gl.constexpr):  # fmt: skip
     zero = gl.zeros([64, BLOCK_N], gl.float32, LAYOUT)
@@ -180,15 +195,7 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
     acc = gl.zeros([64, DV], gl.float32, O_LAYOUT)
 
     for part in gl.static_range(3 if HAS_DOCUMENTS else 2):
-        if part == 0:
-            lo = 1
-            hi = right
-        elif part == 1:
-            lo = right
-            hi = left
-        else:
-            lo = left
-            hi = total
+        lo, hi = part_bounds(part, right, left, total)
         for i in range(lo, hi):
             stage = i % STAGES
             mbarrier.wait(k_full.index(stage), (i // STAGES) & 1)

@@ -25,7 +25,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ic.kernels.triton_mla_attention_hopper import _tma_load, _tma_store, key_barriers, load_keys
+from ic.kernels.triton_mla_attention_hopper import (
+    _tma_load,
+    _tma_store,
+    key_barriers,
+    load_keys,
+    part_bounds,
+)
 
 
 @gluon.jit
@@ -138,15 +144,7 @@ def _q_consumer(dq_desc1, dq_desc2, STATISTICS, DOCUMENT_START, scale, scale_log
                          HAS_DOCUMENTS, BLOCK_N, S_LAYOUT).to(DTYPE)  # fmt: skip
 
     for part in gl.static_range(3 if HAS_DOCUMENTS else 2):
-        if part == 0:
-            lo = 1
-            hi = right
-        elif part == 1:
-            lo = right
-            hi = left
-        else:
-            lo = left
-            hi = total
+        lo, hi = part_bounds(part, right, left, total)
         for i in range(lo, hi):
             stage = i % STAGES
             previous = (i - 1) % STAGES
