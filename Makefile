@@ -44,7 +44,7 @@ types: $(VENV)/.dev  ## mypy
 bench: $(VENV)/.run  ## check and time the Triton kernels; needs a GPU
 	$(BIN)/python -m ic benchmark
 
-tables: $(VENV)/.run  ## regenerate the README's tables from docs/results
+tables: $(VENV)/.run  ## regenerate the documents' tables and pictures from docs/results
 	$(BIN)/python -m ic tables
 
 clean:  ## remove runs, caches and the virtual environment

@@ -165,7 +165,7 @@ def test_measured_cases_are_within_ten_per_cent() -> None:
         planner = Planner(compose_config("plan", PlanConfig, overrides)[0])
         peak = planner.training(row["rows"], row["context_length_tokens"])
         assert peak.total_bytes == pytest.approx(row["measured_peak_bytes"], rel=0.1), row["case"]
-        assert peak.total_bytes == pytest.approx(row["predicted_peak_bytes"], rel=1e-3), row["case"]
+        assert peak.total_bytes == pytest.approx(row["predicted_peak_bytes"], rel=0.01), row["case"]
 
 
 @pytest.mark.parametrize("length", [32768, 65536])
