@@ -170,7 +170,8 @@ def _verb_list() -> str:
 
 def _help(verb: Verb, overrides: list[str]) -> str:
     _, text = compose_config(verb.name, verb.module.Config, overrides, check=False)
-    groups = [f"  {group:<13} {', '.join(names)}" for group, names in describe_groups(verb.name)]
+    chosen = describe_groups(verb.name).items()
+    groups = [f"  {group:<13} {', '.join(options)}" for group, options in chosen]
     return "\n".join(
         [
             f"usage: python -m ic {verb.name} [overrides]",

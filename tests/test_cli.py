@@ -68,6 +68,8 @@ def test_flags_and_overrides_are_the_same() -> None:
     ]
     assert split_flags(["lr=1,2", "-m"])[1] == ["lr=1,2"]
     assert split_flags(["--overwrite", "--print_config"]) == ({"print_config"}, ["overwrite=true"])
+    hyphens = ["--print-config", "--trainer.max-steps", "10", "--run-id=a-b"]
+    assert split_flags(hyphens) == ({"print_config"}, ["trainer.max_steps=10", "run_id=a-b"])
 
 
 def test_print_config(ic: Run, capsys: Capture) -> None:
@@ -107,6 +109,12 @@ BAD = {
     ),
     "group option": (["fit", "data=passkeys"], "unknown data 'passkeys'; did you mean passkey"),
     "group": (["fit", "modell=mla_tiny"], "unknown key 'modell'; did you mean model"),
+    "key of another verb": (
+        ["evaluate", "checkpoint=x", "trainr.max_steps=2"],
+        "unknown key 'trainr.max_steps'; known: accelerator, attention, checkpoint, context_par",
+    ),
+    "far from any key": (["fit", "zzz=1"], "unknown key 'zzz'; known: allow_config_change, callb"),
+    "grammar": (["fit", "trainer.max_steps=[1"], "trainer.max_steps=[1: no viable alternative"),
     "key": (
         ["fit", "trainer.max_step=3"],
         "unknown key 'trainer.max_step'; did you mean trainer.max_steps",

@@ -14,12 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ic.config.explain import below_null, explain, known_keys, unknown_option, wrong_value
-from ic.config.groups import CONF, options_of, register_schemas
+from ic.config.groups import CONF, groups_of, register_schemas
 from ic.errors import UsageError
 
 _SWEEP_SETTINGS = [
@@ -76,16 +75,10 @@ def to_dataclasses(verb: str, cfg: DictConfig) -> Any:
         raise wrong_value(error) from error
 
 
-def describe_groups(verb: str) -> list[tuple[str, list[str]]]:
-    """Every group that the verb's configuration chooses from, each with its options; an optional
-    group that has none here is left out.
-    """
+def describe_groups(verb: str) -> dict[str, list[str]]:
+    """Every group that the verb's configuration chooses from, each with its options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        chosen = loader.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
-        groups = sorted(group for group in chosen if not group.startswith("hydra/"))
-        known = ((group, options_of(loader.get_group_options(group))) for group in groups)
-        return [(group, options) for group, options in known if options]
+        return groups_of(verb)
 
 
 def sweep(

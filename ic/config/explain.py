@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 from hydra import compose
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.groups import CONF, options_of
+from ic.config.groups import CONF, groups_of, options_of
 from ic.errors import UsageError
 
 
@@ -36,12 +36,13 @@ def explain(error: HydraException, known: list[str]) -> ValueError:
             return UsageError.unknown("key", key, known)
     if isinstance(cause, OmegaConfBaseException):
         return wrong_value(cause)
-    return UsageError(message.partition("\nSee ")[0])
+    given = f"{error.override}: " if isinstance(error, OverrideParseException) else ""
+    return UsageError(given + message.partition("\nSee ")[0])
 
 
 def known_keys(verb: str, overrides: list[str]) -> list[str]:
     """Keys of the configuration that the group choices alone give, and the groups."""
-    groups = [path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()]
+    groups = groups_of(verb)
     choices = [o for o in overrides if o.partition("=")[0] in groups]
     try:
         keys = _flatten(compose(verb, choices))

@@ -17,7 +17,7 @@ FLAGS = {
 
 def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
     """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and
-    `key=value`.
+    `key=value`. Hyphens in the name behind `--` are read as underscores, as in a verb's name.
 
     Raises:
         UsageError: an argument that is none of these.
@@ -27,6 +27,9 @@ def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
     rest = list(args)
     while rest:
         arg = rest.pop(0)
+        if arg.startswith("--"):
+            name, equals, value = arg.partition("=")
+            arg = f"--{name[2:].replace('-', '_')}{equals}{value}"
         if arg in FLAGS:
             flags.add(FLAGS[arg])
         elif arg.startswith("--"):

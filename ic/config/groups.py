@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from ic.config.callbacks import CallbacksConfig
 from ic.config.data import DATA_SCHEMAS
@@ -48,6 +50,17 @@ def register_schemas(verb: str, schema: type) -> None:
         store.store(group=group, name=name, node=node)
     for suite in suite_names():
         store.store(group="suite", name=f"{suite}_schema", node=suite_config(suite))
+
+
+def groups_of(verb: str) -> dict[str, list[str]]:
+    """Every group that a verb's configuration chooses from, each with its options; an optional
+    group that has none here is left out. Hydra must know the folder `CONF`.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    chosen = loader.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
+    groups = sorted(group for group in chosen if not group.startswith("hydra/"))
+    known = {group: options_of(loader.get_group_options(group)) for group in groups}
+    return {group: options for group, options in known.items() if options}
 
 
 def options_of(names: Sequence[str]) -> list[str]:

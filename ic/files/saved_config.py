@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,6 +18,21 @@ import yaml
 # what it computes.
 MAY_CHANGE = {"may_change": True}
 _ABSENT = "(absent)"
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a run's `config.yaml` says.
+
+    Raises:
+        ValueError: it is no YAML, or empty.
+    """
+    try:
+        saved = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {error}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file} holds no configuration; restore it, or choose another run")
+    return saved
 
 
 def changed_keys(saved: Mapping[str, Any], given: Any, prefix: str = "") -> Iterator[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.config.run import RunConfig
 from ic.files.run_folder import RunFolder, saved_step
-from ic.files.saved_config import changed_keys, forgotten_keys
+from ic.files.saved_config import changed_keys, forgotten_keys, read_config
 from ic.machine.slurm_job import SlurmJob
 
 
@@ -81,7 +80,7 @@ def check_same_configuration(config: RunConfig, run_dir: Path) -> None:
     file = RunFolder(run_dir).config
     if config.allow_config_change or not file.is_file():
         return
-    saved = yaml.safe_load(file.read_text())
+    saved = read_config(file)
     if changed := list(changed_keys(saved, config)):
         raise ValueError(
             f"the configuration differs from the one in {file}: {'; '.join(changed)}. Give the "

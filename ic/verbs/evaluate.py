@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,33 +60,50 @@ def complete(overrides: list[str]) -> list[str]:
     """`run=FOLDER` stands for what the run was configured with; what is given beside it wins.
 
     Raises:
-        UsageError: several runs, or none in the folder.
+        UsageError: several runs, or none in the folder; a suite that is given twice.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from ic.files.saved_config import forgotten_keys
+
     parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}
+    if "suite" in parsed and isinstance(suites := parsed["suite"].value(), list):
+        for name in suites:
+            if suites.count(name) > 1:
+                raise UsageError(f"suite: {name} is given twice; give each suite once")
     if "run" not in parsed:
         return overrides
     if parsed["run"].is_sweep_override():
         raise UsageError("run: give one run, and sweep over checkpoint= instead")
     folder = str(parsed["run"].value())
     saved = _saved_configuration(folder)
-    given = [f"accelerator={saved['trainer']['accelerator']}"]
-    given += [f"attention={saved['model']['attention']}", f"devices={saved['trainer']['devices']}"]
+    given = [
+        f"{key}={saved[part][key]}"
+        for part, key in (
+            ("trainer", "accelerator"),
+            ("model", "attention"),
+            ("trainer", "devices"),
+        )
+        if key in (saved.get(part) or {})  # a key of a later version has its default
+    ]
     if "checkpoint" not in parsed:
         given.append(f"checkpoint='{folder}'")
     if "evaluation" not in parsed:
-        node = {"defaults": ["grid_schema", "_self_"], **saved["evaluation"]}
+        own: dict[str, Any] = saved.get("evaluation") or {}
+        for forgotten in forgotten_keys(own, PasskeyGridConfig(), "evaluation."):
+            print(f"run={folder}: this version has no {forgotten}: left out", file=sys.stderr)
+        names = {each.name for each in fields(PasskeyGridConfig)}
+        kept = {name: value for name, value in own.items() if name in names}
+        node = {"defaults": ["grid_schema", "_self_"], **kept}
         ConfigStore.instance().store(group="evaluation", name="of_run", node=node)
         given.append("evaluation=of_run")
     return [*given, *overrides]
 
 
 def _saved_configuration(folder: str) -> dict[str, Any]:
-    import yaml
-
     from ic.files.run_folder import RunFolder
+    from ic.files.saved_config import read_config
 
     file = RunFolder(folder).config
     if not file.is_file():
@@ -93,8 +111,7 @@ def _saved_configuration(folder: str) -> dict[str, Any]:
             f"run={folder}: no run has written {file}; give a run's folder such as "
             "runs/mla_tiny/default, or a model with checkpoint="
         )
-    saved: dict[str, Any] = yaml.safe_load(file.read_text())
-    return saved
+    return read_config(file)
 
 
 def run(config: Config) -> int:

@@ -68,6 +68,28 @@ def test_a_run_brings_its_own_grid(ic: Run, capsys: Capture, trained: Path) -> N
     assert config["evaluation"]["samples"] == 3
 
 
+def test_a_run_of_another_version(
+    ic: Run, capsys: Capture, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = trained / "config.yaml"
+    original = file.read_text()
+    saved = yaml.safe_load(original)
+    del saved["model"]["attention"], saved["evaluation"]["seed"], saved["trainer"]["devices"]
+    saved["evaluation"]["gone"] = 7
+    try:
+        file.write_text(yaml.safe_dump(saved))
+        config = composed(ic, capsys, RUN)
+        assert (config["attention"], config["devices"]) == ("torch", 1)
+        assert config["evaluation"]["lengths"] == saved["evaluation"]["lengths"]
+        assert "gone" not in config["evaluation"]
+        for text, message in (("", "holds no configuration"), ("{", "is no YAML")):
+            file.write_text(text)
+            assert ic("evaluate", RUN) == 2
+            assert f"config.yaml {message}" in capsys.readouterr().err
+    finally:
+        file.write_text(original)
+
+
 def test_files_lie_beside_the_checkpoints(
     ic: Run, capsys: Capture, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +138,7 @@ def test_files_lie_beside_the_checkpoints(
         (("run=a,b", "-m"), "run: give one run, and sweep over checkpoint= instead"),
         ((), "evaluate needs checkpoint=..."),
         (("checkpoint=x", "suite=passkeys"), "unknown suite 'passkeys'; did you mean passkey"),
+        (("checkpoint=x", "suite=[passkey,passkey]"), "suite: passkey is given twice"),
         (("checkpoint=x", "suite=[]"), "suite: choose at least one"),
         (("checkpoint=x", "devices=none"), "devices=none: must be auto or a number of at least 1"),
         (("checkpoint=x", "devices=0"), "devices=0: must be auto or a number of at least 1"),

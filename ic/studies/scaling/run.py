@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from ic.errors import UsageError
 from ic.files.results import read_json, write_results
 from ic.files.run_folder import RunFolder
+from ic.files.saved_config import read_config
 from ic.studies.processes import FitJob, TimeLimit, run_fit
 from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
 from ic.studies.scaling.report import draw_scaling, scaling_line, scaling_table
@@ -155,7 +155,7 @@ def _row(options: ScalingOptions, case: ScalingCase, devices: int, gpus: int) ->
 def read_run(folder: Path) -> dict[str, Any]:
     """The measured part of a row, from a run directory."""
     run = RunFolder(folder)
-    config = yaml.safe_load(run.config.read_text())
+    config = read_config(run.config)
     speed = read_json(run.throughput)
     (timed,) = speed["by_context_length"]
     memory = read_json(run.memory())
