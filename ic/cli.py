@@ -123,21 +123,29 @@ def _complain(error: ValueError | OSError) -> int:
 
 def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_verb_list())
+        _show(_verb_list())
         return 0
     verb = find_verb(args[0])
     flags, overrides = split_flags(args[1:])
     if "help" in flags:
-        print(_help(verb, overrides))
+        _show(_help(verb, overrides))
         return 0
     overrides = verb.complete(overrides)
     if "multirun" in flags:
         return _multirun(verb, overrides)
     config, text = compose_config(verb.name, verb.module.Config, overrides)
     if "print_config" in flags:
-        print(text, end="")
+        _show(text.rstrip("\n"))
         return 0
     return verb.run(config)
+
+
+def _show(text: str) -> None:
+    """Print to the end, or as much as whoever reads it wants: `head` closes the pipe."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _multirun(verb: Verb, overrides: list[str]) -> int:

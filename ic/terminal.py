@@ -21,6 +21,7 @@ def quieten() -> None:
         ".*mid-epoch.*",
         ".*logger.*already.*",
         ".*in eval mode at the start.*",
+        ".*gradient_checkpointing_(en|dis)able.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", pattern)
     import transformers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ic.files.saved_config import MAY_CHANGE
@@ -27,7 +26,8 @@ class ModelConfig:
 
     Attributes:
         attention, norm, rope: `torch` or `triton`, each on its own.
-        init_from: checkpoint folder whose weights to start from, instead of random ones.
+        init_from: where to take the weights from, instead of random ones: a folder in any form that
+            `ic.checkpoint.source` knows.
         gradient_checkpointing: recompute each layer in the backward pass.
         adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
         compile: each layer by torch.compile, where it runs without a cache (training, validation).
@@ -107,7 +107,7 @@ class ModelConfig:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        weights = None if self.init_from is None else _take_over(wanted, Path(self.init_from))
+        weights = None if self.init_from is None else _take_over(wanted, self.init_from)
         model = MLAForCausalLM(wanted)
         if weights is not None:
             model.load_state_dict(weights)
@@ -120,9 +120,12 @@ class ModelConfig:
         return model.train()
 
 
-def _take_over(wanted: MLAConfig, folder: Path) -> dict[str, Any]:
-    """Weights of a checkpoint folder, whose trained length goes into `wanted`. Positions, rotation
-    and backend may change from stage to stage; the weights do not depend on them.
+def _take_over(wanted: MLAConfig, given: str) -> dict[str, Any]:
+    """Weights of a source, whose trained length goes into `wanted`. Positions, rotation and backend
+    may change from stage to stage; the weights do not depend on them.
+
+    Raises:
+        ValueError: no checkpoint folder, or one of another architecture.
     """
     from ic.checkpoint.folder import (
         check_same_architecture,
@@ -130,7 +133,15 @@ def _take_over(wanted: MLAConfig, folder: Path) -> dict[str, Any]:
         load_model,
         trained_length,
     )
+    from ic.checkpoint.source import find_source
 
+    source = find_source(given)
+    if source.is_gguf:
+        raise ValueError(
+            f"model.init_from={given} is a GGUF file: write its weights into a folder with "
+            "python -m ic export, and start from that"
+        )
+    folder = source.path
     check_same_architecture(wanted, load_config(folder), folder)
     wanted.trained_length = trained_length(folder)
     return load_model(folder).float().state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_help_and_configurations_import_nothing_heavy(tmp_path: Path) -> None:
         assert (code, loaded) == (0, []), args
         assert shown > 100, args
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_may_stop_in_the_middle(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ic", "fit", "--help"]
+    env = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, stdout=closed, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_errors_import_nothing_heavy(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export import export_checkpoint
-from ic.checkpoint.folder import FolderCheckpointIO, load_config
+from ic.checkpoint.folder import FolderCheckpointIO, load_config, load_model
 from ic.checkpoint.source import find_source
 from ic.config.run import ModelConfig
 from ic.datamodules.byte_tokenizer import ByteTokenizer
@@ -179,7 +179,13 @@ def test_a_next_stage_keeps_the_length(run: Path) -> None:
     config = load_config(run / "checkpoints/last")
     sizes = {name: getattr(config, name) for name in SMALL if not name.endswith("token_id")}
     vocabulary = sizes.pop("vocab_size")
-    options = ModelConfig(
-        **sizes, length_temperature="none", init_from=str(run / "checkpoints/last")
-    )
-    assert options.build(ByteTokenizer(), vocabulary).config.trained_length == 2048
+    weights = load_model(run / "checkpoints/last").state_dict()
+    for given in (run / "checkpoints/last", run):  # a run's folder is its `last`
+        options = ModelConfig(**sizes, length_temperature="none", init_from=str(given))
+        model = options.build(ByteTokenizer(), vocabulary)
+        assert model.config.trained_length == 2048
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, weights[name].float()), name
+    (run / "model.gguf").touch()
+    with pytest.raises(ValueError, match="model.gguf is a GGUF file: write its weights into"):
+        ModelConfig(init_from=str(run / "model.gguf")).build(ByteTokenizer(), vocabulary)
