@@ -1,9 +1,8 @@
 """Supervised fine-tuning on conversations: loss on what the assistant writes, whole conversations
 packed into rows.
 
-`document_ids` separates conversations, and
-padding is a document of its own. Unlike documents of text, a conversation is never cut to fill a
-row: an answer apart from its question teaches nothing.
+`document_ids` separates conversations, and padding is a document of its own. Unlike documents of
+text, a conversation is never cut to fill a row: an answer apart from its question teaches nothing.
 
 Shapes: B rows, T tokens.
 """

@@ -172,6 +172,12 @@ class MLAModel(MLAPreTrainedModel):
             )
         if context.parallel is not None and context.is_split:
             given = context.parallel.split(given)
+        made_for = tuple(context.cos_BTF.shape[:2])
+        if made_for not in ((1, given.shape[1]), tuple(given.shape[:2])):
+            raise ValueError(
+                f"context was made for {made_for[1]} new tokens in {made_for[0]} rows, and the "
+                f"input has {given.shape[1]} in {given.shape[0]}: make one for each pass"
+            )
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         if torch.is_autocast_enabled(hidden_BTD.device.type):
             # Otherwise the float32 embedding makes the whole residual stream float32.

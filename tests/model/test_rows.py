@@ -98,6 +98,9 @@ def test_a_ready_context(make_model: Make) -> None:
     plain = model.model.make_context(3, 1, x.device)
     with pytest.raises(ValueError, match="unequal lengths; give the model an AttentionContext"):
         model(x, past_key_values=caches[1], context=plain)
+    # A rotation of one token would be broadcast over all three.
+    with pytest.raises(ValueError, match="made for 1 new tokens in 3 rows, and the input has 2 in"):
+        model(draw(3, 2), past_key_values=caches[1], context=context)
 
 
 @torch.no_grad()
