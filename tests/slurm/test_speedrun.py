@@ -60,6 +60,7 @@ def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> No
         assert [(row["task"], row["length_tokens"], row["n"]) for row in passkey["rows"]] == [
             (task, 256, len(grid["fillers"])) for task in sorted(grid["tasks"])
         ]
-    readme = (tmp_path / "README.md").read_text()
-    assert "| `mla_128k` | single | 256 | " in readme
-    assert "| speedrun |" in readme
+    page = (tmp_path / "docs/results.md").read_text()
+    assert "| `mla_128k` | single | 256 | " in page
+    assert "| speedrun |" in page
+    assert "prompts of 256 tokens" in (tmp_path / "README.md").read_text()

@@ -21,11 +21,13 @@ def headline_table() -> str:
 def _retrieval() -> list[str]:
     file = "infinitecontext_1b-passkey.json"
     rows = [row for row in load(file)["rows"] if row["depth"] != "control"]
-    longest = max(row["length_tokens"] for row in rows)
+    lengths = {row["length_tokens"] for row in rows}
+    longest = max(lengths)
+    sure = [f"of {n:,} tokens: {_answered(rows, n)}" for n in lengths & {_SURE} - {longest}]
     return [
         f"Keys that InfiniteContext-1B finds in prompts of {longest:,} tokens, "
         f"{longest // _trained_tokens()} times as long as its longest training text",
-        f"{_answered(rows, longest)}; of {_SURE:,} tokens: {_answered(rows, _SURE)}",
+        "; ".join([_answered(rows, longest), *sure]),
         f"`{file}`",
     ]
 
@@ -38,15 +40,13 @@ def _trained_tokens() -> int:
 def _training() -> list[str]:
     file = "infinitecontext_1b-fit.json"
     data = load(file)
-    _, hours, minutes, seconds = map(int, data["config"]["trainer"]["max_time"].split(":"))
-    timed = [row for row in data["rows"] if row["what"] == "training"]
-    (peak,) = [row["peak_bytes"] for row in data["rows"] if row["what"] == "memory"]
-    return [
-        "Its training, from random weights",
-        f"{60 * hours + minutes} min {seconds} s on {data['device']}, "
-        f"{sum(row['num_steps'] for row in timed)} steps, {gib(peak)} per GPU",
-        f"`{file}`",
-    ]
+    steps = sum(row["num_steps"] for row in data["rows"] if row["what"] == "training")
+    parts = [f"on {data['device']}", f"{steps:,} steps"]
+    if limit := data["config"]["trainer"]["max_time"]:
+        _, hours, minutes, seconds = map(int, limit.split(":"))
+        parts[0] = f"{60 * hours + minutes} min {seconds} s {parts[0]}"
+    parts += [f"{gib(r['peak_bytes'])} per GPU" for r in data["rows"] if r["what"] == "memory"]
+    return ["Its training, from random weights", ", ".join(parts), f"`{file}`"]
 
 
 def _cache() -> list[str]:
