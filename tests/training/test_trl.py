@@ -18,6 +18,7 @@ from ic.datamodules.preference import PreferenceDataModule, tokenize_pair
 from ic.datamodules.sft import collate_conversations, tokenize_conversation
 from ic.model import MLAForCausalLM
 from ic.training.language_modeling import LanguageModelingModule
+from ic.training.objective import objective
 from ic.training.options import LOSS_TYPES, ObjectiveOptions, OptimizerOptions, PreferenceOptions
 from ic.training.preference import completion_sums
 from ic.training.preference_loss import PairLogProbs, preference_losses, preference_metrics
@@ -149,8 +150,10 @@ def test_sft_loss_and_gradients(byte_model: MLAForCausalLM, tmp_path: Path, pack
     ]
     rows = [samples[:3], samples[3:]] if packed else [[sample] for sample in samples]
     batch = collate_conversations(rows, 258)
-    sums = sft_module(model)._sums(batch)
-    ours = sft_module(model)._objective(sums, sums.num_targets)
+    module = sft_module(model)
+    sums = module._sums(batch)
+    weight = module.objective.all_tokens_weight
+    ours = objective(sums.answers, sums.all_tokens, sums.num_targets, weight)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert_same_gradients(gradients(model, ours), their_gradients)
 
