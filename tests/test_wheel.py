@@ -102,7 +102,7 @@ def test_trains_and_evaluates(installed: Installed, folder: Path) -> None:
 @pytest.mark.slow
 def test_plans_and_examines_the_machine(installed: Installed) -> None:
     plan = json.loads(installed("plan", "experiment=mla_32k", "--json"))
-    assert plan["utilisation_source"] == "mla_32k-fit.json"  # measurements that the wheel brings
+    assert "mla_32k-fit.json" in plan["utilisation_source"]  # measurements that the wheel brings
     assert "free space" in installed("doctor")
 
 

@@ -287,7 +287,8 @@ def test_the_command_prints_what_json_says(
     plan = json.loads(capsys.readouterr().out)
     assert ic("plan", *LONG) == 0
     text = capsys.readouterr().out
-    assert "1 x NVIDIA A30, ddp, 1 x 1,048,576 tokens a batch and replica" in text
+    title = "1 x NVIDIA A30, ddp, 1 x 1,048,576 tokens per batch and replica"
+    assert title in " ".join(text.split())  # the title is as wide as its table
 
     def row(name: str) -> list[str]:
         (line,) = [line for line in text.splitlines() if line.startswith(f"│ {name} ")]
