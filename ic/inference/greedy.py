@@ -41,7 +41,7 @@ class GreedyDecoder:
         kept = self._common_tokens(ids_BT)
         if kept:
             assert self._cache is not None
-            self._cache.crop(kept)
+            self._cache.keep(kept)
         else:
             self._cache = None  # frees its memory before the next one is allocated
             self._cache = self.model.model.new_cache(ids_BT.shape[1] + new_tokens)

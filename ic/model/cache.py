@@ -6,7 +6,7 @@ Legend: B batch, S cached tokens, T new tokens, R kv_lora_rank, P qk_rope_head_d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -174,17 +174,26 @@ class LatentLayer(CacheLayerMixin):
         """The most tokens, up to `at_most`, to which the layer can be cropped."""
         return min(at_most, self.length)
 
-    def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens of each row; a negative number drops that many."""
-        if self.lengths is not None:
-            drop = max(-max_length, 0)
-            limit = self.length if max_length < 0 else max_length
-            self._set_lengths([min(max(n - drop, 0), limit) for n in self.lengths])
-            return
-        if max_length < 0:
-            max_length = self.length + max_length
-        if max_length < self.length:
-            self._set_length(max_length)
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last `-tokens_to_remove` tokens of each row, as `transformers` counts: 0 drops
+        none, and a row with fewer tokens loses all.
+
+        Raises:
+            ValueError: a positive number, which once was the length to keep: see `keep`.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): give the tokens to drop as a negative number, or call "
+                f"keep({tokens_to_remove}) to keep that many"
+            )
+        if tokens_to_remove:
+            self._set_lengths([max(n + tokens_to_remove, 0) for n in self.row_lengths()])
+
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of each row; a shorter row stays as it is."""
+        if num_tokens < 0:
+            raise ValueError(f"keep({num_tokens}): give the number of tokens to keep, at least 0")
+        self._set_lengths([min(n, num_tokens) for n in self.row_lengths()])
 
     def reset(self) -> None:
         self.lengths = None
@@ -223,6 +232,11 @@ class LatentCache(Cache):
         """The most tokens, up to `at_most`, to which the cache can be cropped."""
         first: Any = self.layers[0]
         return int(first.croppable_length(at_most))
+
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of each row; a shorter row stays as it is."""
+        for layer in cast("list[LatentLayer]", self.layers):
+            layer.keep(num_tokens)
 
     @property
     def row_lengths(self) -> list[int]:

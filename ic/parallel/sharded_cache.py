@@ -70,23 +70,34 @@ class ShardedLatentLayer(LatentLayer):
         """See `LatentLayer`."""
         return max(total for total in self._own_lengths if total <= at_most)
 
-    def crop(self, max_length: int) -> None:
-        """Keep the first `max_length` tokens of all ranks.
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last `-tokens_to_remove` tokens of all ranks; 0 drops none.
+
+        Raises:
+            ValueError: a positive number, or no piece of the prefill ended there.
+        """
+        if tokens_to_remove > 0:
+            super().crop(tokens_to_remove)
+        if tokens_to_remove:
+            self.keep(max(self.total + tokens_to_remove, 0))
+
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of all ranks.
 
         Raises:
             ValueError: no piece of the prefill ended there.
         """
-        if max_length not in self._own_lengths:
+        if num_tokens not in self._own_lengths:
             raise ValueError(
-                f"a context-parallel cache cannot be cropped to {max_length} tokens, only to where "
+                f"a context-parallel cache cannot be cropped to {num_tokens} tokens, only to where "
                 f"a piece of its prefill ended: {', '.join(map(str, self._own_lengths))}"
             )
-        kept = {total: own for total, own in self._own_lengths.items() if total <= max_length}
-        self._set_length(kept[max_length])
-        self._own_lengths, self.total, self.has_replicated = kept, max_length, False
+        kept = {total: own for total, own in self._own_lengths.items() if total <= num_tokens}
+        self._set_length(kept[num_tokens])
+        self._own_lengths, self.total, self.has_replicated = kept, num_tokens, False
 
     def reset(self) -> None:
-        self.crop(0)
+        self.keep(0)
 
 
 class ShardedLatentCache(LatentCache):

@@ -77,13 +77,13 @@ def _call(backends: dict[str, Any], dtype: torch.dtype | None, inputs: Inputs) -
         cache = LatentCache(1, capacity_tokens=past + 1)
         cache.update(rows[..., :rank], rows[..., rank:], 0)
     hidden = hidden.to(dtype)
-    cache.crop(past)
+    cache.keep(past)
     builder = ContextBuilder(config, operators, DecoupledRotaryEmbedding(config))
     context = builder.build(1, 1, hidden.device, cache)
 
     @torch.no_grad()
     def call() -> torch.Tensor:
-        cache.crop(past)
+        cache.keep(past)
         return layer(hidden, context, cache)
 
     return call

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from transformers.cache_utils import Cache, DynamicCache
 
 from ic.model import LatentCache
 from ic.model.cost import cache_bytes_per_token
 
 
-def fill(cache: LatentCache, tokens: int, layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def fill(cache: Cache, tokens: int, layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(tokens)
     latent = torch.randn(2, 1, tokens, 5, generator=generator)
     rope = torch.randn(2, 1, tokens, 3, generator=generator)
@@ -24,11 +26,33 @@ def test_holds_what_was_put_in_through_growth() -> None:
     assert cache.layers[0].keys.equal(latent)
     assert cache.layers[0].values.equal(rope)
     assert cache.layers[0].latents().equal(torch.cat([latent, rope], -1)[:, 0])
-    cache.crop(9)
+    cache.keep(9)
     assert cache.get_seq_length() == 9
     assert cache.layers[0].keys.equal(latent[:, :, :9])
     cache.crop(-2)
     assert cache.layers[0].values.equal(rope[:, :, :7])
+
+
+def test_crop_counts_what_it_drops_as_transformers_does() -> None:
+    ours, theirs = LatentCache(1), DynamicCache()
+    for cache in (ours, theirs):
+        fill(cache, 8)
+    for drop in (0, -3, 0, -100, 0):
+        for cache in (ours, theirs):
+            cache.crop(drop)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert ours.layers[0].keys.equal(theirs.layers[0].keys)
+    for cache in (ours, theirs):
+        fill(cache, 5)
+        with pytest.raises(ValueError, match="negative"):
+            cache.crop(3)
+    assert ours.layers[0].keys.equal(theirs.layers[0].keys)
+    ours.keep(9)
+    assert ours.get_seq_length() == 5
+    ours.keep(0)
+    assert ours.get_seq_length() == 0
+    with pytest.raises(ValueError, match=r"keep\(-1\): .* at least 0"):
+        ours.keep(-1)
 
 
 def test_batch_operations_move_rows() -> None:

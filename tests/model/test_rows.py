@@ -114,14 +114,14 @@ def test_rows_leave_and_join(make_model: Make) -> None:
     cache = concatenate_rows([cache, prefilled(model, 60)])
     cache.crop(-2)
     assert cache.row_lengths == [39, 24, 58]
-    cache.crop(30)
+    cache.keep(30)
     assert cache.row_lengths == [30, 24, 30]
     cache.reorder_cache(torch.tensor([2, 1, 0]))
     x = draw(3, 2)
     got = model(x, past_key_values=cache).logits
     for row, (length, kept) in enumerate([(60, 30), (25, 24), (40, 30)]):
         own = prefilled(model, length)
-        own.crop(kept)
+        own.keep(kept)
         expected = model(x[row, None], past_key_values=own).logits
         torch.testing.assert_close(got[row, None], expected, atol=1e-5, rtol=0)
     cache.batch_select_indices(torch.tensor([0, 2]))

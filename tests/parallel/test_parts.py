@@ -196,7 +196,7 @@ def a_prefill_after_decoding() -> None:
     with pytest.raises(ValueError, match="a prefill of 8 tokens after decoding"):
         layer.append_split(torch.zeros(1, 1, 4, 3), torch.zeros(1, 1, 4, 2), num_tokens=8)
     with pytest.raises(ValueError, match=r"cannot be cropped to 2 tokens.*ended: 0, 8$"):
-        layer.crop(2)
+        layer.keep(2)
 
 
 @on_two
@@ -208,11 +208,19 @@ def a_cache_is_cropped_where_a_piece_ended() -> None:
         layer.append_split(piece, piece[..., :2], num_tokens=4)
     layer.append_replicated(torch.ones(1, 1, 1, 3), torch.ones(1, 1, 1, 2))
     assert [cache.croppable_length(n) for n in (13, 12, 11, 4, 3)] == [12, 12, 8, 4, 0]
-    cache.crop(8)
+    cache.keep(8)
     assert cache.get_seq_length() == 8
     layer.append_split(pieces[0], pieces[0][..., :2], num_tokens=4)
     assert layer.latents()[0, :, 0].tolist() == [0, 0, 1, 1, 0, 0]
     assert cache.croppable_length(20) == 12
+    cache.crop(0)
+    assert cache.get_seq_length() == 12
+    cache.crop(-4)
+    assert cache.get_seq_length() == 8
+    with pytest.raises(ValueError, match="cannot be cropped to 7 tokens"):
+        cache.crop(-1)
+    cache.reset()
+    assert cache.get_seq_length() == 0
 
 
 PARTS = [
