@@ -31,6 +31,8 @@ class DataOptions:
 
     # Whether a row is a pair of answers, which a preference objective compares.
     HAS_PAIRS: ClassVar[bool] = False
+    # Whether batches hold an `answer_mask`: what a curriculum over the length grows on.
+    MARKS_ANSWERS: ClassVar[bool] = False
 
     name: str = "???"
     context_length: int = 2048
@@ -64,6 +66,8 @@ class PasskeyDataOptions(DataOptions):
         val_batches: batches of the validation and of the test set.
         num_workers: processes that make batches ahead; the batches do not depend on it.
     """
+
+    MARKS_ANSWERS = True
 
     name: str = "passkey"
     max_position: int = 2**20

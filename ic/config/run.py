@@ -80,6 +80,14 @@ class RunConfig:
                 f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
                 "objective under preference: data=preference and preference=dpo go together"
             )
+        if self.callbacks.context_length is not None and not self.data.MARKS_ANSWERS:
+            raise ValueError(
+                "callbacks.context_length grows with train/answer_accuracy, which "
+                f"data={self.data.name} does not have: it would stay at start_length="
+                f"{self.callbacks.context_length.start_length} for ever; set "
+                "callbacks.context_length=null to train at data.context_length="
+                f"{self.data.context_length}"
+            )
         if self.strategy.name == "fsdp" and (self.preference or self.model.adapter):
             what = "LoRA (model/adapter)" if self.model.adapter else "preference training"
             raise ValueError(
