@@ -36,10 +36,11 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class FolderCheckpoint(Checkpoint):
-    """Saves at batch boundaries, so that a resumed run continues exactly.
+    """Saves at the end of steps, so that a resumed run continues exactly.
 
-    The first Ctrl-C asks the run to stop after the current step and to save; the second ends it at
-    once. `interrupted` tells afterwards.
+    A checkpoint is saved before the validation of its step, which a resumed run begins with; it
+    needs the loops of `ic.training.loops`. The first Ctrl-C asks the run to stop after the current
+    step and to save; the second ends it at once. `interrupted` tells afterwards.
     """
 
     def __init__(self, config: CheckpointOptions) -> None:
@@ -79,10 +80,14 @@ class FolderCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._settle(trainer, wait_for_it=False)
+
+    def on_step_end(self, trainer: Trainer) -> None:
         if self.interrupted:
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # a validation that is due comes first after the resume
         step = trainer.global_step
-        if step != self._saved_step and (self.interrupted or step % self.config.every_n_steps == 0):
+        is_last = trainer.should_stop or step == trainer.max_steps
+        if step != self._saved_step and (is_last or step % self.config.every_n_steps == 0):
             self._save(trainer, "last")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,6 +132,7 @@ class FolderCheckpoint(Checkpoint):
             states *= trainer.world_size
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["rng_states"] = states
+        _end_step(checkpoint["loops"]["fit_loop"], trainer.global_step)
         # For `trained_length` in the model's configuration.
         checkpoint["context_length"] = getattr(trainer.datamodule, "context_length", None)  # type: ignore[attr-defined]
 
@@ -229,3 +235,15 @@ class FolderCheckpoint(Checkpoint):
             folder = self.run.checkpoint(old)
             if folder.name not in kept and not (every and old % every == 0):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_step(fit_loop: dict[str, Any], step: int) -> None:
+    """Count as `on_train_batch_end` does, whichever hook saves.
+
+    Lightning continues from a save made there with the right step; from one made after the
+    validation it skips the next validation and is one step off in the loggers.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"] - 1
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1

@@ -11,6 +11,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from rich.console import Console
 
@@ -66,9 +67,10 @@ class SuiteEvaluation(Callback):
         for suite in self.suites:
             cheap = suite.cheap(lengths, self.config.cheap_samples)
             file = self._folder(trainer, suite).cells_at(step)
-            cells = self._evaluate(trainer, pl_module, cheap, file, quiet=True)
+            with isolate_rng():  # the training's generators are not the evaluation's
+                cells = self._evaluate(trainer, pl_module, cheap, file, quiet=True)
             if cells:
-                self._log(trainer, suite, cells)
+                self._log(trainer, suite, cells, step - 1)  # with the other metrics of this step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.config.at_end or interruption(trainer) is not None:
@@ -121,20 +123,20 @@ class SuiteEvaluation(Callback):
             trained_length=getattr(trainer.datamodule, "context_length", None),  # type: ignore[attr-defined]
         )
         self._rows += suite.rows(cells)
-        self._log(trainer, suite, cells)
+        self._log(trainer, suite, cells, trainer.global_step)
         self._log_image(trainer, suite, picture)
         console = Console()
         console.print(suite.table(cells))
         console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
 
     @staticmethod
-    def _log(trainer: Trainer, suite: Suite[Any], cells: list[Row]) -> None:
+    def _log(trainer: Trainer, suite: Suite[Any], cells: list[Row], step: int) -> None:
         by_length = pool(suite.counted(cells), "length_tokens")
         values = {
             f"{suite.name}/{length}": answers.share for (length,), answers in by_length.items()
         }
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(values, step=step)
         shown = ", ".join(f"{length}: {answers}" for (length,), answers in by_length.items())
         rank_zero_info(f"step {trainer.global_step}: {suite.name} {shown}")
 

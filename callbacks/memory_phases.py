@@ -23,8 +23,8 @@ The numbers, exactly:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,24 @@ class PhaseRecord:
     host_peak_rss_bytes: int = 0
     split_of_bytes: int = -1
     split_bytes: dict[str, int] = field(default_factory=dict)
+
+    def joined(self, later: PhaseRecord | None) -> PhaseRecord:
+        """The record of both: all measurements, the larger peaks, the split of the highest."""
+        if later is None:
+            return self
+        highest = later if later.split_of_bytes > self.split_of_bytes else self
+        return replace(
+            highest,
+            num_measured=self.num_measured + later.num_measured,
+            peak_allocated_bytes=_larger(self.peak_allocated_bytes, later.peak_allocated_bytes),
+            peak_reserved_bytes=_larger(self.peak_reserved_bytes, later.peak_reserved_bytes),
+            host_rss_bytes=max(self.host_rss_bytes, later.host_rss_bytes),
+            host_peak_rss_bytes=max(self.host_peak_rss_bytes, later.host_peak_rss_bytes),
+        )
+
+
+def _larger(first: int | None, second: int | None) -> int | None:
+    return max((value for value in (first, second) if value is not None), default=None)
 
 
 class Phase:
@@ -107,6 +125,22 @@ class PhaseRecorder:
     def leave_all(self) -> None:
         if self._stack:
             self.leave(self._stack[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured so far, for `add`."""
+        return {
+            "meter": self.meter.name,
+            "run_peak_bytes": self.total_peak_bytes(),
+            "records": {name: asdict(record) for name, record in self.records.items()},
+        }
+
+    def add(self, earlier: Mapping[str, Any]) -> None:
+        """Add what earlier processes of the run measured, unless it was another kind of memory."""
+        if earlier["meter"] != self.meter.name:
+            return
+        self.run_peak_bytes = max(self.run_peak_bytes, earlier["run_peak_bytes"])
+        for name, fields_ in earlier["records"].items():
+            self.records[name] = PhaseRecord(**fields_).joined(self.records.get(name))
 
     def total_peak_bytes(self) -> int:
         """The run's peak, over all phases and what lay between them."""

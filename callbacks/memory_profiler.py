@@ -35,6 +35,7 @@ from ic.datamodules.batch import Batch
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 from ic.machine.devices import device_name
+from ic.training.continues_run import continues_run
 from ic.training.find_callback import find_callback
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class MemoryProfiler(Callback):
     Phases are `setup`, `forward`, `backward`, `optimizer_step` (clipping included), `validation`,
     `test`, `predict` and those that other callbacks name through `memory_phase`. A trainer that
     only evaluates writes `memory_<verb>.json` instead, so that evaluating a run keeps the record of
-    its training.
+    its training. The record is of the whole run: that of the starts before a resume is added to.
 
     Args:
         meter: the counter to read; by default the CUDA allocator's or the process's resident
@@ -67,6 +68,7 @@ class MemoryProfiler(Callback):
         self._watch: GradientWatch | None = None
         self._num_steps = 0
         self._global_step = 0
+        self._earlier: dict[str, Any] = {}  # of the run's earlier starts
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
@@ -106,6 +108,9 @@ class MemoryProfiler(Callback):
         self._switch("setup")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._earlier and self.recorder is not None and continues_run(trainer):
+            self.recorder.add(self._earlier)
+        self._earlier = {}
         self._global_step = trainer.global_step
         self._switch(None)
 
@@ -202,6 +207,14 @@ class MemoryProfiler(Callback):
         except OSError as error:  # a full disk must not hide the exception that ended the run
             log.error("memory profile not written: %s", error)
 
+    def state_dict(self) -> dict[str, Any]:
+        assert self.recorder is not None
+        return {"num_steps": self._num_steps, **self.recorder.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_steps = state_dict["num_steps"]
+        self._earlier = state_dict
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """For the results file: the peak of the run."""
@@ -266,8 +279,8 @@ class MemoryProfiler(Callback):
         for name in ("forward", "backward", "optimizer_step"):
             if (record := self.recorder.records.get(name)) is not None:
                 metrics[f"memory/{name}_peak_gib"] = record.split_of_bytes / 2**30
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        for logger in trainer.loggers:  # with the other metrics of this step
+            logger.log_metrics(metrics, step=trainer.global_step - 1)
 
 
 @contextmanager

@@ -18,10 +18,8 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.options import SlurmRequeueOptions
 from ic.machine.slurm_job import SlurmError, SlurmJob
-from ic.training.find_callback import find_callback
 
 # EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
 TO_BE_CONTINUED_EXIT_CODE = 75
@@ -55,7 +53,6 @@ class SlurmRequeue(Callback):
         self._previous: dict[int, Any] = {}
         self._group: dist.ProcessGroup | None = None
         self._end_time: float | None = None
-        self._last_step = -1
         self._last_time = 0.0
         self._longest_step_s = 0.0
 
@@ -83,26 +80,20 @@ class SlurmRequeue(Callback):
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         self._end_time = self._read_end_time() if trainer.is_global_zero else None
-        self._last_step = trainer.global_step
         self._last_time = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.interrupted or trainer.global_step == self._last_step:
-            return  # gradients are still being accumulated
+    def on_step_end(self, trainer: Trainer) -> None:
+        if self.interrupted:
+            return
         now = time.monotonic()
         self._longest_step_s = max(self._longest_step_s, now - self._last_time)
-        self._last_step, self._last_time = trainer.global_step, now
+        self._last_time = now
         if self._wanted is Stop.NO and self._time_is_up():
             self._wanted = Stop.REQUEUE
         self.stop = self._agree()
         if self.interrupted:
-            checkpoint = find_callback(trainer, FolderCheckpoint)
-            assert checkpoint is not None  # `ic.config.callbacks` sees to it
-            checkpoint.save(trainer)
             trainer.limit_val_batches = 0  # a validation could outlast the time that is left
-            trainer.should_stop = True
+            trainer.should_stop = True  # `FolderCheckpoint` saves after the last step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()

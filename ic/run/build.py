@@ -20,6 +20,7 @@ from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
 from ic.run.resume import Start, starting_checkpoint
 from ic.training.language_modeling import LanguageModelingModule
+from ic.training.loops import use_resumable_loops
 
 
 @dataclass
@@ -90,7 +91,7 @@ def build_trainer(
     if training:
         callbacks = config.callbacks.build(config)
         loggers = config.logger.build(config.name, config.run_id, config.folder, start.first_step)
-    return Trainer(
+    trainer = Trainer(
         default_root_dir=config.folder.path,
         callbacks=callbacks,
         logger=loggers,
@@ -119,6 +120,7 @@ def build_trainer(
         # FSDP's gathered parameters, once made in inference mode, could not be trained.
         inference_mode=config.strategy.name not in ("fsdp", "fsdp2"),
     )
+    return use_resumable_loops(trainer)
 
 
 def write_config(config: RunConfig) -> None:

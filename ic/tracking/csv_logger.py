@@ -18,7 +18,8 @@ class ContinuedCSVLogger(CSVLogger):
 
     Args:
         first_step: the first step that this process takes; rows from it on are dropped, since a run
-            that died after its last checkpoint has logged steps that are now taken again.
+            that died after its last checkpoint has logged steps that are now taken again. So is the
+            validation after the step before it, which a resumed run begins with.
     """
 
     def __init__(self, root_dir: Path, *, version: str, first_step: int) -> None:
@@ -44,5 +45,9 @@ class ContinuedCSVLogger(CSVLogger):
             return [
                 {key: value for key, value in row.items() if value}
                 for row in csv.DictReader(lines)
-                if int(row["step"]) < self.first_step
+                if not self._comes_again(row)
             ]
+
+    def _comes_again(self, row: dict[str, Any]) -> bool:
+        validation = any(value for key, value in row.items() if key.startswith("val/"))
+        return int(row["step"]) + validation >= self.first_step

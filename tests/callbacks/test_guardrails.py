@@ -25,6 +25,7 @@ from ic.datamodules.tokenizers import build_tokenizer
 from ic.model import MLAForCausalLM
 from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.run.build import build_module, build_run
+from ic.training.loops import use_resumable_loops
 from tests.parallel.training_run import join
 
 STRATEGIES: dict[str, Any] = {"auto": lambda: "auto", "ddp": DDPStrategy, "fsdp2": FSDP2Strategy}
@@ -94,7 +95,7 @@ def fit(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.fit(module, datamodule=data)
+    use_resumable_loops(trainer).fit(module, datamodule=data)
 
 
 def fit_rank(
