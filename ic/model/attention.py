@@ -21,13 +21,14 @@ from transformers.cache_utils import Cache
 
 from ic.model.adapter import effective_weight
 from ic.model.branches import branched_attention
-from ic.model.cache import LatentLayer, cached_latents
+from ic.model.cache import LatentLayer
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewTokens, Operators
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
+from ic.model.static_cache import StaticLatentLayer
 
 
 class LengthTemperature(nn.Module):
@@ -117,8 +118,9 @@ class MLAAttention(nn.Module):
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
-        self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
-        cache_BSC = cached_latents(cache, self.layer_idx)
+        cache_BSC = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
+        if context.num_keys is not None:
+            cache_BSC = cache_BSC[:, : context.num_keys]
         if hidden_BTD.shape[1] <= config.absorbed_max_queries:
             return self._project(self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context))
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
@@ -152,9 +154,15 @@ class MLAAttention(nn.Module):
         k_rope_BTP: Tensor,
         cache: Cache,
         context: AttentionContext,
-    ) -> None:
-        """Append the new tokens to the cache: normalised latents and rotated shared keys."""
-        layer: Any = cache.layers[self.layer_idx]
+    ) -> Tensor:
+        """Append the new tokens to the cache: normalised latents and rotated shared keys.
+
+        Returns:
+            all that this layer of the cache then holds, (B, S, C).
+        """
+        # `DynamicCache()` makes its layers when they are first updated.
+        layers = cache.layers
+        layer: Any = layers[self.layer_idx] if self.layer_idx < len(layers) else None
         append, norm = self.operators.append, self.kv_a_layernorm
         batch, tokens = latent_BTR.shape[:2]
         if append is not None and self._appends_at_once(layer, tokens, context):
@@ -180,14 +188,18 @@ class MLAAttention(nn.Module):
         elif isinstance(layer, LatentLayer) and layer.lengths is not None:
             layer.append_rows(norm(latent_BTR), k_rope_BTP, context.append_slots_M)
         else:
-            cache.update(norm(latent_BTR)[:, None], k_rope_BTP[:, None], self.layer_idx)
+            new_B1TR, new_B1TP = norm(latent_BTR)[:, None], k_rope_BTP[:, None]
+            keys_B1SR, values_B1SP = cache.update(new_B1TR, new_B1TP, self.layer_idx)
+            if not isinstance(layer, LatentLayer | StaticLatentLayer):
+                return torch.cat((keys_B1SR[:, 0], values_B1SP[:, 0]), dim=-1)
+        return layer.latents()
 
     def _appends_at_once(self, layer: Any, tokens: int, context: AttentionContext) -> bool:
         return (
             context.append_slots_M is not None
             and self.rotate
             and not torch.is_grad_enabled()
-            and isinstance(layer, LatentLayer)
+            and isinstance(layer, LatentLayer | StaticLatentLayer)
             and layer.has_pages(tokens)
         )
 

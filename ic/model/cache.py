@@ -40,6 +40,7 @@ class LatentLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
+    supports_early_init = False  # it gives keys and values one width, and MLA's have two
 
     def __init__(self, capacity_tokens: int = 0, **kwargs: Any) -> None:
         super().__init__()
@@ -196,8 +197,10 @@ class LatentLayer(CacheLayerMixin):
         self._set_lengths([min(n, num_tokens) for n in self.row_lengths()])
 
     def reset(self) -> None:
-        self.lengths = None
-        self._set_length(0)
+        """Drop all tokens and the buffer, so that any number of rows may follow."""
+        self.buffer = self.keys = self.values = None
+        self.is_initialized = False
+        self.lengths, self.length = None, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         if self.buffer is not None:
@@ -317,13 +320,3 @@ def _joined_rows(layers: Sequence[Any], capacity_tokens: int, *, zeros: bool) ->
         joined[at : at + len(layer.buffer), : layer.length] = layer.buffer[:, : layer.length]
         at += len(layer.buffer)
     return joined
-
-
-def cached_latents(cache: Cache, layer_idx: int) -> Tensor:
-    """Latents (B, S, R + P) of a layer from our cache, or from a `DynamicCache` that a caller
-    passed.
-    """
-    layer: Any = cache.layers[layer_idx]
-    if isinstance(layer, LatentLayer):
-        return layer.latents()
-    return torch.cat((layer.keys[:, 0], layer.values[:, 0]), dim=-1)

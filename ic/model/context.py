@@ -26,9 +26,10 @@ class AttentionContext:
         segments: the same documents as (row, start, end), or None if attention reads the ids.
         branches: bounds of each row's two continuations, in whole sequences, or None.
         lengths_B: int32, number of keys the last token sees; None unless decode reads it.
-        append_slots_M: int64 (B * T,), places of the new tokens in the pages of the cache
-            (`LatentLayer.extend`). None unless one kernel may normalise, rotate and append them, or
+        append_slots_M: int64 (B * T,), places of the new tokens in the pages that `extend` of the
+            cache's layers returns. None unless one kernel may normalise, rotate and append them, or
             rows of unequal length each end at a place of their own.
+        num_keys: the pass reads this many of a static cache's places; None for all it holds.
         parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
             this rank's tokens, documents of the whole sequence.
         is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
@@ -44,6 +45,7 @@ class AttentionContext:
     branches: Branches | None = None
     lengths_B: Tensor | None = None
     append_slots_M: Tensor | None = None
+    num_keys: int | None = None
     parallel: SequenceSharing | None = None
     is_split: bool = False
 

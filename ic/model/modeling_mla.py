@@ -12,16 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from ic.model.attention import MLAAttention
 from ic.model.branches import Branches
@@ -29,6 +24,7 @@ from ic.model.build_context import ContextBuilder
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
+from ic.model.generation import LatentGenerationMixin
 from ic.model.init import init_weights
 from ic.model.loss import linear_cross_entropy, shift_labels
 from ic.model.mlp import MLAMLP
@@ -36,6 +32,7 @@ from ic.model.norm import MLARMSNorm
 from ic.model.operators import Operators, choose_operators
 from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
+from ic.model.static_cache import StaticLatentCache
 from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
 
 
@@ -117,6 +114,7 @@ class MLAModel(MLAPreTrainedModel):
         self.context_parallel: SequenceSharing | None = None
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -135,9 +133,16 @@ class MLAModel(MLAPreTrainedModel):
 
         Args:
             input_ids: (B, T) int64, or `inputs_embeds` (B, T, D).
-            attention_mask: (B, S) of 0 and 1, padding marked 0.
+            attention_mask: (B, S) of 0 and 1, padding marked 0; or a whole mask (B or 1, 1, T, S)
+                of bool, or of 0 and the dtype's minimum.
             position_ids: (B, T) int64; rotation only, any values below `max_position_embeddings`.
-            past_key_values: cache of earlier tokens; made here if `use_cache` and None.
+            past_key_values: cache of earlier tokens: a `LatentCache`, a `StaticLatentCache` or any
+                of transformers'; made here if `use_cache` and None.
+            use_cache: by default as `config.use_cache` says, but not in training nor with
+                documents or branches.
+            output_hidden_states: return the input of every layer and the final norm's output; by
+                default as `config.output_hidden_states` says.
+            return_dict: False for a tuple; by default `config.return_dict`.
             document_ids: (B, T), contiguous runs; a token attends only within its run.
             branches: of each row, where two continuations of one beginning lie
                 (`ic.model.branches`).
@@ -151,6 +156,15 @@ class MLAModel(MLAPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        if not isinstance(output_hidden_states, bool):
+            raise ValueError(
+                f"output_hidden_states={output_hidden_states}: give True, for all layers, or False"
+            )
+        if use_cache is None:
+            is_plain = document_ids is None and branches is None
+            use_cache = self.config.use_cache and not self.training and is_plain
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache()
         described = (attention_mask, position_ids, document_ids, branches)
@@ -182,16 +196,22 @@ class MLAModel(MLAPreTrainedModel):
         if torch.is_autocast_enabled(hidden_BTD.device.type):
             # Otherwise the float32 embedding makes the whole residual stream float32.
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
-        all_hidden = [hidden_BTD] if output_hidden_states else None
-        for layer in self.layers:
+        all_hidden: tuple[Tensor, ...] | None = (hidden_BTD,) if output_hidden_states else None
+        # Decoding that exits early lowers the number in the configuration for a while.
+        for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_BTD = layer(hidden_BTD, context, past_key_values)
             if all_hidden is not None:
-                all_hidden.append(hidden_BTD)
+                all_hidden += (hidden_BTD,)
+        hidden_BTD = self.norm(hidden_BTD)
+        if all_hidden is not None:
+            all_hidden = (*all_hidden[:-1], hidden_BTD)
         return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_BTD),
-            past_key_values=past_key_values,
-            hidden_states=None if all_hidden is None else tuple(all_hidden),
+            last_hidden_state=hidden_BTD, past_key_values=past_key_values, hidden_states=all_hidden
         )
+
+    def new_static_cache(self, capacity_tokens: int) -> StaticLatentCache:
+        """A cache for sequences of up to `capacity_tokens`, in buffers that never move or grow."""
+        return StaticLatentCache(self.config.num_hidden_layers, capacity_tokens)
 
     def new_cache(self, capacity_tokens: int = 0) -> LatentCache:
         """A cache for sequences of up to `capacity_tokens`; it grows past that when it must."""
@@ -216,7 +236,7 @@ class MLAModel(MLAPreTrainedModel):
         return builder.build(batch, tokens, device, cache, **described)
 
 
-class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
+class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
     """Language model head on `MLAModel`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -228,6 +248,7 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -247,8 +268,8 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         `logits_to_keep` limits the logits to the last tokens; `skip_logits` returns the loss alone,
         computed in chunks. Other arguments are `MLAModel.forward`'s.
         """
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache is None and labels is not None:
+            use_cache = False
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -256,6 +277,7 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_BTD = outputs.last_hidden_state
@@ -314,6 +336,7 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             document_ids=document_ids,
             use_cache=False,
+            return_dict=True,
         )
         return sum_targets(
             outputs.last_hidden_state,
@@ -336,35 +359,14 @@ class MLAForCausalLM(MLAPreTrainedModel, GenerationMixin):
         arguments as in `target_sums` and `MLAModel.forward`.
         """
         outputs = self.model(
-            input_ids=input_ids, position_ids=position_ids, branches=branches, use_cache=False
+            input_ids=input_ids,
+            position_ids=position_ids,
+            branches=branches,
+            use_cache=False,
+            return_dict=True,
         )
         return log_probs_of_targets(
             outputs.last_hidden_state, self.lm_head.weight, labels, self.model.context_parallel
-        )
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Give `generate` a `LatentCache` of the final size unless the caller chose a cache.
-
-        Raises:
-            ValueError: a cache with rows of unequal length, to which `generate` would give the
-                positions of the longest.
-        """
-        given = model_kwargs.get("past_key_values")
-        if isinstance(given, LatentCache) and given.is_ragged:
-            raise ValueError(
-                "generate takes a cache with rows of equal length; decode unequal ones by forward"
-            )
-        if (
-            given is None
-            and generation_config.use_cache
-            and generation_config.cache_implementation is None
-        ):
-            model_kwargs["past_key_values"] = self.model.new_cache(generation_config.max_length)
-        parent: Any = super()  # typed for a protocol that subclasses do not name
-        return parent._prepare_cache_for_generation(
-            generation_config, model_kwargs, *args, **kwargs
         )
 
 

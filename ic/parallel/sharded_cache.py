@@ -97,7 +97,8 @@ class ShardedLatentLayer(LatentLayer):
         self._own_lengths, self.total, self.has_replicated = kept, num_tokens, False
 
     def reset(self) -> None:
-        self.keep(0)
+        super().reset()
+        self._own_lengths, self.total, self.has_replicated = {0: 0}, 0, False
 
 
 class ShardedLatentCache(LatentCache):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from transformers.cache_utils import Cache, DynamicCache
@@ -62,6 +65,36 @@ def test_batch_operations_move_rows() -> None:
     assert cache.layers[0].keys.equal(latent[[1, 1]])
     cache.batch_repeat_interleave(2)
     assert cache.layers[0].keys.equal(latent[[1, 1, 1, 1]])
+
+
+def test_every_method_does_what_transformers_cache_does() -> None:
+    ours, theirs = LatentCache(2), DynamicCache()
+    steps: list[Callable[[Cache], Any]] = [
+        lambda cache: cache.get_seq_length(),
+        lambda cache: [fill(cache, 6, layer) for layer in (0, 1)],
+        lambda cache: cache.batch_repeat_interleave(3),
+        lambda cache: cache.reorder_cache(torch.tensor([5, 0, 0, 3, 2, 4])),
+        lambda cache: cache.crop(-2),
+        lambda cache: cache.batch_select_indices(torch.tensor([4, 0])),
+        lambda cache: [fill(cache, 3, layer) for layer in (0, 1)],
+        lambda cache: cache.batch_select_indices(torch.tensor([True, False])),
+        lambda cache: cache.reset(),
+        lambda cache: [fill(cache, 2, layer) for layer in (0, 1)],
+    ]
+    for step in steps:
+        for cache in (ours, theirs):
+            step(cache)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert ours.get_mask_sizes(5, 0) == theirs.get_mask_sizes(5, 0)
+        for own, other in zip(ours.layers, theirs.layers, strict=False):
+            if other.keys is not None:
+                assert own.keys.equal(other.keys)
+                assert own.values.equal(other.values)
+    assert ours.get_max_length() == theirs.get_max_length() == -1
+    assert len(ours) == len(theirs) == 2
+    assert ours.is_croppable
+    assert not ours.is_compileable
+    assert ours.is_sliding == theirs.is_sliding == [False, False]
 
 
 def test_allocates_exactly_the_cost(make_model) -> None:
