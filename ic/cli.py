@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ic.config.compose import compose_config, describe_groups, sweep
+from ic.config.compose import compose_config, describe_groups
 from ic.config.flags import split_flags
 from ic.config.groups import CONF
 from ic.errors import UsageError
@@ -130,9 +130,11 @@ def _run(args: list[str]) -> int:
     if "help" in flags:
         _show(_help(verb, overrides))
         return 0
-    overrides = verb.complete(overrides)
     if "multirun" in flags:
-        return _multirun(verb, overrides)
+        from ic.studies.sweep import run_sweep
+
+        return run_sweep(verb.name, verb.module, overrides)
+    overrides = verb.complete(overrides)
     config, text = compose_config(verb.name, verb.module.Config, overrides)
     if "print_config" in flags:
         _show(text.rstrip("\n"))
@@ -146,18 +148,6 @@ def _show(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _multirun(verb: Verb, overrides: list[str]) -> int:
-    """Hydra's own sweep over comma-separated values, through any launcher plugin."""
-    code = 0
-
-    def job(config: object) -> None:
-        nonlocal code
-        code = max(code, verb.run(config))
-
-    sweep(verb.name, verb.module.Config, overrides, job, _complain)
-    return code
 
 
 def _verb_list() -> str:
@@ -189,7 +179,7 @@ def _help(verb: Verb, overrides: list[str]) -> str:
             f"example: {verb.example}",
             "",
             *(["groups (choose with group=name):", *groups, ""] if groups else []),
-            "flags: --help, --print_config, --multirun (-m) with comma-separated values",
+            "flags: --help, --print_config, --multirun (-m): a job per value of key=a,b",
             "overrides: key=value, --key=value or --key value; key=null turns a part off",
             "",
             "configuration:",

@@ -8,6 +8,12 @@ import sys
 import warnings
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun, srun or Lightning has started."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 def quieten() -> None:
     """Keep the libraries' advice off a terminal that shows progress."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

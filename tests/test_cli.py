@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -347,21 +346,6 @@ def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
     text = recorded.read_bytes()
     for loss in losses(tmp_path / "runs/debug/default").values():
         assert f"{loss}".encode() in text
-
-
-def test_multirun_sweeps(ic: Run, tmp_path: Path) -> None:
-    quick = ("trainer.max_steps=1", "callbacks.passkey=null", "callbacks.memory=null")
-    assert ic(*SHORT, *quick, "-m", "optimizer.lr=0.001,0.002") == 0
-    folders = sorted(p.name for p in (tmp_path / "runs/debug").iterdir())
-    assert len(folders) == 2
-    lrs = [
-        yaml.safe_load((tmp_path / "runs/debug" / f / "config.yaml").read_text())["optimizer"]["lr"]
-        for f in folders
-    ]
-    assert sorted(lrs) == [0.001, 0.002]
-    # Hydra's own logging settings can silence everyone else's.
-    assert not logging.getLogger("lightning.pytorch").disabled
-    assert logging.getLogger("ic.callbacks.throughput").isEnabledFor(logging.WARNING)
 
 
 def test_a_process_says_each_line_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from ic.cli import find_verb
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
+from ic.config.sweep import sweep_jobs
 from ic.verbs.tables import DOCUMENTS as WITH_TABLES
 from ic.verbs.tables import refresh
 
@@ -58,7 +59,7 @@ def test_commands_compose(command: str, after: str) -> None:
     verb = find_verb(name)
     flags, overrides = split_flags(rest)
     if "multirun" in flags:
-        overrides = [o.partition(",")[0] for o in overrides]
+        overrides = sweep_jobs(overrides)[0].overrides
     # A run's folder stands for its checkpoint and configuration, and there is none here.
     overrides = [re.sub("^run=", "checkpoint=", o) for o in overrides]
     if "unknown key" in after:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,15 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 from ic.config.explain import below_null, explain, known_keys, unknown_option, wrong_value
 from ic.config.groups import CONF, groups_of, register_schemas
 from ic.errors import UsageError
-
-_SWEEP_SETTINGS = [
-    # Not `disabled`: that silences every logger that exists, Lightning's and ours too.
-    "hydra/job_logging=none",
-    "hydra/hydra_logging=none",
-    "hydra.output_subdir=null",
-    "hydra.sweep.dir=runs/sweeps/${now:%Y-%m-%d_%H-%M-%S}",
-    "hydra.job.config.override_dirname.exclude_keys=[experiment,run_id,name,output_dir]",
-]
 
 
 def compose_config(
@@ -79,64 +65,6 @@ def describe_groups(verb: str) -> dict[str, list[str]]:
     """Every group that the verb's configuration chooses from, each with its options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return groups_of(verb)
-
-
-def sweep(
-    verb: str,
-    schema: type,
-    overrides: list[str],
-    job: Callable[[Any], None],
-    complain: Callable[[ValueError | OSError], int],
-) -> None:
-    """Run `job` with each configuration of Hydra's own sweep over comma-separated values.
-
-    Args:
-        complain: reports what ends a job, and thereby the sweep -> exit code.
-
-    Raises:
-        ValueError: a wrong key or value, before anything starts.
-    """
-
-    def configured(cfg: DictConfig) -> None:
-        # The folder must not depend on the order of the sweep: a requeued job looks for its own.
-        named = HydraConfig.get().job.override_dirname
-        if "run_id" in cfg and named:
-            cfg.run_id = f"{cfg.run_id},{_folder_name(named)}"
-        try:
-            job(to_dataclasses(verb, cfg))
-        except (ValueError, OSError) as error:
-            # Hydra would print a traceback and exit with 1.
-            raise SystemExit(complain(error)) from error
-
-    checked = list(_each_value(overrides))
-    for alone in checked:
-        compose_config(verb, schema, alone)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = _extend_tables(overrides, known_keys(verb, checked[0]))
-    sys.argv = [f"ic {verb}", "--multirun", *overrides, *_SWEEP_SETTINGS]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(configured)()
-
-
-def _folder_name(overrides: str) -> str:
-    """Overrides without the characters that the name of a run's folder may not have."""
-    return re.sub(r"[^\w.,=+@-]", "", re.sub("[/:]", "-", overrides)).replace("++", "")
-
-
-def _each_value(overrides: list[str]) -> Iterator[list[str]]:
-    """Lists of overrides without a sweep: each value once, beside the first of the others."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    values = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [given]
-        for o, given in zip(parsed, overrides, strict=True)
-        if not o.is_hydra_override()
-    ]
-    firsts = [each[0] for each in values]
-    yield firsts
-    for place, each in enumerate(values):
-        for value in each[1:]:
-            yield [*firsts[:place], value, *firsts[place + 1 :]]
 
 
 def _extend_tables(overrides: list[str], known: list[str]) -> list[str]:

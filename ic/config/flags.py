@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from ic.errors import UsageError
 
 FLAGS = {
@@ -18,6 +16,7 @@ FLAGS = {
 def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
     """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and
     `key=value`. Hyphens in the name behind `--` are read as underscores, as in a verb's name.
+    With `--multirun` a value may stand for several, so that nothing is quoted yet.
 
     Raises:
         UsageError: an argument that is none of these.
@@ -44,16 +43,13 @@ def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
             raise UsageError(
                 f"{arg!r} is neither key=value nor a flag; write key=value or --key value"
             )
-    return flags, [_quote(override, "multirun" in flags) for override in overrides]
+    return flags, overrides if "multirun" in flags else [quote(each) for each in overrides]
 
 
-def _quote(override: str, multirun: bool) -> str:
+def quote(override: str) -> str:
     """Quote a value that Hydra's grammar would stumble over: a path with `step=2`, a sentence."""
     key, _, value = override.partition("=")
-    special = "=!?;'\"&<>#()" + ("" if multirun else ",")
-    if multirun and re.match(r"(choice|range|sort|shuffle)\(", value):
-        return override
-    if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in special):
+    if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in "=!?;'\"&<>#(),"):
         return override
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'"

@@ -31,7 +31,8 @@ class WandbConfig:
             name=f"{name}/{run_id}",
             save_dir=folder.path,
             project=self.project,
-            id=f"{name}-{run_id}",
+            # W&B refuses commas, which a sweep's jobs have in theirs.
+            id=f"{name}-{run_id}".replace(",", "-"),
             resume="allow",
             offline=self.mode == "offline",
             tags=self.tags,

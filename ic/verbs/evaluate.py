@@ -60,7 +60,7 @@ def complete(overrides: list[str]) -> list[str]:
     """`run=FOLDER` stands for what the run was configured with; what is given beside it wins.
 
     Raises:
-        UsageError: several runs, or none in the folder; a suite that is given twice.
+        UsageError: no run in the folder; a suite that is given twice.
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -74,8 +74,6 @@ def complete(overrides: list[str]) -> list[str]:
                 raise UsageError(f"suite: {name} is given twice; give each suite once")
     if "run" not in parsed:
         return overrides
-    if parsed["run"].is_sweep_override():
-        raise UsageError("run: give one run, and sweep over checkpoint= instead")
     folder = str(parsed["run"].value())
     saved = _saved_configuration(folder)
     given = [

@@ -135,7 +135,7 @@ def test_files_lie_beside_the_checkpoints(
             ("run=runs/debug/defalt",),
             "run=runs/debug/defalt: no run has written runs/debug/defalt/",
         ),
-        (("run=a,b", "-m"), "run: give one run, and sweep over checkpoint= instead"),
+        (("run=a,b", "-m"), "run=a: no run has written a/config.yaml"),
         ((), "evaluate needs checkpoint=..."),
         (("checkpoint=x", "suite=passkeys"), "unknown suite 'passkeys'; did you mean passkey"),
         (("checkpoint=x", "suite=[passkey,passkey]"), "suite: passkey is given twice"),
