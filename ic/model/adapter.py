@@ -32,7 +32,7 @@ def add_adapter(model: nn.Module, config: AdapterOptions) -> None:
 
     Raises:
         ValueError: PEFT is not installed, or a target names no linear layer of the decoder. The
-            head is none of them: losses read its weight itself.
+            head is none of them: it may be the embedding's matrix.
     """
     peft = _peft()
     linear = {
@@ -70,13 +70,6 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def effective_weight(layer: Any) -> Tensor:
-    """The matrix that a linear layer applies, its update included unless that is disabled."""
-    if not hasattr(layer, "lora_A") or layer.disable_adapters:
-        return layer.weight
-    return layer.weight + layer.get_delta_weight(_NAME)
 
 
 @torch.no_grad()

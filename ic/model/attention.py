@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ic.model.adapter import effective_weight
 from ic.model.branches import branched_attention
 from ic.model.cache import LatentLayer
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewTokens, Operators
+from ic.model.plain_layers import is_bare, matrix_of
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentLayer
@@ -122,7 +122,12 @@ class MLAAttention(nn.Module):
         if context.num_keys is not None:
             cache_BSC = cache_BSC[:, : context.num_keys]
         if hidden_BTD.shape[1] <= config.absorbed_max_queries:
-            return self._project(self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context))
+            halves = self._absorbed_weights(q_nope_BTHN.dtype)
+            if halves is not None:
+                return self._project(
+                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context, *halves)
+                )
+            context = _masked(context, cache_BSC.shape[1])
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
         latent_BSR, k_rope_BSP = cache_BSC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         return self._project(self.expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
@@ -198,6 +203,7 @@ class MLAAttention(nn.Module):
         return (
             context.append_slots_M is not None
             and self.rotate
+            and is_bare(self.kv_a_layernorm, MLARMSNorm)
             and not torch.is_grad_enabled()
             and isinstance(layer, LatentLayer | StaticLatentLayer)
             and layer.has_pages(tokens)
@@ -228,9 +234,14 @@ class MLAAttention(nn.Module):
         )
 
     def _absorbed(
-        self, q_nope_BTHN: Tensor, q_rope_BTHP: Tensor, cache_BSC: Tensor, context: AttentionContext
+        self,
+        q_nope_BTHN: Tensor,
+        q_rope_BTHP: Tensor,
+        cache_BSC: Tensor,
+        context: AttentionContext,
+        w_k_HNR: Tensor,
+        w_v_HVR: Tensor,
     ) -> Tensor:
-        w_k_HNR, w_v_HVR = self._absorbed_weights(q_nope_BTHN.dtype)
         q_latent_BTHR = _by_head(q_nope_BTHN, w_k_HNR)
         operators, lengths_B = self.operators, context.lengths_B
         most = operators.attention.capabilities.max_decode_queries
@@ -250,15 +261,16 @@ class MLAAttention(nn.Module):
         )
         return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
 
-    def _absorbed_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The halves of `kv_b_proj` for keys (H, N, R) and values (H, V, R)."""
+    def _absorbed_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """The halves of `kv_b_proj` for keys (H, N, R) and values (H, V, R); None if the layer may
+        be more than a matrix.
+        """
         config = self.config
-        weight_HXR = effective_weight(self.kv_b_proj).view(
-            config.num_attention_heads, -1, config.kv_lora_rank
-        )
-        w_k_HNR, w_v_HVR = weight_HXR.to(dtype).split(
-            [config.qk_nope_head_dim, config.v_head_dim], 1
-        )
+        weight = matrix_of(self.kv_b_proj, config.kv_lora_rank, dtype)
+        if weight is None:
+            return None
+        weight_HXR = weight.unflatten(0, (config.num_attention_heads, -1))
+        w_k_HNR, w_v_HVR = weight_HXR.split([config.qk_nope_head_dim, config.v_head_dim], 1)
         return w_k_HNR, w_v_HVR
 
     def _shared(
@@ -278,7 +290,14 @@ class MLAAttention(nn.Module):
             return split_attention(
                 self.expanded, q_BTHK, latent_BTR, k_rope_BTP, context, parallel, layer
             )
-        w_k_HNR, w_v_HVR = self._absorbed_weights(q_nope_BTHN.dtype)
+        halves = self._absorbed_weights(q_nope_BTHN.dtype)
+        if halves is None:
+            raise ValueError(
+                f"kv_b_proj is a {type(self.kv_b_proj).__name__} that may be more than a matrix, "
+                "and a sequence that ranks share is decoded through its matrix: merge or remove "
+                "what wraps it, or decode on one rank"
+            )
+        w_k_HNR, w_v_HVR = halves
         q_latent_BTHR = torch.einsum("bthn,hnr->bthr", q_nope_BTHN, w_k_HNR)
         out_BTHR = replicated_attention(
             torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1),
@@ -289,6 +308,15 @@ class MLAAttention(nn.Module):
             scale=self.config.softmax_scale,
         )
         return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR)
+
+
+def _masked(context: AttentionContext, num_keys: int) -> AttentionContext:
+    """The same for the expanded form, which reads a mask where decoding reads lengths of rows."""
+    if context.mask_BTS is not None or context.lengths_B is None:
+        return context
+    assert context.visible_BT is not None
+    index_S = torch.arange(num_keys, device=context.visible_BT.device)
+    return replace(context, mask_BTS=index_S < context.visible_BT[..., None])
 
 
 def _by_head(x_BTHX: Tensor, weight_HXY: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class ContextBuilder:
             if past or attention_mask is not None or document_ids is not None:
                 raise ValueError("branches go without cache, attention_mask and document_ids")
             check_branches(branches, batch, tokens)
-        else:
+        elif document_ids is None:
             self._check_length(past + tokens)
         if document_ids is not None and (past or attention_mask is not None):
             raise ValueError("document_ids goes with neither a cache nor an attention_mask")
@@ -102,12 +102,15 @@ class ContextBuilder:
         )
         if visible_BT is None:
             visible_BT = num_visible(document_ids, branches, past, tokens, device)
+        is_long = past + tokens > self.config.max_position_embeddings
+        if is_long and document_ids is not None:
+            self._check_length(int(visible_BT.max()))  # a row may hold more tokens than any text
         if position_ids is None:
             # Padded rows and branches count their own tokens; documents share one line of
-            # positions.
+            # positions as long as it reaches.
             position_ids = (
                 visible_BT - 1
-                if is_padded or branches is not None
+                if is_padded or branches is not None or is_long
                 else torch.arange(past, past + tokens, device=device)[None]
             )
         is_split = self.parallel is not None and (

@@ -22,6 +22,8 @@ CHUNK_TOKENS = 4096
 
 # Hidden states, the head's weight and labels -> their summed cross-entropy.
 Summed = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Hidden states (M, D) -> logits (M, W).
+Project = Callable[[Tensor], Tensor]
 
 
 def summed_linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: Tensor) -> Tensor:
@@ -30,28 +32,23 @@ def summed_linear_cross_entropy(hidden_MD: Tensor, weight_WD: Tensor, labels_M: 
 
     Chunks of the tokens are projected one after the other and projected again in the backward pass.
     """
+
+    def project(hidden: Tensor) -> Tensor:
+        return F.linear(hidden, weight_WD.to(hidden.dtype))
+
+    return summed_cross_entropy_of(project, hidden_MD, labels_M)
+
+
+def summed_cross_entropy_of(project: Project, hidden_MD: Tensor, labels_M: Tensor) -> Tensor:
+    """As `summed_linear_cross_entropy`, of any projection of the hidden states."""
     if hidden_MD.shape[0] <= CHUNK_TOKENS:
-        return _summed(hidden_MD, weight_WD, labels_M)
+        return _summed(project, hidden_MD, labels_M)
     total = hidden_MD.new_zeros((), dtype=torch.float32)
-    for start in range(0, hidden_MD.shape[0], CHUNK_TOKENS):
-        chunk = slice(start, start + CHUNK_TOKENS)
+    for chunk in _chunks(hidden_MD.shape[0]):
         total = total + checkpoint(
-            _summed, hidden_MD[chunk], weight_WD, labels_M[chunk], use_reentrant=False
+            _summed, project, hidden_MD[chunk], labels_M[chunk], use_reentrant=False
         )
     return total
-
-
-def linear_cross_entropy(
-    hidden_MD: Tensor,
-    weight_WD: Tensor,
-    labels_M: Tensor,
-    summed: Summed = summed_linear_cross_entropy,
-) -> Tensor:
-    """As `summed_linear_cross_entropy`, or another implementation of it, but the mean over the
-    labels. Zero if no label counts.
-    """
-    count = (labels_M != IGNORE_INDEX).sum().clamp(min=1)
-    return summed(hidden_MD, weight_WD, labels_M) / count
 
 
 def shift_labels(labels_BT: Tensor) -> Tensor:
@@ -59,9 +56,23 @@ def shift_labels(labels_BT: Tensor) -> Tensor:
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def _summed(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight.to(hidden.dtype)).float()
+def _summed(project: Project, hidden: Tensor, labels: Tensor) -> Tensor:
+    logits = project(hidden).float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def selective_log_probs_of(project: Project, hidden_MD: Tensor, targets_M: Tensor) -> Tensor:
+    """As `selective_log_probs`, of any projection of the hidden states."""
+    chunks = [
+        checkpoint(_selected, project, hidden_MD[chunk], targets_M[chunk], use_reentrant=False)
+        for chunk in _chunks(len(hidden_MD)) or [slice(0)]  # no token still has gradients: zeros
+    ]
+    return torch.cat(chunks)
+
+
+def _selected(project: Project, hidden: Tensor, targets: Tensor) -> Tensor:
+    log_probs = project(hidden).float().log_softmax(-1)
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1)
 
 
 def selective_log_probs(hidden_MD: Tensor, weight_WD: Tensor, targets_M: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,62 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from ic.model.attention import MLAAttention
 from ic.model.branches import Branches
 from ic.model.build_context import ContextBuilder
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
+from ic.model.decoder_layer import MLADecoderLayer
+from ic.model.documents import marked_documents
 from ic.model.generation import LatentGenerationMixin
+from ic.model.head import Head
 from ic.model.init import init_weights
-from ic.model.loss import linear_cross_entropy, shift_labels
-from ic.model.mlp import MLAMLP
+from ic.model.loss import shift_labels as shift
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import Operators, choose_operators
 from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentCache
 from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
-
-
-class MLADecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm attention and feed-forward with residual connections."""
-
-    def __init__(self, config: MLAConfig, layer_idx: int, operators: Operators) -> None:
-        super().__init__()
-        self.self_attn = MLAAttention(config, layer_idx, operators)
-        self.mlp = MLAMLP(config, operators.feed_forward)
-        norm = partial(
-            MLARMSNorm, config.hidden_size, config.rms_norm_eps, operators=operators.norm
-        )
-        self.input_layernorm = norm()
-        self.post_attention_layernorm = norm()
-
-    def forward(
-        self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
-    ) -> Tensor:
-        if cache is None:
-            return self._without_cache(hidden_BTD, context)
-        return self._block(hidden_BTD, context, cache)
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile` the pass without a cache, with its arguments.
-
-        Over a cache, whose length is another in each call, the layer stays as it is.
-        """
-        self._without_cache = torch.compile(self._without_cache, *args, **kwargs)  # type: ignore[method-assign]
-
-    def _without_cache(self, hidden_BTD: Tensor, context: AttentionContext) -> Tensor:
-        return self._block(hidden_BTD, context, None)
-
-    def _block(self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None) -> Tensor:
-        attended_BTD = self.self_attn(self.input_layernorm(hidden_BTD), context, cache)
-        normed_BTD, hidden_BTD = self.post_attention_layernorm(attended_BTD, residual=hidden_BTD)
-        return hidden_BTD + self.mlp(normed_BTD)
 
 
 class MLAPreTrainedModel(PreTrainedModel):
@@ -127,7 +90,15 @@ class MLAModel(MLAPreTrainedModel):
         branches: Branches | None = None,
         output_hidden_states: bool | None = None,
         context: AttentionContext | None = None,
-        **kwargs: Any,
+        *,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        output_attentions: bool | None = None,
+        output_router_logits: bool | None = None,
+        is_causal: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, T, D) after the final norm; of this rank's tokens if they are split.
 
@@ -135,7 +106,9 @@ class MLAModel(MLAPreTrainedModel):
             input_ids: (B, T) int64, or `inputs_embeds` (B, T, D).
             attention_mask: (B, S) of 0 and 1, padding marked 0; or a whole mask (B or 1, 1, T, S)
                 of bool, or of 0 and the dtype's minimum.
-            position_ids: (B, T) int64; rotation only, any values below `max_position_embeddings`.
+            position_ids: (B, T) int64, any values below `max_position_embeddings`. They rotate;
+                where they start anew in a row without padding and nothing else marks documents, a
+                document begins. Over cached tokens they only rotate.
             past_key_values: cache of earlier tokens: a `LatentCache`, a `StaticLatentCache` or any
                 of transformers'; made here if `use_cache` and None.
             use_cache: by default as `config.use_cache` says, but not in training nor with
@@ -147,7 +120,12 @@ class MLAModel(MLAPreTrainedModel):
             branches: of each row, where two continuations of one beginning lie
                 (`ic.model.branches`).
             context: a ready one (`make_context`), in place of the mask, positions, documents and
-                branches.
+                branches. Positions then only rotate.
+            seq_idx, cu_seq_lens_q, cu_seq_lens_k: Hugging Face's names for documents
+                (`ic.model.documents`). `max_length_q` and `max_length_k`, the longest one, follow
+                from them.
+            output_attentions, output_router_logits, is_causal: refused where they ask for more than
+                causal attention without experts has.
 
         Raises:
             ValueError: inputs that exclude each other, or a length beyond the model's positions.
@@ -156,18 +134,41 @@ class MLAModel(MLAPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
+        _refuse(output_attentions, output_router_logits, is_causal)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
         if not isinstance(output_hidden_states, bool):
             raise ValueError(
                 f"output_hidden_states={output_hidden_states}: give True, for all layers, or False"
             )
+        edges: Any = {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_k}
+        named = {"seq_idx": seq_idx, **edges}
+        described = (attention_mask, position_ids, document_ids, branches)
+        if context is None and document_ids is None and branches is None:
+            document_ids = marked_documents(
+                *given.shape[:2],
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                cache=past_key_values,
+                **named,
+            )
+            if document_ids is not None:
+                attention_mask = None  # it hid nothing
+        elif any(value is not None for value in named.values()):
+            raise ValueError(
+                f"{', '.join(named)} name documents in Hugging Face's way: they go without "
+                "document_ids, branches and context"
+            )
+        is_plain = document_ids is None and branches is None
+        if use_cache and not is_plain:
+            raise ValueError(
+                "use_cache=True goes with neither packed texts nor branches: the next token would "
+                "see all of a row; leave it out"
+            )
         if use_cache is None:
-            is_plain = document_ids is None and branches is None
             use_cache = self.config.use_cache and not self.training and is_plain
         if past_key_values is None and use_cache:
             past_key_values = self.new_cache()
-        described = (attention_mask, position_ids, document_ids, branches)
         if context is None:
             context = self.make_context(
                 given.shape[0],
@@ -236,10 +237,25 @@ class MLAModel(MLAPreTrainedModel):
         return builder.build(batch, tokens, device, cache, **described)
 
 
+def _refuse(
+    output_attentions: bool | None, output_router_logits: bool | None, is_causal: bool | None
+) -> None:
+    if output_attentions:
+        raise ValueError(
+            "output_attentions=True: the fused attention keeps no weights; leave it out"
+        )
+    if output_router_logits:
+        raise ValueError("output_router_logits=True: the model has no experts; leave it out")
+    if is_causal is False:
+        raise ValueError("is_causal=False: the model attends causally; leave it out")
+
+
 class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
     """Language model head on `MLAModel`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    # The Trainer then gives `num_items_in_batch`, and does not divide the loss itself.
+    accepts_loss_kwargs = True
 
     def __init__(self, config: MLAConfig, operators: Operators | None = None) -> None:
         super().__init__(config)
@@ -260,15 +276,25 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool = False,
+        num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, W), and the mean loss if `labels` (B, T; unshifted, -100 ignored) are
-        given.
+        """Logits (B, T, W), and the loss if `labels` are given.
 
-        `logits_to_keep` limits the logits to the last tokens; `skip_logits` returns the loss alone,
-        computed in chunks. Other arguments are `MLAModel.forward`'s.
+        Args:
+            labels: (B, T) aligned with the inputs, -100 where a token is no target.
+            logits_to_keep: limits the logits to the last tokens.
+            skip_logits: return the loss alone, computed in chunks.
+            num_items_in_batch: divides the summed loss, in place of the number of targets: those
+                of all micro-batches and ranks that make up a step.
+            shift_labels: (B, T), the target of each token, in place of `labels` shifted by one.
+            **kwargs: `MLAModel.forward`'s, which refuses what it does not know.
         """
-        if use_cache is None and labels is not None:
+        has_targets = labels is not None or shift_labels is not None
+        if num_items_in_batch is not None and not has_targets:
+            raise ValueError("num_items_in_batch divides the loss: give labels with it")
+        if use_cache is None and has_targets:
             use_cache = False
         outputs = self.model(
             input_ids=input_ids,
@@ -283,7 +309,7 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
         hidden_BTD = outputs.last_hidden_state
         parallel = self.model.context_parallel
         if parallel is not None:
-            if labels is not None:
+            if has_targets:
                 raise ValueError(
                     "MLAForCausalLM.forward takes no labels with context parallelism: each rank "
                     "holds a part of the sequence; use target_sums, which returns sums to add up"
@@ -294,12 +320,11 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
                 last = logits_to_keep if isinstance(logits_to_keep, int) else 0
                 hidden_BTD = parallel.gather_last(hidden_BTD, last)
         loss = None
-        if labels is not None:
-            loss = linear_cross_entropy(
-                hidden_BTD.flatten(0, 1),
-                self.lm_head.weight,
-                shift_labels(labels).flatten(),
-                self.model.operators.loss.summed_linear_cross_entropy,
+        if shift_labels is None and labels is not None:
+            shift_labels = shift(labels)
+        if shift_labels is not None:
+            loss = self.head.mean_cross_entropy(
+                hidden_BTD.flatten(0, 1), shift_labels.flatten(), num_items_in_batch
             )
         logits = None
         if not skip_logits:
@@ -326,25 +351,19 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
         """Cross-entropy summed, not averaged: for means over several batches or ranks.
 
         Args:
-            input_ids, position_ids, document_ids: as in `MLAModel.forward`, whole sequences.
+            input_ids, document_ids: as in `MLAModel.forward`, whole sequences.
+            position_ids: (B, T) int64, which only rotate: `document_ids` alone mark documents.
             labels: (B, T) aligned with `input_ids`, -100 where not a target.
             answer_mask: (B, T) bool, aligned with `labels`, or None.
             all_tokens: sum over all targets as well as over the marked ones.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            use_cache=False,
-            return_dict=True,
-        )
+        hidden_BTD = self._hidden(input_ids, position_ids=position_ids, document_ids=document_ids)
         return sum_targets(
-            outputs.last_hidden_state,
-            self.lm_head.weight,
-            shift_labels(labels),
+            hidden_BTD,
+            self.head,
+            shift(labels),
             None if answer_mask is None else F.pad(answer_mask[:, 1:], (0, 1)),
             parallel=self.model.context_parallel,
-            summed=self.model.operators.loss.summed_linear_cross_entropy,
             all_tokens=all_tokens,
         )
 
@@ -358,16 +377,21 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
         """Log-probabilities of the targets one by one, without logits of the other tokens;
         arguments as in `target_sums` and `MLAModel.forward`.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            branches=branches,
-            use_cache=False,
-            return_dict=True,
-        )
-        return log_probs_of_targets(
-            outputs.last_hidden_state, self.lm_head.weight, labels, self.model.context_parallel
-        )
+        hidden_BTD = self._hidden(input_ids, position_ids=position_ids, branches=branches)
+        return log_probs_of_targets(hidden_BTD, self.head, labels, self.model.context_parallel)
+
+    @property
+    def head(self) -> Head:
+        """The head as losses use it."""
+        return Head(self.lm_head, self.model.operators.loss.summed_linear_cross_entropy)
+
+    def _hidden(self, input_ids: Tensor, **described: Any) -> Tensor:
+        """Hidden states (B, T, D) of a pass without a cache, in whose positions nobody looks for
+        documents: that would wait for the GPU.
+        """
+        context = self.model.make_context(*input_ids.shape, input_ids.device, **described)
+        outputs = self.model(input_ids, context=context, use_cache=False, return_dict=True)
+        return outputs.last_hidden_state
 
 
 AutoConfig.register(MLAConfig.model_type, MLAConfig)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ic.model.head import Head
 from ic.model.labels import IGNORE_INDEX
-from ic.model.loss import Summed, selective_log_probs, shift_labels
+from ic.model.loss import shift_labels
 from ic.model.sharing import SequenceSharing
 
 
@@ -50,7 +50,7 @@ class TargetLogProbs(NamedTuple):
 
 
 def log_probs_of_targets(
-    hidden_BTD: Tensor, head_WD: Tensor, labels_BS: Tensor, parallel: SequenceSharing | None
+    hidden_BTD: Tensor, head: Head, labels_BS: Tensor, parallel: SequenceSharing | None
 ) -> TargetLogProbs:
     """From this rank's hidden states; only those in front of a target meet the head.
 
@@ -62,18 +62,17 @@ def log_probs_of_targets(
     if parallel is not None:
         next_BS, position_BS = parallel.split(next_BS), parallel.split(position_BS)
     row_M, at_M = (next_BS != IGNORE_INDEX).nonzero(as_tuple=True)
-    log_probs_M = selective_log_probs(hidden_BTD[row_M, at_M], head_WD, next_BS[row_M, at_M])
+    log_probs_M = head.log_probs(hidden_BTD[row_M, at_M], next_BS[row_M, at_M])
     return TargetLogProbs(log_probs_M, row_M, position_BS[row_M, at_M])
 
 
 def sum_targets(
     hidden_BTD: Tensor,
-    head_WD: Tensor,
+    head: Head,
     labels_BS: Tensor,
     marks_BS: Tensor | None,
     *,
     parallel: SequenceSharing | None,
-    summed: Summed,
     all_tokens: bool,
 ) -> TargetSums:
     """Cross-entropy of this rank's hidden states.
@@ -81,7 +80,6 @@ def sum_targets(
     Args:
         labels_BS, marks_BS: of the next token each, of the whole sequences: they are shifted before
             they are split, because a token's target may lie in another rank's part.
-        summed: cross-entropy of hidden states and labels.
         all_tokens: sum over all targets as well as over the marked ones.
     """
     if parallel is not None:
@@ -89,14 +87,12 @@ def sum_targets(
         marks_BS = None if marks_BS is None else parallel.split(marks_BS)
     hidden_MD, labels_M = hidden_BTD.flatten(0, 1), labels_BS.flatten()
     is_target_M = labels_M != IGNORE_INDEX
-    total = summed(hidden_MD, head_WD, labels_M) if all_tokens else None
+    total = head.summed_cross_entropy(hidden_MD, labels_M) if all_tokens else None
     if marks_BS is None:
         none = is_target_M.new_zeros((), dtype=torch.int64)
         return TargetSums(torch.stack((none, is_target_M.sum())), total)
     marked_M = marks_BS.flatten() & is_target_M
     num_targets = torch.stack((marked_M.sum(), is_target_M.sum()))
     at = marked_M.nonzero().flatten()
-    answers = summed(hidden_MD[at], head_WD, labels_M[at])
-    with torch.no_grad():
-        predicted = F.linear(hidden_MD[at], head_WD.to(hidden_MD.dtype)).argmax(-1)
-    return TargetSums(num_targets, total, answers, labels_M[at], predicted)
+    answers = head.summed_cross_entropy(hidden_MD[at], labels_M[at])
+    return TargetSums(num_targets, total, answers, labels_M[at], head.predicted(hidden_MD[at]))

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.optim import Optimizer
 
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
-from ic.model.modeling_mla import MLADecoderLayer
+from ic.model.decoder_layer import MLADecoderLayer
 
 
 class ClippingFSDPPrecision(FSDPPrecision):

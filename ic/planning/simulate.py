@@ -231,22 +231,23 @@ class FakeRun:
         """What `LanguageModelingModule.training_step` does with a micro-batch."""
         if isinstance(self.config.data, PreferenceDataOptions):
             return self._preference_loss(model, batch, self.config.data.share_prompt)
-        outputs = model.model(
-            input_ids=batch["input_ids"],
+        ids = batch["input_ids"]
+        context = model.model.make_context(
+            *ids.shape,
+            ids.device,
             position_ids=batch["position_ids"],
             document_ids=batch.get("document_ids"),
-            use_cache=False,
         )
+        outputs = model.model(input_ids=ids, context=context, use_cache=False)
         labels, marks = shift_labels(batch["labels"]), batch.get("answer_mask")
         weight = self.config.objective.all_tokens_weight
         with memory.part("loss"), _AnswerPositions():
             sums = sum_targets(
                 outputs.last_hidden_state,
-                model.lm_head.weight,
+                model.head,
                 labels,
                 marks,
                 parallel=model.model.context_parallel,
-                summed=model.model.operators.loss.summed_linear_cross_entropy,
                 all_tokens=marks is None or weight > 0,
             )
             return objective(sums.answers, sums.all_tokens, sums.num_targets, weight)

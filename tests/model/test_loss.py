@@ -7,19 +7,35 @@ import torch
 import torch.nn.functional as F
 
 from ic.model import loss as loss_module
-from ic.model.loss import linear_cross_entropy, selective_log_probs, shift_labels
+from ic.model.head import Head
+from ic.model.loss import selective_log_probs, shift_labels, summed_linear_cross_entropy
 
 
+class Wrapped(torch.nn.Linear):
+    """A head that is no stock layer, as one with an adapter is none."""
+
+
+def make_head(kind: type[torch.nn.Linear], weight: torch.Tensor) -> Head:
+    layer = kind(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = torch.nn.Parameter(weight.detach())
+    return Head(layer, summed_linear_cross_entropy)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, Wrapped])
 @pytest.mark.parametrize("tokens", [1, 7, 8, 23])
-def test_equals_whole_logits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_whole_logits(
+    tokens: int, kind: type[torch.nn.Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
     generator = torch.Generator().manual_seed(tokens)
     hidden = torch.randn(tokens, 6, generator=generator, requires_grad=True)
-    weight = torch.randn(11, 6, generator=generator, requires_grad=True)
+    head = make_head(kind, torch.randn(11, 6, generator=generator))
+    weight = head.layer.weight
+    assert isinstance(weight, torch.Tensor)
     labels = torch.randint(0, 11, (tokens,), generator=generator)
     if tokens > 1:
         labels[::3] = -100
-    got = linear_cross_entropy(hidden, weight, labels)
+    got = head.mean_cross_entropy(hidden, labels)
     got_grads = torch.autograd.grad(got, (hidden, weight))
     expected = F.cross_entropy(hidden @ weight.T, labels, ignore_index=-100)
     torch.testing.assert_close(got, expected)
@@ -30,8 +46,8 @@ def test_equals_whole_logits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_no_targets_is_zero() -> None:
-    got = linear_cross_entropy(torch.randn(3, 4), torch.randn(5, 4), torch.full((3,), -100))
-    assert got == 0
+    head = make_head(torch.nn.Linear, torch.randn(5, 4))
+    assert head.mean_cross_entropy(torch.randn(3, 4), torch.full((3,), -100)) == 0
 
 
 @pytest.fixture
@@ -51,7 +67,8 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_never_holds_all_logits(projected: list[int]) -> None:
     hidden = torch.randn(95, 4, requires_grad=True)
-    linear_cross_entropy(hidden, torch.randn(50, 4), torch.zeros(95, dtype=torch.long)).backward()
+    head = make_head(torch.nn.Linear, torch.randn(50, 4))
+    head.mean_cross_entropy(hidden, torch.zeros(95, dtype=torch.long)).backward()
     assert max(projected) == 10
 
 
@@ -82,6 +99,21 @@ def test_selective_log_probs(
         # In bfloat16 each side rounds the gradient of the logits once.
         error = (mine.float() - other.float()).norm() / other.float().norm()
         assert error < (8e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 8, 23])
+def test_log_probs_through_a_wrapped_head(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_TOKENS", 8)
+    hidden = torch.randn(tokens, 6, requires_grad=True)
+    targets = torch.randint(0, 11, (tokens,))
+    weight = torch.randn(11, 6)
+    results = []
+    for kind in (torch.nn.Linear, Wrapped):
+        head = make_head(kind, weight)
+        log_probs = head.log_probs(hidden, targets)
+        grads = torch.autograd.grad(log_probs.square().sum(), (hidden, *head.layer.parameters()))
+        results.append([log_probs, head.predicted(hidden), *grads])
+    torch.testing.assert_close(results[1], results[0])
 
 
 def test_selective_log_probs_of_a_frozen_head_and_of_no_tokens() -> None:

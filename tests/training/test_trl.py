@@ -23,6 +23,7 @@ from ic.training.options import LOSS_TYPES, ObjectiveOptions, OptimizerOptions, 
 from ic.training.preference import completion_sums
 from ic.training.preference_loss import PairLogProbs, preference_losses, preference_metrics
 from tests.conftest import randomize
+from tests.deepseek import deepseek_twin
 from tests.training.conftest import CONVERSATIONS, PAIRS
 
 trl = pytest.importorskip("trl")
@@ -156,6 +157,35 @@ def test_sft_loss_and_gradients(byte_model: MLAForCausalLM, tmp_path: Path, pack
     ours = objective(sums.answers, sums.all_tokens, sums.num_targets, weight)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert_same_gradients(gradients(model, ours), their_gradients)
+
+
+@pytest.mark.parametrize("form", ["padded", "packed", "padding-free"])
+def test_packing_leaves_the_loss(byte_model: MLAForCausalLM, tmp_path: Path, form: str) -> None:
+    """All texts in one step give one loss, however the rows hold them; and DeepSeek-V3's."""
+    options = {
+        "padded": {},
+        "packed": {"packing": True, "max_length": 128, "eval_packing": False},
+        "padding-free": {"padding_free": True},
+    }[form]
+    settings = {**QUIET, "per_device_train_batch_size": len(CONVERSATIONS), **options}
+    losses = []
+    for model in (byte_model, deepseek_twin(byte_model)):
+        trainer = trl.SFTTrainer(
+            model,
+            trl.SFTConfig(str(tmp_path), **settings),
+            train_dataset=Dataset.from_list(CONVERSATIONS),
+            processing_class=ByteTokenizer(),
+        )
+        batch = trainer.data_collator([dict(row) for row in trainer.train_dataset])
+        losses.append(float(trainer.compute_loss(trainer.model, batch).detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    samples = [
+        ByteTokenizer().apply_chat_template(row["messages"], return_tensors="pt", return_dict=False)
+        for row in CONVERSATIONS
+    ]
+    sums = [byte_model.target_sums(ids, ids) for ids in samples]
+    total = sum(float(s.all_tokens.detach()) for s in sums if s.all_tokens is not None)
+    assert losses[0] == pytest.approx(total / sum(int(s.num_targets[1]) for s in sums), rel=1e-5)
 
 
 def test_trains_in_their_sft_trainer(byte_model: MLAForCausalLM, tmp_path: Path) -> None:
