@@ -55,6 +55,26 @@ def read_records(sources: list[str], setting: str) -> Iterator[tuple[str, Record
                 )
 
 
+def source_files(sources: list[str], setting: str) -> list[str]:
+    """The files that `read_records` reads, for comparing what they are.
+
+    Raises:
+        ValueError: nothing there.
+    """
+    files: list[str] = []
+    for source in sources:
+        if source.startswith(BUNDLED):
+            source = str(_bundled(source, setting))
+        folder = Path(source)
+        if folder.is_dir():
+            split = folder / _SPLITS[setting]
+            folder = split if split.is_dir() else folder
+            files += sorted(str(path) for path in folder.glob("*.arrow"))
+        else:
+            files += resolve_files([source], f"data.{setting}")
+    return files
+
+
 def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
     """A list of messages, checked: each an object with `role` and a string `content`."""
     if not isinstance(value, list) or not value:

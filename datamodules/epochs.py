@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.batch import Batch, without
+from ic.datamodules.conversations import source_files
+from ic.datamodules.file_contents import refuse_shared_files
 from ic.datamodules.options import EpochDataOptions
 from ic.parallel.replica import data_replica, length_multiple
 
@@ -136,8 +138,23 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
             raise ValueError(
                 f"data.{wanted} is empty: name the files, for example [{self.file_example}]"
             )
+        self._refuse_shared_files(["val_files", "test_files"] if stage == "fit" else [wanted])
         for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
             self.examples(setting)
+
+    def _refuse_shared_files(self, settings: list[str]) -> None:
+        """Refuse evaluation on training files, where those are at hand."""
+        try:
+            training = source_files(self.config.train_files, "train_files")
+        except ValueError:
+            return  # training says what is wrong with them; evaluation does without
+        refuse_shared_files(
+            training,
+            {
+                f"data.{setting}": source_files(getattr(self.config, setting), setting)
+                for setting in settings
+            },
+        )
 
     def train_dataloader(self) -> Iterable[Batch]:
         rank, world = self._rank_and_world

@@ -14,6 +14,8 @@ SUFFIXES = {
     "jsonl": (".jsonl", ".ndjson"),
     "parquet": (".parquet", ".pq"),
 }
+# Each may follow a suffix of text and JSON Lines; parquet compresses by itself.
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMATS = ("auto", *SUFFIXES)
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 

@@ -57,8 +57,9 @@ def test_alignment_takes_a_step(
 ) -> None:
     data = "conversations" if name.startswith("sft") else "preferences"
     rows = (CONF.parent / f"datamodules/assets/{data}-val.jsonl").read_text().splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:8]))
-    files = [f"data.{s}_files=[rows.jsonl]" for s in ("train", "val")]
+    for split, part in (("train", rows[:8]), ("val", rows[8:16])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(part))
+    files = [f"data.{split}_files=[{split}.jsonl]" for split in ("train", "val")]
     if name == "sft_32k":
         files.append("data.completion_column=completion")
     settings = [*SHRINK_ALIGNMENT, "model.init_from=null", *adapter]

@@ -125,13 +125,6 @@ def test_data_smaller_than_one_sequence(tokenizer: ByteTokenizer, tmp_path: Path
         )
 
 
-def test_a_file_for_training_and_validation(tokenizer: ByteTokenizer, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x" * 40)
-    (tmp_path / "b.txt").write_text("x" * 40)
-    with pytest.raises(ValueError, match=r"val_files: .*b\.txt is also in data\.train_files"):
-        fit_setup(tokenizer, [str(tmp_path / "*")], val_files=[str(tmp_path / "b.txt")])
-
-
 def test_parquet_without_the_column_or_with_other_content(
     tokenizer: ByteTokenizer, tmp_path: Path
 ) -> None:

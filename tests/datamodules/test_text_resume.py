@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from ic.datamodules import file_contents
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
@@ -219,8 +221,57 @@ def test_changed_files_are_refused(make: Make, files: list[str], tmp_path: Path)
     fit(Recorder(), make(), callbacks=[SaveEvery(tmp_path)], max_steps=4)
     with (Path(files[0]).parent / "000.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(ValueError, match="their bytes was"):
+    with pytest.raises(ValueError, match=r"their bytes was .* \S*/000\.jsonl has other content"):
         fit(Recorder(), make(), tmp_path / "4.ckpt", max_steps=8)
+
+
+@pytest.mark.parametrize("times", ["new", "kept"])
+def test_other_text_of_the_same_size_is_refused(
+    make: Make, files: list[str], tmp_path: Path, times: str
+) -> None:
+    fit(Recorder(), make(), callbacks=[SaveEvery(tmp_path)], max_steps=4)
+    file = Path(files[0]).parent / "001.jsonl"
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"document", b"decument"))
+    assert file.stat().st_size == before.st_size
+    if times == "kept":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"settings: \S*/001\.jsonl has other content\. Set"):
+        fit(Recorder(), make(), tmp_path / "4.ckpt", max_steps=8)
+    fit(Recorder(), make(ignore_checkpoint_position=True), tmp_path / "4.ckpt", max_steps=8)
+
+
+def test_files_are_summed_once_and_read_again_only_where_they_may_have_changed(
+    make: Make, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summed: list[str] = []
+    digest = file_contents._digest_of_bytes
+
+    def counted(file: str) -> str:
+        summed.append(Path(file).name)
+        return digest(file)
+
+    monkeypatch.setattr(file_contents, "_digest_of_bytes", counted)
+    fit(Recorder(), make(), callbacks=[SaveEvery(tmp_path)], max_steps=4)
+    assert sorted(summed) == ["000.jsonl", "001.jsonl", "002.jsonl"]
+    fit(Recorder(), make(), tmp_path / "4.ckpt", max_steps=6)
+    assert len(summed) == 3
+    os.utime(Path(files[0]).parent / "002.jsonl")  # touched, not changed
+    resumed = Recorder()
+    fit(resumed, make(), tmp_path / "4.ckpt", max_steps=6)
+    assert summed[3:] == ["002.jsonl"]
+    assert len(resumed.batches) == 2
+
+
+def test_a_checkpoint_without_sums_is_resumed(make: Make, tmp_path: Path) -> None:
+    fit(Recorder(), make(), callbacks=[SaveEvery(tmp_path)], max_steps=4)
+    checkpoint = torch.load(tmp_path / "4.ckpt", weights_only=False)
+    (state,) = (checkpoint[key] for key in checkpoint if key.endswith("DataModule"))
+    del state["files"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    resumed = Recorder()
+    fit(resumed, make(), tmp_path / "old.ckpt", max_steps=6)
+    assert len(resumed.batches) == 2
 
 
 def test_a_checkpoint_validates_without_its_training_files(

@@ -49,6 +49,7 @@ BASE = (
 def fit(ic: Run, tmp_path: Path) -> Run:
     write_jsonl(tmp_path / "train.jsonl", PAIRS)
     write_jsonl(tmp_path / "val.jsonl", PAIRS[:2])
+    write_jsonl(tmp_path / "test.jsonl", PAIRS[::-1])
     return lambda *args: ic(*BASE, *args)
 
 
@@ -174,7 +175,7 @@ def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_
         *BASE[1:],
         "trainer.max_steps=1",
         "data.tokens_per_batch=256",
-        "data.test_files=[train.jsonl]",
+        "data.test_files=[test.jsonl]",
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -214,7 +215,9 @@ def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_
 
 
 def test_sft_then_dpo(fit: Run, ic: Run, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "chats.jsonl", [{"messages": p["prompt"] + p["chosen"]} for p in PAIRS])
+    chats = [{"messages": p["prompt"] + p["chosen"]} for p in PAIRS]
+    write_jsonl(tmp_path / "chats.jsonl", chats[1:])
+    write_jsonl(tmp_path / "val-chats.jsonl", chats[:1])
     sft = [a for a in BASE[2:] if "_files" not in a]
     assert (
         ic(
@@ -222,7 +225,7 @@ def test_sft_then_dpo(fit: Run, ic: Run, tmp_path: Path) -> None:
             "experiment=sft_tiny",
             *sft,
             "data.train_files=[chats.jsonl]",
-            "data.val_files=[chats.jsonl]",
+            "data.val_files=[val-chats.jsonl]",
             "model/adapter=lora",
             "model.adapter.r=2",
         )
