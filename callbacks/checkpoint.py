@@ -22,14 +22,16 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from ic.callbacks.guardrails import Guardrails, first_bad_weight
 from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.files.run_folder import RunFolder
+from ic.training.find_callback import find_callback
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED_EXIT_CODE = 130
@@ -147,10 +149,11 @@ class FolderCheckpoint(Checkpoint):
         Returns once the checkpoint is on disk.
 
         Raises:
-            CheckpointError: it could not be saved; the one before is intact.
+            CheckpointError: it could not be saved, or its weights are NaN or infinite; the one
+                before is intact.
         """
         if trainer.global_step != self._saved_step:
-            self._save(trainer, "last")
+            self._save(trainer, "last", at_end=True)
         self._settle(trainer, wait_for_it=True)
 
     def finish(self, trainer: Trainer) -> int:
@@ -170,14 +173,33 @@ class FolderCheckpoint(Checkpoint):
         self.interrupted = True
         rank_zero_info("stopping after this step and saving; press Ctrl-C again to stop at once")
 
-    def _save(self, trainer: Trainer, *links: str) -> None:
+    def _save(self, trainer: Trainer, *links: str, at_end: bool = False) -> None:
         step = trainer.global_step
         if step != self._saved_step:
             self._settle(trainer, wait_for_it=True)
+            if not self._worth_saving(trainer, at_end=at_end):
+                return
             trainer.save_checkpoint(self.run.checkpoint(step))
             self._saved_step = step
         self._links.update(links)
         self._settle(trainer, wait_for_it=False)
+
+    def _worth_saving(self, trainer: Trainer, *, at_end: bool) -> bool:
+        """Whether the weights are numbers. If not, the guardrails can still go back to some."""
+        name = first_bad_weight(trainer)
+        if name is None:
+            return True
+        message = (
+            f"step {trainer.global_step}: the weights are NaN or infinite, the first in {name}. "
+            "They are not saved; earlier checkpoints are intact"
+        )
+        if at_end or find_callback(trainer, Guardrails) is None:
+            raise CheckpointError(
+                f"{message}. Lower optimizer.lr, or look for the step where train/loss rises in "
+                f"{self.run.metrics}"
+            )
+        rank_zero_warn(message)
+        return False
 
     def _settle(self, trainer: Trainer, *, wait_for_it: bool) -> None:
         """Move the links that wait for a save, if it is on disk."""

@@ -31,6 +31,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from ic.callbacks.options import GuardrailsOptions
+from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.datamodules.batch import Batch
 from ic.files.json_lines import append_row
@@ -218,6 +219,18 @@ class Guardrails(Callback):
         self._bad_in_a_row = 0
         rank_zero_warn(f"{what}: weights and optimizer state are again those of step {good[-1]}")
         strategy.barrier("rollback")
+
+
+def first_bad_weight(trainer: Trainer) -> str | None:
+    """Name of a weight that is NaN or infinite, on any rank; None if there is none.
+
+    Every rank must call.
+    """
+    name = first_not_finite(dict(trainer.lightning_module.named_parameters()))
+    # A rank sees its own part of what is sharded.
+    if trainer.strategy.reduce_boolean_decision(name is None):
+        return None
+    return name or "a part of another rank"
 
 
 def identity(batch: Batch) -> dict[str, Any]:

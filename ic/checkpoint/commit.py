@@ -13,8 +13,16 @@ def partial_path(target: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's files and its list of names to the disk."""
-    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+    """Flush a folder's files and its list of names to the disk.
+
+    Its files get the mode that the umask gives: safetensors makes its own for their owner alone.
+    """
+    files = [path for path in folder.iterdir() if path.is_file()]
+    mode = folder.stat().st_mode & 0o666
+    for path in files:
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+    for path in [*files, folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.folder import TRAINER_STATE, load_config, trained_length
@@ -117,8 +118,8 @@ def _open(
         file = GGUFFile(source.path)
         return file.config, file, file.tokenizer() if needs_tokenizer else None
     config = load_config(source.path)
-    config.trained_length = trained_length(source.path)
     weights = FolderWeights(source.path)
+    config.trained_length = trained_length(source.path)
     check_sizes(weights, config, source.path)
     return config, weights, None
 
@@ -143,7 +144,7 @@ def _check_space(output: Path, needed_bytes: int) -> None:
 def _copy_tokenizer(checkpoint: Path, output: Path) -> None:
     """Everything beside weights, configuration, code and training state: the tokenizer's files."""
     for file in checkpoint.iterdir():
-        training = file.name == TRAINER_STATE or file.name.startswith((".", "__"))
+        training = file.name in (TRAINER_STATE, CHECKSUMS) or file.name.startswith((".", "__"))
         other = file.suffix in (".safetensors", ".py", *OTHER_WEIGHTS) or file.name == INDEX
         if file.is_file() and not (training or other or (output / file.name).exists()):
             shutil.copyfile(file, output / file.name)

@@ -5,6 +5,7 @@
         model.safetensors
         tokenizer files     all that `evaluate`, `generate` and `transformers` need
         trainer.pt          optimizer, schedule, loops, callbacks, data position
+        checksums.sha256    of all of these (ic.checkpoint.checksums)
         adapter/            LoRA in PEFT's format, if it trains; the weights above are then the
                             base model's, and `load_model` merges the two
 
@@ -25,8 +26,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.checkpoint.checksums import check_intact, write_checksums
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
-from ic.checkpoint.errors import CheckpointError, save_error
+from ic.checkpoint.errors import CheckpointError, damaged_error, not_finite_error, save_error
+from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.hugging_face import CONFIG, WEIGHTS, weight_files
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
 from ic.files.retry_io import operating_system_error, retrying
@@ -85,6 +88,7 @@ class FolderCheckpointIO(CheckpointIO):
             self.save_description(partial, adapter)
             rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
             torch.save(rest, partial / TRAINER_STATE)
+            write_checksums(partial)
             sync_folder(partial)
 
         try:
@@ -101,9 +105,11 @@ class FolderCheckpointIO(CheckpointIO):
         """State for Lightning to restore, weights included; sharded checkpoints are put together.
 
         Raises:
-            CheckpointError: missing, truncated, or of another architecture.
+            CheckpointError: missing, damaged, of another architecture, or with weights that are
+                NaN or infinite.
         """
         folder = Path(path)
+        check_intact(folder)
         self.check_config(folder)
         state = read_trainer_state(folder)
         if is_sharded(folder):
@@ -117,6 +123,8 @@ class FolderCheckpointIO(CheckpointIO):
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         weights = join_adapter(weights, self.read_adapter(folder))
+        if (name := first_not_finite(weights)) is not None:
+            raise not_finite_error(folder, name)
         state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
         return state
 
@@ -151,6 +159,7 @@ class FolderCheckpointIO(CheckpointIO):
             )
         if self.adapter is None:
             return {}
+        check_intact(folder / ADAPTER)
         tensors, config = load_adapter(folder / ADAPTER)
         if config != self.adapter:
             raise CheckpointError(
@@ -169,6 +178,7 @@ class FolderCheckpointIO(CheckpointIO):
         self.tokenizer.save_pretrained(folder)
         if self.adapter is not None:
             save_adapter(adapter, self.adapter, folder / ADAPTER)
+            write_checksums(folder / ADAPTER)
             sync_folder(folder / ADAPTER)
 
     def weights(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -239,10 +249,12 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
     Raises:
         CheckpointError: missing, truncated, or tensors that do not fit the configuration.
     """
+    check_intact(folder, but=[TRAINER_STATE])
     config = load_config(folder)
     config.set_backends(backends)
     model = _base_model(folder, config)
     if (folder / ADAPTER).is_dir():
+        check_intact(folder / ADAPTER)
         tensors, adapter_config = load_adapter(folder / ADAPTER)
         add_adapter(model, adapter_config)
         incompatible = model.load_state_dict(tensors, strict=False)
@@ -350,7 +362,7 @@ def _read(file: Path, load: Any) -> Any:
     try:
         return load(file)
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+        raise damaged_error(file, error) from error
 
 
 def trained_length(folder: Path) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.errors import CheckpointError, damaged_error
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Of weights in other formats.
@@ -22,7 +22,7 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             named = json.loads((folder / INDEX).read_text())["weight_map"].values()
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder / INDEX} is truncated or damaged: {error}") from error
+            raise damaged_error(folder / INDEX, error) from error
         files = [folder / name for name in sorted(set(named))]
         if missing := [file.name for file in files if not file.is_file()]:
             raise CheckpointError(

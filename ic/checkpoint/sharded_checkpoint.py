@@ -39,7 +39,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ic.checkpoint.commit import partial_path
-from ic.checkpoint.errors import CheckpointError, save_error
+from ic.checkpoint.checksums import check_intact
+from ic.checkpoint.errors import CheckpointError, not_finite_error, save_error
+from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.folder import (
     MODULE_PREFIX,
     TRAINER_STATE,
@@ -165,12 +167,14 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         Checkpoints of one device (`FolderCheckpointIO`) are spread over the ranks.
 
         Raises:
-            CheckpointError: missing, damaged, or of another architecture or optimizer.
+            CheckpointError: missing, damaged, of another architecture or optimizer, or with
+                weights that are NaN or infinite.
         """
         folder = Path(self.broadcast(str(checkpoint_path)))
         folder_io = self._folder_io()
         if not is_sharded(folder):
             return self._load_whole(folder_io.load_checkpoint(folder))
+        check_intact(folder)
         folder_io.check_config(folder)
         rest = read_trainer_state(folder)
         assert self.model is not None
@@ -186,6 +190,9 @@ class ShardedCheckpointStrategy(ParallelStrategy):
         if self.optimizers:
             _check_optimizer(state["optimizer"], reader)
         load_into(state, reader, self._groups()[0])
+        name = first_not_finite({**base, **adapter})
+        if not self.reduce_boolean_decision(name is None):  # a rank sees its own part
+            raise not_finite_error(folder, name or "a part of another rank")
         if adapter:
             self._set_weights({MODULE_PREFIX + name: tensor for name, tensor in adapter.items()})
         if self.optimizers:

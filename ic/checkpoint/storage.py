@@ -12,7 +12,6 @@ its archives, hence the checksums.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pickle
 import warnings
 from collections import defaultdict
@@ -30,8 +29,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from ic.checkpoint.checksums import sha256, write_checksums
 from ic.checkpoint.commit import commit_folder, sync_folder
-from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.errors import CheckpointError, damaged_error
 from ic.files.retry_io import operating_system_error, retrying
 
 METADATA = ".metadata"
@@ -55,7 +55,7 @@ class ShardWriter(dcp.FileSystemWriter):
             written = super(ShardWriter, self).write_data(plan, planner)
             for name in {result.storage_data.relative_path for result in written.value()}:
                 file = Path(self.path) / name
-                _checksum_file(file).write_text(f"{_sha256(file)}  {name}\n")
+                _checksum_file(file).write_text(f"{sha256(file)}  {name}\n")
             return written
 
         return self._attempt(write)
@@ -64,6 +64,7 @@ class ShardWriter(dcp.FileSystemWriter):
         def write() -> None:
             self.write_rest(Path(self.path))
             super(ShardWriter, self).finish(metadata, results)
+            write_checksums(Path(self.path))
             sync_folder(Path(self.path))
 
         self._attempt(write)
@@ -116,9 +117,7 @@ class ShardReader(dcp.FileSystemReader):
             retrying(lambda: self._check_intact(name))
             retrying(lambda: super(ShardReader, self).read_data(plan, planner))
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{self.folder / name} is truncated or damaged: {error}"
-            ) from error
+            raise damaged_error(self.folder / name, error) from error
 
     def _check_sizes(self, metadata: Metadata) -> None:
         ends: dict[str, int] = defaultdict(int)
@@ -131,18 +130,14 @@ class ShardReader(dcp.FileSystemReader):
                     f"{self.folder} is not a complete checkpoint: the shard {file} is missing"
                 )
             if (size := file.stat().st_size) < end:
-                raise CheckpointError(
-                    f"{file} is truncated or damaged: it holds {size:,} of {end:,} bytes"
-                )
+                raise damaged_error(file, f"it holds {size:,} of {end:,} bytes")
 
     def _check_intact(self, name: str) -> None:
         if name in self._intact:
             return
         file = self.folder / name
-        if _sha256(file) != _checksum_file(file).read_text().split()[0]:
-            raise CheckpointError(
-                f"{file} is truncated or damaged: it differs from {_checksum_file(file).name}"
-            )
+        if sha256(file) != _checksum_file(file).read_text().split()[0]:
+            raise damaged_error(file, f"it differs from {_checksum_file(file).name}")
         self._intact.add(name)
 
 
@@ -195,11 +190,6 @@ def first_failure(error: CheckpointException, what: str) -> str:
     if isinstance(cause, CheckpointError):
         return str(cause)
     return f"{what}: {cause} (rank {rank})"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _checksum_file(file: Path) -> Path:

@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ic.checkpoint.errors import CheckpointError
-from ic.checkpoint.folder import ADAPTER
+from ic.checkpoint.checksums import check_intact
+from ic.checkpoint.errors import CheckpointError, damaged_error
+from ic.checkpoint.folder import ADAPTER, TRAINER_STATE
 from ic.checkpoint.hugging_face import weight_files
 from ic.checkpoint.storage import MODEL, ShardReader, is_sharded, read_tensors, tensor_metadata
 from ic.model import MLAConfig, MLAForCausalLM
@@ -40,6 +41,8 @@ class FolderWeights:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        check_intact(folder, but=[TRAINER_STATE])
+        check_intact(folder / ADAPTER)
         self._reader = ShardReader(folder) if is_sharded(folder) else None
         self._files: dict[str, Path] = {}
         has_adapter = (folder / ADAPTER).is_dir()
@@ -65,7 +68,7 @@ class FolderWeights:
             with safe_open(file, framework="pt") as tensors:
                 tensor: Tensor = tensors.get_tensor(name)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+            raise damaged_error(file, error) from error
         return tensor
 
     def _plain_sizes(self) -> Iterator[tuple[str, Tensor]]:
@@ -80,7 +83,7 @@ class FolderWeights:
                             torch.empty(part.get_shape(), dtype=part[:0].dtype, device="meta"),
                         )
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
+                raise damaged_error(file, error) from error
 
 
 def check_sizes(weights: Weights, config: MLAConfig, source: Path) -> None:

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.guardrails import Guardrails, TrainingDivergedError, robust_z_score
 from ic.callbacks.options import CheckpointOptions, GuardrailsOptions
+from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.folder import MODULE_PREFIX, FolderCheckpointIO
 from ic.config.compose import compose_config
 from ic.config.run import RunConfig
@@ -61,8 +62,27 @@ def nan_embedding(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tenso
     return output * math.nan if module.owner[0].poisoned else output
 
 
+class BrokenWeight(Callback):
+    """Makes one weight NaN after a step, as an overflow in an update would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step == self.step and trainer.is_global_zero:
+            with torch.no_grad():
+                pl_module.model.lm_head.weight[-1, -1] = math.nan
+
+
 def fit(
-    folder: Path, steps: tuple[int, ...], *, ranks: int = 1, strategy: str = "auto", **settings: Any
+    folder: Path,
+    steps: tuple[int, ...],
+    *,
+    ranks: int = 1,
+    strategy: str = "auto",
+    callbacks: tuple[Callback, ...] = (),
+    guarded: bool = True,
+    **settings: Any,
 ) -> None:
     config, _ = compose_config("fit", RunConfig, ["experiment=mla_tiny", *TINY])
     torch.manual_seed(0)
@@ -83,7 +103,8 @@ def fit(
         strategy=STRATEGIES[strategy](),
         gradient_clip_val=1.0,
         callbacks=[
-            Guardrails(GuardrailsOptions(**settings)),
+            *callbacks,
+            *([Guardrails(GuardrailsOptions(**settings))] if guarded else []),
             FolderCheckpoint(
                 CheckpointOptions(every_n_steps=2, keep_every_n_steps=2, monitor=None)
             ),
@@ -191,6 +212,37 @@ def test_divergence_ends_the_run(tmp_path: Path) -> None:
         fit(tmp_path / "early", (0, 1, 2))
     with pytest.raises(TrainingDivergedError, match="after 1 rollbacks"):
         fit(tmp_path / "late", (3, 4, 5, 6, 7, 8), max_rollbacks=1)
+
+
+def steps_saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """Step 6 is not saved, so the rollback does not go back to it."""
+    with pytest.warns(UserWarning, match=r"step 6: the weights are NaN.* first in model.lm_head"):
+        fit(tmp_path, (), callbacks=(BrokenWeight(6),))
+    assert [record["global_step"] for record in records(tmp_path)] == [6, 7, 8]
+    assert steps_saved(tmp_path) == ["last", "step=10", "step=2", "step=4"]
+    end, at_4 = weights(tmp_path, 10), weights(tmp_path, 4)
+    assert all(tensor.isfinite().all() for tensor in end.values())
+    assert not end["lm_head.weight"].equal(at_4["lm_head.weight"])
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_run_does_not_end_well_with_weights_that_are_no_numbers(
+    tmp_path: Path, guarded: bool
+) -> None:
+    """Without guardrails at the next save, with them at the latest at the end."""
+    step = 9 if guarded else 5
+    with pytest.raises(CheckpointError, match=r"not saved; earlier checkpoints are intact\. Lower"):
+        fit(tmp_path, (), callbacks=(BrokenWeight(step),), guarded=guarded)
+    kept = (
+        ["last", "step=2", "step=4"]
+        if step == 5
+        else ["last", *(f"step={n}" for n in (2, 4, 6, 8))]
+    )
+    assert steps_saved(tmp_path) == kept
 
 
 def test_a_spike_is_skipped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 
+from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import (
     CheckpointError,
@@ -151,6 +152,7 @@ def test_bad_input(
 def test_other_dimensions_than_the_configuration(checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "intermediate_size": 99}))
+    (checkpoint / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match=r"mlp\.down_proj\.weight is \(128, 99\) by the conf"):
         export_checkpoint(find_source(checkpoint), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -173,6 +175,7 @@ def test_the_trained_length_survives(ic: Callable[..., int], four: Path, tmp_pat
     assert config["trained_length"] == 128
     for saved in (config, {k: v for k, v in config.items() if k != "trained_length"}):
         (last / "config.json").write_text(json.dumps(saved))
+        (last / CHECKSUMS).unlink(missing_ok=True)  # an older folder has none
         output = tmp_path / str(len(saved))
         assert ic("export", f"checkpoint={run}", f"output={output}") == 0
         assert trained_length(output) == 128

@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.commit import check_file_system, commit_folder
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export import export_checkpoint
@@ -116,7 +117,7 @@ def damage(file: Path, how: str) -> None:
         ("__3_0.distcp", "truncated", "{file} is truncated or damaged: it holds"),
         ("__3_0.distcp", "flipped", "{file} is truncated or damaged: it differs"),
         ("__3_0.distcp.sha256", "missing", "__3_0.distcp is truncated or damaged"),
-        (".metadata", "truncated", "{file} is missing or damaged"),
+        (".metadata", "truncated", "{file} is truncated or damaged: it differs"),
         ("config.json", "missing", "it holds no config.json"),
     ],
 )
@@ -148,6 +149,7 @@ def test_metadata_runs_no_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (checkpoint / ".metadata").write_bytes(pickle.dumps(forged))
+    (checkpoint / CHECKSUMS).unlink()  # a forger would have written his own
     with pytest.raises(CheckpointError, match="is missing or damaged: it asks for"):
         load_model(checkpoint)
     assert not (tmp_path / "owned").exists()
