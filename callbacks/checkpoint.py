@@ -62,9 +62,6 @@ class FolderCheckpoint(Checkpoint):
         self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
         problem = None
         if trainer.is_global_zero:
-            # What a killed save left behind.
-            for partial in self.run.checkpoints.glob("*.partial-*"):
-                partial.unlink() if partial.is_symlink() else shutil.rmtree(partial)
             problem = check_file_system(self.run.checkpoints)
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:

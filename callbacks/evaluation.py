@@ -7,12 +7,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image
 from rich.console import Console
 
 from ic.callbacks.after_training import interruption
@@ -27,6 +24,7 @@ from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
 from ic.files.run_folder import RunFolder, SuiteFolder
 from ic.parallel.sharded_strategy import ShardedStrategy
+from ic.tracking.never_fails import NeverFails
 
 
 class SuiteEvaluation(Callback):
@@ -144,11 +142,8 @@ class SuiteEvaluation(Callback):
     def _log_image(trainer: Trainer, suite: Suite[Any], picture: Path) -> None:
         tag = f"{suite.name}/{suite.picture}"
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                image = np.asarray(Image.open(picture).convert("RGB"))
-                logger.experiment.add_image(tag, image, trainer.global_step, dataformats="HWC")
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(tag, [str(picture)], step=trainer.global_step)
+            if isinstance(logger, NeverFails):
+                logger.log_picture(tag, picture, trainer.global_step)
 
     @staticmethod
     def _folder(trainer: Trainer, suite: Suite[Any]) -> SuiteFolder:

@@ -38,8 +38,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ic.checkpoint.commit import partial_path
 from ic.checkpoint.checksums import check_intact
+from ic.checkpoint.commit import partial_path
 from ic.checkpoint.errors import CheckpointError, not_finite_error, save_error
 from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.folder import (

@@ -25,9 +25,9 @@ class WandbConfig:
 
     def build(self, name: str, run_id: str, folder: RunFolder) -> Logger:
         """One W&B run for a run of ours, over all its resumes."""
-        from lightning.pytorch.loggers import WandbLogger
+        from ic.tracking.loggers import WeightsAndBiases
 
-        return WandbLogger(
+        return WeightsAndBiases(
             name=f"{name}/{run_id}",
             save_dir=folder.path,
             project=self.project,
@@ -56,18 +56,14 @@ class LoggerConfig:
             name, run_id: of the run.
             first_step: the first step of a run that continues; None for one that begins.
         """
-        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-        from ic.tracking.csv_logger import ContinuedCSVLogger
+        from ic.tracking.csv_logger import MetricsLogger
+        from ic.tracking.loggers import TensorBoard
 
         loggers: list[Logger] = []
-        csv = folder.csv.name
-        if self.csv and first_step is not None:
-            loggers.append(ContinuedCSVLogger(folder.path, version=csv, first_step=first_step))
-        elif self.csv:
-            loggers.append(CSVLogger(folder.path, name="", version=csv))
+        if self.csv:
+            loggers.append(MetricsLogger(folder, first_step))
         if self.tensorboard:
-            loggers.append(TensorBoardLogger(folder.path, name="", version=folder.tensorboard.name))
+            loggers.append(TensorBoard(folder.path, name="", version=folder.tensorboard.name))
         if self.wandb is not None:
             loggers.append(self.wandb.build(name, run_id, folder))
         return loggers

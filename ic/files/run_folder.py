@@ -14,6 +14,7 @@ class RunFolder:
     Attributes:
         path: the folder itself.
         config: the whole configuration that the run began with.
+        lock: who trains in the folder now (`ic.files.run_lock`).
         results: rows of everything it measured; there once it has ended.
         log: what a study's `fit` printed.
         throughput, gpu_utilisation, context_length: what the callbacks of these names wrote.
@@ -30,6 +31,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
         self.config = path / "config.yaml"
+        self.lock = path / ".lock"
         self.results = path / "results.json"
         self.log = path / "log.txt"
         self.throughput = path / "throughput.json"

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.callbacks.after_training import interruption, measured_rows
 from ic.config.run import RunConfig
+from ic.files.leftovers import clear_leftovers
 from ic.files.results import write_results
+from ic.files.run_lock import locked
+from ic.machine.launch import is_first_process
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.run.build import adapt_to_gpu, build_run, write_config
 from ic.run.resume import forget_checkpoints
+from ic.tracking.never_fails import NeverFails
 
 
 def train(config: RunConfig) -> int:
-    """Train. Resumes with ckpt_path=last, or by itself after SLURM has requeued its job."""
+    """Train. Resumes with ckpt_path=last, or by itself after SLURM has requeued its job.
+
+    Raises:
+        RunInUseError: another process trains in the run's folder.
+    """
+    if not is_first_process():
+        return _train(config)
+    with locked(config.folder):
+        clear_leftovers(config.folder)
+        return _train(config)
+
+
+def _train(config: RunConfig) -> int:
     config = adapt_to_gpu(config)
     run = build_run(config, training=True)
     trainer, folder = run.trainer, run.folder
@@ -34,8 +49,8 @@ def train(config: RunConfig) -> int:
         run.module, datamodule=run.datamodule, ckpt_path=run.start.checkpoint, weights_only=True
     )
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # a sweep's next run in this process needs its own
+        if isinstance(logger, NeverFails):
+            logger.close()
     interrupted = interruption(trainer)
     if interrupted is not None:
         return interrupted.finish(trainer)

@@ -13,6 +13,7 @@ def test_the_names_of_a_run(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     named = [
         run.config,
+        run.lock,
         run.results,
         run.throughput,
         run.gpu_utilisation,
@@ -40,6 +41,7 @@ def test_the_names_of_a_run(tmp_path: Path) -> None:
     ]
     assert [str(path.relative_to(tmp_path)) for path in named] == [
         "config.yaml",
+        ".lock",
         "results.json",
         "throughput.json",
         "gpu_utilisation.json",
