@@ -25,6 +25,7 @@ from typing import Any
 from ic.config.compose import compose_config, describe_groups
 from ic.config.flags import split_flags
 from ic.config.groups import CONF
+from ic.config.typed_values import spell_values
 from ic.errors import UsageError
 from ic.terminal import quieten
 
@@ -134,7 +135,7 @@ def _run(args: list[str]) -> int:
         from ic.studies.sweep import run_sweep
 
         return run_sweep(verb.name, verb.module, overrides)
-    overrides = verb.complete(overrides)
+    overrides = verb.complete(spell_values(verb.module.Config, overrides))
     config, text = compose_config(verb.name, verb.module.Config, overrides)
     if "print_config" in flags:
         _show(text.rstrip("\n"))

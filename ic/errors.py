@@ -23,10 +23,9 @@ class UsageError(ValueError):
     @classmethod
     def unknown(cls, kind: str, given: str, known: list[str]) -> UsageError:
         """`given` is not among `known`; name the nearest, or all (of nested keys the outer)."""
-        near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-        if not near:  # a key may be right but for its path
-            last = given.rpartition(".")[2]
-            near = [key for key in known if key.rpartition(".")[2] == last][:3]
+        last = given.rpartition(".")[2]
+        near = [key for key in known if key.rpartition(".")[2] == last]  # right but for its path
+        near = near or difflib.get_close_matches(given, known, n=3, cutoff=0.5)
         outer = [key for key in known if key.partition(".")[0] not in known or "." not in key]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(outer)}"
+        hint = f"did you mean {' or '.join(near[:3])}?" if near else f"known: {', '.join(outer)}"
         return cls(f"unknown {kind} {given!r}; {hint}")

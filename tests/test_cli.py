@@ -61,11 +61,6 @@ def test_flags_and_overrides_are_the_same() -> None:
         ["--trainer.max_steps", "10", "--experiment", "mla_tiny"],
     ):
         assert split_flags(args) == (set(), expected)
-    assert split_flags(["ckpt_path=runs/step=2", "prompt=it's, so"])[1] == [
-        "ckpt_path='runs/step=2'",
-        r"prompt='it\'s, so'",
-    ]
-    assert split_flags(["lr=1,2", "-m"])[1] == ["lr=1,2"]
     assert split_flags(["--overwrite", "--print_config"]) == ({"print_config"}, ["overwrite=true"])
     hyphens = ["--print-config", "--trainer.max-steps", "10", "--run-id=a-b"]
     assert split_flags(hyphens) == ({"print_config"}, ["trainer.max_steps=10", "run_id=a-b"])
@@ -113,7 +108,10 @@ BAD = {
         "unknown key 'trainr.max_steps'; known: accelerator, attention, checkpoint, context_par",
     ),
     "far from any key": (["fit", "zzz=1"], "unknown key 'zzz'; known: allow_config_change, callb"),
-    "grammar": (["fit", "trainer.max_steps=[1"], "trainer.max_steps=[1: no viable alternative"),
+    "grammar": (
+        ["fit", "trainer.max_steps=[1"],
+        "trainer.max_steps: Value '[1' of type 'str' could not be converted",
+    ),
     "key": (
         ["fit", "trainer.max_step=3"],
         "unknown key 'trainer.max_step'; did you mean trainer.max_steps",
@@ -128,11 +126,11 @@ BAD = {
     ),
     "key of no adapter": (
         ["fit", "model.adapter.r=4"],
-        "leave it out or choose model/adapter=lora",
+        "leave it out, choose model/adapter=lora or switch it on with 'model.adapter={r: 4}'",
     ),
     "key of another logger": (
         ["fit", "logger.wandb.mode=online"],
-        "leave it out or choose logger=wandb",
+        "leave it out, choose logger=wandb or switch it on",
     ),
     "misplaced key": (["fit", "max_steps=3"], "did you mean trainer.max_steps"),
     "type": (["fit", "trainer.max_steps=soon"], "trainer.max_steps: Value 'soon' of type 'str'"),

@@ -12,8 +12,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.explain import below_null, explain, known_keys, unknown_option, wrong_value
+from ic.config.explain import explain, known_keys, unknown_option, wrong_value
 from ic.config.groups import CONF, groups_of, register_schemas
+from ic.config.switched_off import below_null, switch_on
+from ic.config.typed_values import spell_values
 from ic.errors import UsageError
 
 
@@ -25,13 +27,16 @@ def compose_config(
     Args:
         verb: names `conf/<verb>.yaml`.
         schema: its dataclass.
+        overrides: as they were typed.
 
     Raises:
         ValueError: an unknown group, option or key, a value of the wrong type or out of range.
     """
     register_schemas(verb, schema)
+    overrides = spell_values(schema, overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = switch_on(verb, schema, overrides)
         try:
             cfg = compose(verb, overrides)
         except MissingConfigException as error:

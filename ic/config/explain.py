@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.groups import CONF, groups_of, options_of
+from ic.config.groups import groups_of, options_of
 from ic.errors import UsageError
 
 
@@ -49,27 +49,6 @@ def known_keys(verb: str, overrides: list[str]) -> list[str]:
     except HydraException:
         keys = []
     return sorted({*keys, *groups})
-
-
-def below_null(verb: str, overrides: list[str]) -> UsageError | None:
-    """The first override of a key below one that is null."""
-    for place, override in enumerate(overrides):
-        try:
-            compose(verb, overrides[: place + 1])
-        except AssertionError:
-            key = override.partition("=")[0].lstrip("+~")
-            *parents, last = key.split(".")[:-1]
-            group = CONF.joinpath(*parents)
-            switch = ""
-            if (group / f"{last}.yaml").is_file():
-                switch = f" or choose {'/'.join(parents)}={last}"
-            elif options := sorted(path.stem for path in (group / last).glob("*.yaml")):
-                switch = f" or choose {'/'.join([*parents, last])}={'|'.join(options)}"
-            return UsageError(
-                f"{override}: {'.'.join([*parents, last])} is null (switched off) here, so there "
-                f"is nothing to set; leave it out{switch}"
-            )
-    return None
 
 
 def _flatten(node: Any, prefix: str = "") -> list[str]:

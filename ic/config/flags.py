@@ -1,4 +1,4 @@
-"""Arguments of the command line -> our flags and Hydra's overrides."""
+"""Arguments of the command line -> our flags and overrides."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ FLAGS = {
 
 
 def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
-    """Arguments -> our flags, and Hydra overrides made from `--key=value`, `--key value` and
+    """Arguments -> our flags, and overrides made from `--key=value`, `--key value` and
     `key=value`. Hyphens in the name behind `--` are read as underscores, as in a verb's name.
-    With `--multirun` a value may stand for several, so that nothing is quoted yet.
 
     Raises:
         UsageError: an argument that is none of these.
@@ -43,13 +42,4 @@ def split_flags(args: list[str]) -> tuple[set[str], list[str]]:
             raise UsageError(
                 f"{arg!r} is neither key=value nor a flag; write key=value or --key value"
             )
-    return flags, overrides if "multirun" in flags else [quote(each) for each in overrides]
-
-
-def quote(override: str) -> str:
-    """Quote a value that Hydra's grammar would stumble over: a path with `step=2`, a sentence."""
-    key, _, value = override.partition("=")
-    if value[:1] in ("'", '"', "[", "{", "$") or not any(c in value for c in "=!?;'\"&<>#(),"):
-        return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return flags, overrides

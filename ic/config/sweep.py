@@ -17,10 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
 
-from ic.config.flags import quote
 from ic.errors import UsageError
 
-_FUNCTION = re.compile(r"(choice|range|glob|interval|tag|sort|shuffle)\(")
+_FUNCTION = re.compile(r"(range|glob|interval|tag|sort|shuffle)\(")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _MAX_VALUE_CHARS = 32
 _MAX_SUFFIX_CHARS = 120
@@ -44,7 +43,7 @@ def sweep_jobs(overrides: Sequence[str]) -> list[SweepJob]:
     """Every combination of the values, the last key's changing fastest.
 
     Args:
-        overrides: as given, not yet quoted for Hydra's grammar.
+        overrides: as given.
 
     Raises:
         UsageError: a value that cannot be swept over.
@@ -54,7 +53,7 @@ def sweep_jobs(overrides: Sequence[str]) -> list[SweepJob]:
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     return [
         SweepJob(
-            [quote(each) for each in chosen],
+            list(chosen),
             {
                 key: each.partition("=")[2]
                 for key, each, swept in zip(keys, chosen, several, strict=True)
@@ -110,14 +109,17 @@ def _values(override: str) -> list[str]:
     key, equals, value = override.partition("=")
     if not equals:
         return [override]
-    found = _enumerated(override) if _FUNCTION.match(value) else list(_split(value))
+    if value.startswith("choice(") and value.endswith(")"):
+        found = list(_split(value[len("choice(") : -1]))
+    else:
+        found = _enumerated(override) if _FUNCTION.match(value) else list(_split(value))
     if len(found) > 1 and not all(found):
         raise UsageError(f"{override}: an empty value between commas; write key=a,b")
     return [f"{key}={each}" for each in found]
 
 
 def _enumerated(override: str) -> list[str]:
-    """The values of `choice(...)` or `range(...)`, by Hydra's grammar."""
+    """The values of `range(...)` and its like, by Hydra's grammar."""
 
     def text(element: object) -> str:
         return element if isinstance(element, str) else Transformer.str(element)  # type: ignore[arg-type]

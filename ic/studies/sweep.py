@@ -26,6 +26,7 @@ from rich.table import Table
 
 from ic.config.compose import compose_config
 from ic.config.sweep import SweepJob, run_id_suffix, short_names, sweep_jobs
+from ic.config.typed_values import spell_values
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
 from ic.files.results import read_json
@@ -103,7 +104,8 @@ def plan_jobs(name: str, verb: ModuleType, overrides: Sequence[str]) -> list[Pla
     """
     jobs = sweep_jobs(overrides)
     complete = getattr(verb, "complete", list)
-    configs = [compose_config(name, verb.Config, list(complete(job.overrides)))[0] for job in jobs]
+    spelled = [spell_values(verb.Config, job.overrides) for job in jobs]
+    configs = [compose_config(name, verb.Config, list(complete(each)))[0] for each in spelled]
     if not hasattr(configs[0], "run_id"):
         return [PlannedJob(job.swept, job.overrides, None) for job in jobs]
     suffixes = _suffixes(jobs, configs)
