@@ -121,7 +121,8 @@ class MLAAttention(nn.Module):
         cache_BSC = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
         if context.num_keys is not None:
             cache_BSC = cache_BSC[:, : context.num_keys]
-        if hidden_BTD.shape[1] <= config.absorbed_max_queries:
+        is_plain = context.document_ids_BT is None and context.branches is None
+        if is_plain and hidden_BTD.shape[1] <= config.absorbed_max_queries:
             halves = self._absorbed_weights(q_nope_BTHN.dtype)
             if halves is not None:
                 return self._project(

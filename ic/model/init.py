@@ -28,6 +28,7 @@ def init_weights(module: nn.Module, config: MLAConfig) -> None:
     | embed_tokens.weight                                           | normal, std 1         |
     | embed_tokens.weight, tied to lm_head                          | normal, std D^-0.5    |
     | lm_head.weight                                                | normal, std D^-0.5    |
+    | score.weight                                                  | normal, std D^-0.5    |
     | q_proj, q_a_proj, q_b_proj, kv_a_proj_with_mqa, kv_b_proj     | normal, std fan_in^-0.5 |
     | gate_proj, up_proj                                            | normal, std fan_in^-0.5 |
     | o_proj, down_proj                                             | zero                  |

@@ -112,7 +112,7 @@ class MLAModel(MLAPreTrainedModel):
             past_key_values: cache of earlier tokens: a `LatentCache`, a `StaticLatentCache` or any
                 of transformers'; made here if `use_cache` and None.
             use_cache: by default as `config.use_cache` says, but not in training nor with
-                documents or branches.
+                documents or branches, nor in `torch.export`.
             output_hidden_states: return the input of every layer and the final norm's output; by
                 default as `config.output_hidden_states` says.
             return_dict: False for a tuple; by default `config.return_dict`.
@@ -167,7 +167,13 @@ class MLAModel(MLAPreTrainedModel):
             )
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and is_plain
+            use_cache = use_cache and not torch.compiler.is_exporting()
         if past_key_values is None and use_cache:
+            if torch.compiler.is_exporting():
+                raise ValueError(
+                    "torch.export cannot return a LatentCache: give past_key_values=DynamicCache() "
+                    "(docs/transformers.md), or use_cache=False"
+                )
             past_key_values = self.new_cache()
         if context is None:
             context = self.make_context(

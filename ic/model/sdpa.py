@@ -45,7 +45,9 @@ def scaled_dot_product(
     mask = None if mask_BTS is None else mask_BTS[:, None]
     if mask is None and tokens < keys <= _PAD_WITHIN * tokens:
         q = F.pad(q, (0, 0, keys - tokens, 0))
-    causal = mask is None and q.shape[2] == keys
+    causal = False
+    if mask is None and q.shape[2] == keys:  # a branch, because a compiler's comparison is no bool
+        causal = True
     if mask is None and not causal and tokens > 1:
         mask = causal_lower_right(tokens, keys)
         if on_cpu:

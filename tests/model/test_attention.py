@@ -138,6 +138,19 @@ def test_generate_with_beams_and_samples(make_model: Make, kwargs: dict) -> None
     assert ours.equal(plain)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cached", [False, True])
+def test_short_rows_of_documents_stay_apart(make_model: Make, cached: bool) -> None:
+    """As few tokens as a pass over a cache takes in absorbed form."""
+    model, x = make_model(), draw(8)
+    ids = torch.tensor([[0] * 5 + [1] * 3] * 2)
+    cache = model.model.new_cache() if cached else None
+    out = model(x, document_ids=ids, past_key_values=cache)
+    alone = torch.cat([model(part, use_cache=False).logits for part in (x[:, :5], x[:, 5:])], 1)
+    torch.testing.assert_close(out.logits, alone, atol=1e-5, rtol=0)
+    assert (out.past_key_values is not None) == cached
+
+
 def test_temperature_counts_visible_keys(make_model: Make) -> None:
     temperature = (
         make_model(length_temperature="llama4", length_temperature_original=4)
