@@ -51,6 +51,20 @@ def test_doubles_when_the_average_passes_at_a_check() -> None:
     assert [row[:2] for row in callback.history] == [(0, 128), (5, 256), (10, 512)]
 
 
+def test_a_doubling_rests_on_its_own_length_alone() -> None:
+    """After 0.67 at step 5, five steps of 0.8 come to 0.54 from zero, but to 0.76 from 0.67."""
+    config = AdaptiveContextLengthOptions(
+        start_length=128, threshold=0.6, check_every_n_steps=5, new_weight=0.2
+    )
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
+    callback, trainer = AdaptiveContextLength(config), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    assert drive(callback, trainer, [1.0] * 5)[-1] == 256
+    assert float(callback.average) == 0
+    assert drive(callback, trainer, [0.8] * 5) == [256] * 5
+    assert float(callback.average) == pytest.approx(0.8 * (1 - 0.8**5))
+
+
 def test_does_not_double_below_the_threshold() -> None:
     config = AdaptiveContextLengthOptions(start_length=128, threshold=0.68, check_every_n_steps=5)
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())

@@ -82,9 +82,11 @@ def fit(
     strategy: str = "auto",
     callbacks: tuple[Callback, ...] = (),
     guarded: bool = True,
+    overrides: tuple[str, ...] = (),
+    accumulate: int = 1,
     **settings: Any,
 ) -> None:
-    config, _ = compose_config("fit", RunConfig, ["experiment=mla_tiny", *TINY])
+    config, _ = compose_config("fit", RunConfig, ["experiment=mla_tiny", *TINY, *overrides])
     torch.manual_seed(0)
     tokenizer = build_tokenizer("bytes")
     model = MLAForCausalLM(config.model.mla_config(320)).train()
@@ -109,6 +111,7 @@ def fit(
                 CheckpointOptions(every_n_steps=2, keep_every_n_steps=2, monitor=None)
             ),
         ],
+        accumulate_grad_batches=accumulate,
         plugins=[FolderCheckpointIO(model.config, tokenizer)],
         logger=False,
         limit_val_batches=0,
@@ -205,6 +208,63 @@ def test_three_in_a_row_roll_back(
     assert saved(tmp_path, 10)["Poisoned"]["next_step"] == 10
     assert not weights(tmp_path, 10)["lm_head.weight"].equal(weights(tmp_path, 8)["lm_head.weight"])
     assert (tmp_path / "checkpoints/last").resolve().name == "step=10"
+
+
+class Rates(Callback):
+    """The learning rate of each step, as the optimizer is about to use it."""
+
+    def __init__(self) -> None:
+        self.used: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Any) -> None:
+        self.used.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_rollback_does_not_take_the_schedule_back(tmp_path: Path) -> None:
+    """The rate rises through the warm-up as if nothing had happened."""
+    poisoned, clean = Rates(), Rates()
+    warmup = ("optimizer.warmup_steps=20", "optimizer.decay_fraction=0")
+    fit(tmp_path / "poisoned", (4, 5, 6), overrides=warmup, callbacks=(poisoned,))
+    fit(tmp_path / "clean", (), overrides=warmup, callbacks=(clean,))
+    assert len(set(clean.used)) == len(clean.used) == 10
+    assert poisoned.used == clean.used
+
+
+def test_bad_steps_are_counted_in_a_row(tmp_path: Path) -> None:
+    """A good step begins the count anew, and so does a rollback."""
+    fit(tmp_path, (2, 4, 5, 6, 7))
+    assert [r["in_a_row"] for r in records(tmp_path)] == [1, 1, 2, 3, 1]
+    (state,) = (
+        value for key, value in saved(tmp_path, 10)["callbacks"].items() if "Guardrails" in key
+    )
+    assert (state["num_rollbacks"], state["bad_in_a_row"]) == (1, 0)
+
+
+@pytest.mark.parametrize("bad", [6, 7])
+def test_every_micro_batch_is_judged(tmp_path: Path, bad: int) -> None:
+    """Batches 6 and 7 are the halves of step 3; either of them spoils it."""
+    fit(tmp_path, (bad,), accumulate=2)
+    (record,) = records(tmp_path)
+    assert record["global_step"] == 3
+    assert record["reason"] == "loss is not finite"
+    assert record["ranks"] == [{"rank": 0, "loss": "nan", "batches": [{"step": 6}, {"step": 7}]}]
+
+
+def test_a_step_counts_with_the_loss_of_all_its_micro_batches(tmp_path: Path) -> None:
+    """What the window holds is a step's mean loss: the logged one."""
+    fit(tmp_path, (), accumulate=2)
+    (state,) = (
+        value for key, value in saved(tmp_path, 10)["callbacks"].items() if "Guardrails" in key
+    )
+    fit(tmp_path / "single", ())
+    (single,) = (
+        value
+        for key, value in saved(tmp_path / "single", 10)["callbacks"].items()
+        if "Guardrails" in key
+    )
+    assert len(state["losses"]) == len(single["losses"]) == 10
+    # Two halves of a mean add up to a whole loss, near ln(320) = 5.8 at the first step.
+    assert state["losses"][0] == pytest.approx(single["losses"][0], rel=0.2)
 
 
 def test_divergence_ends_the_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -92,6 +93,38 @@ def test_rates_of_a_plain_run(run):
     assert (report["first_step"], report["last_step"]) == (0, 10)
     assert (report["device"], report["num_devices"], report["clock"]) == ("cpu", 1, "host clock")
     assert report["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("devices", "replicas"), [(1, 1), (4, 4), (4, 2), (4, 1)])
+def test_mfu_is_over_all_devices(clock, tmp_path, make_module, devices, replicas):
+    """Two ranks that share a sequence do the work of one replica, with the peak of two devices."""
+    config = ThroughputOptions(warmup_steps=0, peak_bf16_flops=1e9)
+    throughput = Throughput(config, HostTimer(clock))
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(
+            root_device=torch.device("cpu"), distributed_sampler_kwargs={"num_replicas": replicas}
+        ),
+        world_size=devices,
+        global_step=0,
+        is_global_zero=True,
+        log_every_n_steps=0,
+        precision="32-true",
+        default_root_dir=tmp_path,
+    )
+    module = make_module()
+    module.log_dict = lambda *args, **kwargs: None
+    batch = {"input_ids": torch.zeros(2, 16, dtype=torch.long)}
+    throughput.on_train_start(trainer, module)
+    for step in range(3):
+        throughput.on_train_batch_start(trainer, module, batch, step)
+        clock.compute()
+        trainer.global_step += 1
+        throughput.on_train_batch_end(trainer, module, None, batch, step)
+    throughput.on_train_end(trainer, module)
+    report = json.loads((tmp_path / "throughput.json").read_text())
+    flops = replicas * TOKENS * train_flops_per_token(module.model.config, 16)
+    assert report["tokens_per_s"] == pytest.approx(replicas * TOKENS / COMPUTE_S)
+    assert report["mfu"] == pytest.approx(flops / COMPUTE_S / (devices * 1e9))
 
 
 def test_quantiles_of_uneven_steps():

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ from ic.checkpoint.folder import (
 )
 from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.adapter import add_adapter
+from ic.model.options import AdapterOptions
 
 SIZES = {
     "hidden_size": 32,
@@ -106,6 +109,46 @@ def test_other_architecture(saved: Path) -> None:
         CheckpointError, match=r"hidden_size 32 \(configured 48\).*num_hidden_layers 2"
     ):
         io_of(other).load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocab_size", 300),
+        ("intermediate_size", 96),
+        ("num_attention_heads", 4),
+        ("q_lora_rank", 8),
+        ("kv_lora_rank", 24),
+        ("qk_nope_head_dim", 16),
+        ("qk_rope_head_dim", 8),
+        ("v_head_dim", 16),
+        # No tensor has another shape with these, so nothing else would notice.
+        ("rope_interleave", False),
+        ("length_temperature", "llama4"),
+        ("nope_layers", [1]),
+    ],
+)
+def test_each_part_of_an_architecture_counts(tmp_path: Path, key: str, value: object) -> None:
+    plain = MLAForCausalLM(MLAConfig(**SIZES))
+    io_of(plain).save_checkpoint(as_checkpoint(plain), tmp_path / "step=7")
+    other = FolderCheckpointIO(MLAConfig(**{**SIZES, key: value}), ByteTokenizer())
+    with pytest.raises(CheckpointError, match=f"is of another architecture: {key} "):
+        other.load_checkpoint(tmp_path / "step=7")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"r": 4}, {"lora_alpha": 8.0}, {"use_rslora": True}, {"target_modules": ["o_proj"]}]
+)
+def test_an_adapter_of_other_settings_is_refused(tmp_path: Path, changes: dict) -> None:
+    options = AdapterOptions(r=2, lora_alpha=4.0, target_modules=["q_proj", "o_proj"])
+    model = MLAForCausalLM(MLAConfig(**SIZES))
+    add_adapter(model, options)
+    with_adapter = FolderCheckpointIO(model.config, ByteTokenizer(), options)
+    with_adapter.save_checkpoint(as_checkpoint(model), tmp_path / "step=7")
+    assert with_adapter.load_checkpoint(tmp_path / "step=7")["global_step"] == 7
+    other = FolderCheckpointIO(model.config, ByteTokenizer(), replace(options, **changes))
+    with pytest.raises(CheckpointError, match="holds an adapter of other settings"):
+        other.load_checkpoint(tmp_path / "step=7")
 
 
 def test_other_model_type(saved: Path) -> None:

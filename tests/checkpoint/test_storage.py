@@ -142,7 +142,14 @@ class Forged:
 
 
 @pytest.mark.parametrize(
-    "forged", [Forged(os.mkdir, "owned"), Forged(eval, "1"), Forged(torch.ones, 1)]
+    "forged",
+    [
+        Forged(os.mkdir, "owned"),
+        Forged(eval, "1"),
+        Forged(torch.ones, 1),
+        Forged(torch.hub.set_dir, "owned"),  # of a module whose name begins as an allowed one's
+        Forged(torch.serialization.load, "owned"),
+    ],
 )
 def test_metadata_runs_no_code(
     checkpoint: Path, forged: Forged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -222,6 +222,45 @@ def test_order_and_resume(tmp_path: Path, kind: str, workers: int) -> None:
         make(path, **settings).load_state_dict(data.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_a_position_in_other_data_is_refused(tmp_path: Path, kind: str) -> None:
+    """Also where lengths and targets are the same and the words alone differ."""
+    other_answer = {**GOOD, "content": "4 m."}
+    rows = {
+        "sft": ([CHAT], [{"messages": [USER, other_answer]}]),
+        "preference": ([PAIR], [{**PAIR, "chosen": [other_answer]}]),
+    }
+    trained, other = (
+        (sft if kind == "sft" else preference)(write(folder, "jsonl", data))
+        for folder, data in zip((tmp_path / "a", tmp_path / "b"), rows[kind], strict=True)
+        if folder.mkdir() is None
+    )
+    state = trained.state_dict()
+    trained.load_state_dict(state)
+    with pytest.raises(ValueError, match="the checkpoint was trained on other"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_a_pair_is_as_long_as_its_longer_side(
+    tmp_path: Path, longer: str, share_prompt: bool
+) -> None:
+    pair = {**PAIR, longer: [{**GOOD, "content": "five meters. " * 4}]}
+    path = write(tmp_path, "jsonl", [pair])
+    (read,) = preference(
+        path, share_prompt=share_prompt, context_length=128, tokens_per_batch=256
+    ).examples("train_files")
+    sides = {name: len(read.prompt) + len(getattr(read, name)) for name in ("chosen", "rejected")}
+    assert sides[longer] == max(sides.values()) > min(sides.values()) + 40
+    assert read.num_tokens == sides[longer]
+    limits = {"share_prompt": share_prompt, "tokens_per_batch": 2 * sides[longer]}
+    fitting = preference(path, context_length=sides[longer], **limits)
+    assert len(fitting.examples("train_files")) == 1
+    with pytest.raises(ValueError, match=f"{sides[longer]} tokens, more than data.context_length"):
+        preference(path, context_length=sides[longer] - 1, **limits).examples("train_files")
+
+
 def test_ranks_share_the_rows(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i:02d}", "chosen": "c", "rejected": "d"} for i in range(7)]
     path = write(tmp_path, "jsonl", rows)

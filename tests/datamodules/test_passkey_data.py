@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,21 @@ def test_validation_asks_for_keys_that_training_never_sees() -> None:
         text = bytes(batch(config, split=split)["input_ids"].flatten().tolist()).decode()
         keys = {int(key) for key in answer_keys(text)}
         assert len(keys) > 100
+        assert keys <= set(KEYS[split].tolist())
+
+
+def test_each_loader_asks_for_the_keys_of_its_own_split() -> None:
+    config = PasskeyDataOptions(tokens_per_batch=16384, context_length=1024, val_batches=2)
+    data = PasskeyDataModule(config, ByteTokenizer())
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs={})  # type: ignore[assignment]
+    loaders = {"validation": data.val_dataloader(), "test": data.test_dataloader()}
+    assert data.predict_dataloader.__func__ is data.test_dataloader.__func__
+    for split, loader in loaders.items():
+        batches = list(loader)
+        assert len(batches) == 2
+        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+        keys = {int(key) for key in answer_keys(bytes(ids.tolist()).decode())}
+        assert len(keys) > 40
         assert keys <= set(KEYS[split].tolist())
 
 

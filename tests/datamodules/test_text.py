@@ -290,6 +290,22 @@ def test_evaluation_over_ranks_is_the_same_rows_in_as_many_batches(
     assert ranks[1][1]["labels"].tolist() == [[-100] * T]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_evaluation_holds_every_token_once_with_workers_too(
+    tokenizer: ByteTokenizer, documents: list[str], write_corpus: Corpus, num_workers: int
+) -> None:
+    files = write_corpus(documents, "jsonl", 2)
+    alone, shared = (
+        list(
+            on_rank(
+                make(tokenizer, files, val_files=files, num_workers=workers, num_streams=2), 0, 1
+            ).val_dataloader()
+        )
+        for workers in (0, num_workers)
+    )
+    assert same(alone, shared)
+
+
 def test_no_validation_files_is_no_validation(
     tokenizer: ByteTokenizer, documents: list[str], write_corpus: Corpus
 ) -> None:

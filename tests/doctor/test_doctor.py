@@ -169,6 +169,11 @@ def test_slurm_settings() -> None:
     assert found["JobRequeue"].status == "warn"
     assert "--requeue" in found["JobRequeue"].fix
     assert (found["KillWait"].status, found["KillWait"].found) == ("warn", "2 s")
+    for state in ("DRAIN", "INACTIVE"):
+        (partition,) = slurm.partitions(f"PartitionName=a MaxTime=UNLIMITED State={state}\n")
+        assert (partition.status, partition.found.split(",")[0]) == ("warn", state)
+    (partition,) = slurm.partitions("PartitionName=a MaxTime=UNLIMITED State=UP TotalNodes=2\n")
+    assert partition.status == "ok"
     (partition,) = slurm.partitions("PartitionName=a MaxTime=1-00:00:00 State=DOWN TotalNodes=2\n")
     assert (partition.what, partition.status) == ("partition a", "warn")
     assert partition.found == "DOWN, 2 nodes, at most 1-00:00:00"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
@@ -172,6 +173,47 @@ def test_csv_pools_the_fillers(tmp_path: Path) -> None:
     assert by_cell["512", "0.0"]["low_95"] == "0.8389"
     assert by_cell["4096", "0.0"]["accuracy"] == "0.5000"
     assert by_cell["4096", "control"]["accuracy"] == "0.0000"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split": "validation"},
+        {"seed": 1},
+        {"num_needles": 5},
+        {"prompt": "chat", "tasks": ["multi_key"]},
+        {"share_haystack": True},
+    ],
+)
+def test_cells_of_other_settings_are_not_reused(changes: dict) -> None:
+    """Whatever shapes a prompt without being a field of its cell is part of the cell's identity."""
+    base = {"lengths": [512], "depths": [0.5], "samples": 1, "control_samples": 0}
+    plain, other = (PasskeySuite(PasskeyGridConfig(**{**base, **given})) for given in ({}, changes))
+    assert settings_hash(plain) != settings_hash(other)
+    assert settings_hash(plain) == settings_hash(PasskeySuite(PasskeyGridConfig(**base)))
+
+
+def test_depth_grows_downwards(figures: list[Figure], tmp_path: Path) -> None:
+    """The cells at depth 0 are drawn above those at depth 1, each beside its own label."""
+    write_png(ROWS, tmp_path / "heatmap.png", title="t")
+    (figure,) = figures
+    axis = figure.axes[0]
+    top, bottom = (axis.transData.transform((1024, y))[1] for y in (0, 1))
+    assert top > bottom
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["0 %", "100 %"]
+    shown = {
+        (round(text.get_position()[0]), text.get_position()[1]): text.get_text().split("\n")[0]
+        for text in axis.texts
+    }
+    expected = {
+        (cell.length_tokens, float(cell.depth == 1.0)): str(cell.accuracy)
+        for cell in pool_fillers(ROWS)
+        if not cell.is_control
+    }
+    assert len(set(expected.values())) > 2
+    assert {key[1]: value for key, value in shown.items() if key[0] == 512} == {
+        key[1]: value for key, value in expected.items() if key[0] == 512
+    }
 
 
 def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:

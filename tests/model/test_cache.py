@@ -58,6 +58,15 @@ def test_crop_counts_what_it_drops_as_transformers_does() -> None:
         ours.keep(-1)
 
 
+def test_a_repeated_row_lies_beside_itself() -> None:
+    cache = LatentCache(1)
+    latent, rope = fill(cache, 4)
+    assert not latent[0].equal(latent[1])
+    cache.batch_repeat_interleave(3)
+    assert cache.layers[0].keys.equal(latent[[0, 0, 0, 1, 1, 1]])
+    assert cache.layers[0].values.equal(rope[[0, 0, 0, 1, 1, 1]])
+
+
 def test_batch_operations_move_rows() -> None:
     cache = LatentCache(1)
     latent, _ = fill(cache, 4)

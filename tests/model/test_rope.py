@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ic.model import MLAConfig
-from ic.model.rope import DecoupledRotaryEmbedding, apply_rope
+from ic.model.rope import DecoupledRotaryEmbedding, apply_rope, cos_sin_scale, inverse_frequencies
 from tests.conftest import SMALL
 
 POSITIONS = [0, 1, 4095, 2**20, 2**21 - 1]
@@ -41,6 +43,43 @@ def test_positions_up_to_two_million(interleave: bool) -> None:
     got = apply_rope(x, cos, sin, interleave=interleave)
     assert (got.double() - expected).norm() / expected.norm() < 1e-6
     assert (got.double() - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {},
+        {"attention_factor": 0.7},
+        {"attention_factor": 1.0},
+        {"mscale": 1.0, "mscale_all_dim": 0.5},
+        {"mscale": 0.707, "mscale_all_dim": 0.707},
+        {"attention_factor": 1.3, "mscale": 1.0, "mscale_all_dim": 0.5},
+    ],
+)
+def test_yarn_against_transformers(factors: dict[str, float]) -> None:
+    """Frequencies and the factor on cos and sin are those of transformers' own YaRN."""
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 8.0,
+        "original_max_position_embeddings": 512,
+        **factors,
+    }
+    config = MLAConfig(**{**SMALL, "qk_rope_head_dim": 32}, rope_parameters=yarn)
+    theirs = DeepseekV3Config(
+        qk_rope_head_dim=32, max_position_embeddings=4096, rope_parameters=dict(yarn)
+    )
+    theirs.head_dim = 32
+    inv_freq, scale = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    assert cos_sin_scale(config) == pytest.approx(scale)
+    torch.testing.assert_close(inverse_frequencies(config).float(), inv_freq)
+    cos, sin = DecoupledRotaryEmbedding(config)(torch.tensor([[0, 100]]))
+    torch.testing.assert_close(
+        cos, (torch.tensor([0, 100])[:, None] * inv_freq).cos()[None] * scale
+    )
+    torch.testing.assert_close(
+        sin, (torch.tensor([0, 100])[:, None] * inv_freq).sin()[None] * scale
+    )
 
 
 def test_float32_angles_would_fail() -> None:

@@ -166,6 +166,17 @@ def test_the_keys_that_may_change(data: str) -> None:
     ]
 
 
+def test_a_key_that_begins_as_one_that_may_change_may_not(ic: Run, capsys: Capture) -> None:
+    """`model.rope` says where the rotation is computed, `model.rope_interleave` what it computes."""
+    assert ic(*RUN, "trainer.max_steps=1") == 0
+    capsys.readouterr()
+    changed = ("model.rope_interleave=false", "strategy=ddp")
+    assert ic(*RUN, "ckpt_path=last", "trainer.max_steps=1", *changed) == 2
+    error = capsys.readouterr().err
+    assert "model.rope_interleave: True -> False" in error
+    assert "strategy" not in error
+
+
 def test_what_may_change(ic: Run) -> None:
     assert ic(*RUN, "trainer.max_steps=1") == 0
     assert (

@@ -16,7 +16,7 @@ def gradients(model: torch.nn.Module, step: int) -> None:
 
 
 def test_equals_two_separate_optimizers(make_model) -> None:
-    config = OptimizerOptions(lr=3e-3, weight_decay=0.1)
+    config = OptimizerOptions(lr=3e-3, weight_decay=0.1, betas=[0.8, 0.9], momentum=0.9)
     ours, theirs = make_model(), make_model()
     optimizer = build_optimizer(ours, config)
     assert isinstance(optimizer, MuonWithAdamW)
@@ -25,14 +25,14 @@ def test_equals_two_separate_optimizers(make_model) -> None:
         [p for n, p in named if is_muon_parameter(n, p)],
         lr=3e-3,
         weight_decay=0.1,
-        momentum=0.95,
+        momentum=0.9,
         adjust_lr_fn="match_rms_adamw",
     )
     adamw = torch.optim.AdamW(
         [p for n, p in named if not is_muon_parameter(n, p)],
         lr=3e-3,
         weight_decay=0.1,
-        betas=(0.9, 0.95),
+        betas=(0.8, 0.9),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(4):
@@ -51,6 +51,21 @@ def test_equals_two_separate_optimizers(make_model) -> None:
             schedule = torch.optim.lr_scheduler.LambdaLR(
                 optimizer, lambda step: 1 / (1 + step), last_epoch=1
             )
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert a.equal(b), name
+
+
+def test_adamw_is_pytorchs(make_model) -> None:
+    """With settings that are nobody's defaults."""
+    config = OptimizerOptions(name="adamw", lr=3e-3, weight_decay=0.2, betas=[0.7, 0.8])
+    ours, theirs = make_model(), make_model()
+    optimizer = build_optimizer(ours, config)
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=3e-3, weight_decay=0.2, betas=(0.7, 0.8))
+    for step in range(3):
+        gradients(ours, step)
+        gradients(theirs, step)
+        optimizer.step()
+        adamw.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert a.equal(b), name
 
