@@ -122,8 +122,9 @@ class MLAAttention(nn.Module):
         if context.num_keys is not None:
             cache_BSC = cache_BSC[:, : context.num_keys]
         is_plain = context.document_ids_BT is None and context.branches is None
-        if is_plain and hidden_BTD.shape[1] <= config.absorbed_max_queries:
-            halves = self._absorbed_weights(q_nope_BTHN.dtype)
+        is_recorded = context.recorder is not None
+        if is_plain and (is_recorded or hidden_BTD.shape[1] <= config.absorbed_max_queries):
+            halves = None if is_recorded else self._absorbed_weights(q_nope_BTHN.dtype)
             if halves is not None:
                 return self._project(
                     self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context, *halves)
@@ -222,9 +223,8 @@ class MLAAttention(nn.Module):
         k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
         k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
-        operators = self.operators
-        attention = operators.attention if context.mask_BTS is None else operators.masked
-        return attention.expanded(
+        backend = self.operators.attention if context.mask_BTS is None else self.operators.masked
+        return (context.recorder or backend).expanded(
             q_BTHK,
             k_BSHK,
             v_BSHV,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ic.model.attention_weights import AttentionRecorder
 from ic.model.branches import Branches
 from ic.model.sdpa import Segments
 from ic.model.sharing import SequenceSharing
@@ -34,6 +35,7 @@ class AttentionContext:
             this rank's tokens, documents of the whole sequence.
         is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
             has all of them.
+        recorder: attends in place of the backend and keeps the weights, or None.
     """
 
     cos_BTF: Tensor
@@ -48,6 +50,34 @@ class AttentionContext:
     num_keys: int | None = None
     parallel: SequenceSharing | None = None
     is_split: bool = False
+    recorder: AttentionRecorder | None = None
+
+    def recording(self) -> AttentionContext:
+        """The same with a recorder of its own.
+
+        Raises:
+            ValueError: no single set of weights says what such a pass does.
+        """
+        if self.parallel is not None or self.branches is not None:
+            raise ValueError(
+                "output_attentions=True goes with neither strategy.context_parallel_size above 1 "
+                "nor branches: leave it out"
+            )
+        return replace(self, recorder=AttentionRecorder())
+
+    @property
+    def recorded(self) -> tuple[Tensor, ...] | None:
+        """The attention weights of every layer, or None without a recorder."""
+        return None if self.recorder is None else tuple(self.recorder.weights)
+
+    def check_shape(self, rows: int, tokens: int) -> None:
+        """Raises ValueError unless it was made for so many new tokens in so many rows."""
+        made_for = tuple(self.cos_BTF.shape[:2])
+        if made_for not in ((1, tokens), (rows, tokens)):
+            raise ValueError(
+                f"context was made for {made_for[1]} new tokens in {made_for[0]} rows, and the "
+                f"input has {tokens} in {rows}: make one for each pass"
+            )
 
     def up_to(self, num_keys: int) -> AttentionContext:
         """The same with documents cut off after the first `num_keys` tokens."""

@@ -30,7 +30,7 @@ def marked_documents(
         position_ids: (B or 1, T); a text begins wherever they do not rise. Asked if nothing else
             marks the texts. They may skip, as in a curriculum of positions.
         attention_mask: (B, T) of 0 and 1, or of another form, which hides what it hides.
-        cache: of earlier tokens. With any in it, positions only rotate.
+        cache: of earlier tokens. With any in it, or static, positions only rotate.
         seq_idx: (B, T), another number for each text.
         cu_seq_lens_q, cu_seq_lens_k: (E,), where texts begin in the B * T tokens, and their end.
 
@@ -85,8 +85,9 @@ def _by_positions(
     """Texts whose positions start anew."""
     if position_ids is None or tokens == 1:
         return None
-    # Whoever compiles a pass over a cache decodes one text.
-    if cache is not None and (torch.compiler.is_compiling() or cache.get_seq_length()):
+    # A graph is captured of decoding, which is one text's.
+    is_graph = torch.compiler.is_compiling() or (cache is not None and cache.is_compileable)
+    if cache is not None and (is_graph or cache.get_seq_length()):
         return None
     if attention_mask is not None and attention_mask.shape != (batch, tokens):
         return None  # of another form, or it covers cached tokens

@@ -124,8 +124,10 @@ class MLAModel(MLAPreTrainedModel):
             seq_idx, cu_seq_lens_q, cu_seq_lens_k: Hugging Face's names for documents
                 (`ic.model.documents`). `max_length_q` and `max_length_k`, the longest one, follow
                 from them.
-            output_attentions, output_router_logits, is_causal: refused where they ask for more than
-                causal attention without experts has.
+            output_attentions: return each layer's weights (B, H, T, S), which attends eagerly for
+                it; by default as `config.output_attentions` says.
+            output_router_logits, is_causal: refused where they ask for more than causal attention
+                without experts has.
 
         Raises:
             ValueError: inputs that exclude each other, or a length beyond the model's positions.
@@ -134,7 +136,12 @@ class MLAModel(MLAPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        _refuse(output_attentions, output_router_logits, is_causal)
+        if output_router_logits:
+            raise ValueError("output_router_logits=True: the model has no experts; leave it out")
+        if is_causal is False:
+            raise ValueError("is_causal=False: the model attends causally; leave it out")
+        if output_attentions is None:
+            output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
         if not isinstance(output_hidden_states, bool):
@@ -193,12 +200,9 @@ class MLAModel(MLAPreTrainedModel):
             )
         if context.parallel is not None and context.is_split:
             given = context.parallel.split(given)
-        made_for = tuple(context.cos_BTF.shape[:2])
-        if made_for not in ((1, given.shape[1]), tuple(given.shape[:2])):
-            raise ValueError(
-                f"context was made for {made_for[1]} new tokens in {made_for[0]} rows, and the "
-                f"input has {given.shape[1]} in {given.shape[0]}: make one for each pass"
-            )
+        context.check_shape(*given.shape[:2])
+        if output_attentions:
+            context = context.recording()
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
         if torch.is_autocast_enabled(hidden_BTD.device.type):
             # Otherwise the float32 embedding makes the whole residual stream float32.
@@ -213,7 +217,10 @@ class MLAModel(MLAPreTrainedModel):
         if all_hidden is not None:
             all_hidden = (*all_hidden[:-1], hidden_BTD)
         return BaseModelOutputWithPast(
-            last_hidden_state=hidden_BTD, past_key_values=past_key_values, hidden_states=all_hidden
+            last_hidden_state=hidden_BTD,
+            past_key_values=past_key_values,
+            hidden_states=all_hidden,
+            attentions=context.recorded,
         )
 
     def new_static_cache(self, capacity_tokens: int) -> StaticLatentCache:
@@ -241,19 +248,6 @@ class MLAModel(MLAPreTrainedModel):
             self.config, self.operators, self.rotary_emb, self.context_parallel
         )
         return builder.build(batch, tokens, device, cache, **described)
-
-
-def _refuse(
-    output_attentions: bool | None, output_router_logits: bool | None, is_causal: bool | None
-) -> None:
-    if output_attentions:
-        raise ValueError(
-            "output_attentions=True: the fused attention keeps no weights; leave it out"
-        )
-    if output_router_logits:
-        raise ValueError("output_router_logits=True: the model has no experts; leave it out")
-    if is_causal is False:
-        raise ValueError("is_causal=False: the model attends causally; leave it out")
 
 
 class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
@@ -343,6 +337,7 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     def target_sums(

@@ -133,3 +133,43 @@ def test_losses_equal_deepseeks(
     if shifted:
         del targets["labels"]
         torch.testing.assert_close(model(IDS, **targets).loss, expected)
+
+
+@torch.no_grad()
+def test_attentions_equal_deepseeks(model: MLAForCausalLM) -> None:
+    twin = deepseek_twin(model, attn_implementation="eager")
+    rows = torch.cat((IDS, IDS.flip(1)))
+    mask = torch.ones_like(rows)
+    mask[1, :9] = 0
+    real = mask.bool()[:, None, :, None]
+    for described in ({}, {"attention_mask": mask}, {"position_ids": POSITIONS.expand(2, -1)}):
+        options = {"output_attentions": True, "use_cache": False, **described}
+        got, expected = model(rows, **options), twin(rows, **options)
+        assert len(got.attentions) == len(expected.attentions) == 3
+        for ours, theirs in zip(got.attentions, expected.attentions, strict=True):
+            assert ours.shape == theirs.shape == (2, 4, 37, 37)
+            if "attention_mask" in described:  # a padding token sees nothing there, itself here
+                ours, theirs = ours * real, theirs * real
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        plain = model(rows, use_cache=False, **described)
+        torch.testing.assert_close(got.logits, plain.logits, atol=1e-5, rtol=0)
+        assert plain.attentions is None
+    model.config.output_attentions = True
+    assert len(model(rows).attentions) == 3
+
+
+@torch.no_grad()
+def test_attentions_over_a_cache(model: MLAForCausalLM) -> None:
+    whole = model(IDS, output_attentions=True).attentions
+    first = model(IDS[:, :30], use_cache=True, output_attentions=True)
+    rest = model(IDS[:, 30:], past_key_values=first.past_key_values, output_attentions=True)
+    for layer, expected in enumerate(whole):
+        torch.testing.assert_close(rest.attentions[layer], expected[:, :, 30:], atol=1e-5, rtol=0)
+    out = model.generate(
+        IDS, max_new_tokens=3, output_attentions=True, return_dict_in_generate=True
+    )
+    assert [step[0].shape for step in out.attentions] == [
+        (1, 4, 37, 37),
+        (1, 4, 1, 38),
+        (1, 4, 1, 39),
+    ]
