@@ -51,6 +51,7 @@ class MLAConfig(PreTrainedConfig):
 
     model_type = "infinite_context"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL asks every model that it loads for it
 
     vocab_size: int = 320
     hidden_size: int = 2048

@@ -108,6 +108,11 @@ def test_refused(marks: dict[str, Any], message: str, model: MLAForCausalLM) -> 
         model(IDS, **marks)
 
 
+def test_branches_have_no_single_attention(model: MLAForCausalLM) -> None:
+    with pytest.raises(ValueError, match="output_attentions=True goes with neither"):
+        model(IDS, branches=[(4, 9)], output_attentions=True)
+
+
 def test_rows_are_not_joined(model: MLAForCausalLM) -> None:
     with pytest.raises(ValueError, match="a text reaches over the end of a row of 37 tokens"):
         model(torch.cat((IDS, IDS)), cu_seq_lens_q=torch.tensor([0, 30, 74]))
@@ -154,6 +159,7 @@ def test_attentions_equal_deepseeks(model: MLAForCausalLM) -> None:
         plain = model(rows, use_cache=False, **described)
         torch.testing.assert_close(got.logits, plain.logits, atol=1e-5, rtol=0)
         assert plain.attentions is None
+    model.set_attn_implementation("eager")  # transformers asks for that, before it can be set
     model.config.output_attentions = True
     assert len(model(rows).attentions) == 3
 
