@@ -6,7 +6,7 @@ Every message names the row: `file:line` of JSON Lines, `file, row n` of parquet
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -14,8 +14,11 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.compressed import READ_ERRORS, open_bytes
+from ic.datamodules.json_rows import check_text, parse_object
 from ic.datamodules.text_files import detect_format, resolve_files
 
 Record = dict[str, Any]
@@ -87,6 +90,7 @@ def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
             )
         if not isinstance(message.get("content"), str):
             raise ValueError(f'{where}: a message in "{column}" has no "content" of text')
+        check_text(message["content"], where, column)
     return value
 
 
@@ -129,14 +133,35 @@ def check_template(tokenizer: PreTrainedTokenizerBase, where: str, *, mask: bool
         )
 
 
-def render_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, prompt: bool = False
-) -> list[int]:
-    """Token ids of a conversation; with `prompt` up to where the assistant begins to write."""
-    out: Any = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, add_generation_prompt=prompt
-    )
-    return list(out["input_ids"])
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    where: str,
+    *,
+    prompt: bool = False,
+    mask: bool = False,
+) -> tuple[list[int], list[int]]:
+    """Token ids of a conversation, with `prompt` up to where the assistant begins to write; and
+    with `mask` whether each is the assistant's, else nothing.
+
+    Raises:
+        ValueError: what the tokenizer's chat template refuses, such as a role; names the row.
+    """
+    try:
+        out: Any = tokenizer.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=mask,
+        )
+    except (TemplateError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"{where}: the tokenizer's chat template refuses this conversation ({error}); its "
+            f"roles are {roles}"
+        ) from error
+    return list(out["input_ids"]), list(out["assistant_masks"]) if mask else []
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -161,16 +186,17 @@ def prompt_and_completions(
     if is_conversation(prompt):
         check_template(tokenizer, where, mask=False)
         messages = messages_of(prompt, where, "prompt")
-        prompt_ids = render_ids(tokenizer, messages, prompt=True)
+        prompt_ids, _ = apply_template(tokenizer, messages, where, prompt=True)
         wholes = []
         for column, value in completions.items():
             replies = messages_of(value, where, column)
             if not any(message["content"].strip() for message in replies):
                 raise ValueError(f'{where}: "{column}" is empty')
-            wholes.append(render_ids(tokenizer, messages + replies))
+            wholes.append(apply_template(tokenizer, messages + replies, where)[0])
     else:
         if not isinstance(prompt, str) or not prompt:
             raise ValueError(f'{where}: "prompt" must be text or messages, not {_short(prompt)}')
+        check_text(prompt, where, "prompt")
         prompt_ids = text_ids(tokenizer, prompt)
         wholes = []
         for column, value in completions.items():
@@ -178,6 +204,7 @@ def prompt_and_completions(
                 raise ValueError(f'{where}: "{column}" must be text like "prompt"')
             if not value.strip():
                 raise ValueError(f'{where}: "{column}" is empty')
+            check_text(value, where, column)
             eos = str(tokenizer.eos_token)
             value = value if value.endswith(eos) else value + eos
             wholes.append(text_ids(tokenizer, prompt + value))
@@ -205,22 +232,15 @@ def _bundled(source: str, setting: str) -> Path:
 
 def _read_jsonl(file: str) -> Iterator[tuple[str, Record]]:
     try:
-        with open(file, encoding="utf-8-sig") as lines:
+        with io.TextIOWrapper(open_bytes(file), encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{file}:{number}"
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(
-                        f"{where}: not valid JSON ({error.msg}, column {error.colno})"
-                    ) from error
-                if not isinstance(record, dict):
-                    raise ValueError(f"{where}: must be a JSON object, not {_short(record)}")
-                yield where, record
+                if line.strip():
+                    where = f"{file}:{number}"
+                    yield where, parse_object(line, where, "a line must be one JSON object")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not valid UTF-8 ({error.reason}); convert it") from error
+    except READ_ERRORS as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from error
 
 
 def _read_parquet(file: str) -> Iterator[tuple[str, Record]]:
@@ -230,7 +250,7 @@ def _read_parquet(file: str) -> Iterator[tuple[str, Record]]:
             for record in batch.to_pylist():
                 row += 1
                 yield f"{file}, row {row}", record
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as parquet ({error})") from error
 
 

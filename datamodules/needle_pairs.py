@@ -17,11 +17,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.byte_tokenizer import ByteTokenizer
-from ic.datamodules.conversations import check_template, render_ids, text_ids
+from ic.datamodules.conversations import apply_template, check_template, text_ids
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.needle_pairs_options import REJECTED, MakePreferencesOptions
 from ic.datamodules.needles import KEY_DIGITS, answer_keys, draw_filler, draw_sample
-from ic.datamodules.text_files import resolve_files
+from ic.datamodules.text_files import read_text, resolve_files
 from ic.files.atomic_write import replacing
 
 
@@ -91,10 +91,7 @@ def _filler(config: MakePreferencesOptions) -> Filler:
     """A function that draws a number of characters."""
     if not config.text_files:
         return lambda rng, count: draw_filler(rng, config.filler, count).tobytes().decode()
-    texts = [
-        Path(file).read_text(encoding="utf-8-sig")
-        for file in resolve_files(config.text_files, "text_files")
-    ]
+    texts = [read_text(file) for file in resolve_files(config.text_files, "text_files")]
     corpus = " ".join(" ".join(texts).split())
     if not corpus:
         raise ValueError(f"text_files={config.text_files}: no text in them")
@@ -172,7 +169,8 @@ class _Chat:
         return [{"role": "assistant", "content": answer}]
 
     def num_tokens(self, tokenizer: PreTrainedTokenizerBase, text: str, answer: str) -> int:
-        return len(render_ids(tokenizer, [*self.prompt(text), *self.completion(answer)]))
+        messages = [*self.prompt(text), *self.completion(answer)]
+        return len(apply_template(tokenizer, messages, "a needle conversation")[0])
 
 
 @dataclass(frozen=True)

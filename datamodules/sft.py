@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.batch import Batch
 from ic.datamodules.conversations import (
     Record,
+    apply_template,
     check_template,
     column_of,
     messages_of,
@@ -59,10 +59,7 @@ def tokenize_conversation(
     if record.get(config.messages_column) is not None:
         messages = messages_of(record[config.messages_column], where, config.messages_column)
         check_template(tokenizer, where, mask=True)
-        out: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = out["input_ids"], out["assistant_masks"]
+        ids, mask = apply_template(tokenizer, messages, where, mask=True)
         if not any(message["role"] == "assistant" and message["content"] for message in messages):
             raise ValueError(f"{where}: the assistant writes nothing in this conversation")
     else:

@@ -1,38 +1,25 @@
-"""Documents out of local text, JSON Lines and parquet files, streamed by `datasets`.
-
-JSON Lines goes through the library's line reader and `json.loads`, not its JSON reader. That one
-infers a schema from the first 10 MB, so that a file fails whose other keys change later; it turns
-numbers into strings where a column of strings is asked for; and it counts a broken row within a
-chunk, not within the file.
-"""
+"""Documents out of local text, JSON Lines and parquet files, compressed or not, row by row."""
 
 from __future__ import annotations
 
 import glob
-import gzip
-import json
+import io
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from ic.datamodules.options import SUFFIXES
+from ic.datamodules.compressed import READ_ERRORS, open_bytes, without_compression
+from ic.datamodules.json_rows import check_text, json_type, parse_object
+from ic.datamodules.options import COMPRESSIONS, SUFFIXES
 from ic.files.retry_io import retrying
 
-# `datasets` calls a whole file a "document".
-_SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 _ROWS_PER_READ = 256
-_JSON_TYPES = {
-    "NoneType": "null",
-    "bool": "a boolean",
-    "int": "a number",
-    "float": "a number",
-    "str": "a string",
-    "list": "an array",
-    "dict": "an object",
-}
+_PIECE_CHARACTERS = 2**20
+# The text that a row holds; None is a null of parquet.
+Rows = list[str | None]
 
 
 def resolve_files(patterns: list[str], setting: str) -> list[str]:
@@ -43,7 +30,7 @@ def resolve_files(patterns: list[str], setting: str) -> list[str]:
         setting: name of the setting, for the messages.
 
     Raises:
-        ValueError: nothing matches, a directory, an empty file, a name `datasets` cannot read.
+        ValueError: nothing matches, a directory, an empty file.
     """
     files: dict[str, None] = {}
     for pattern in patterns:
@@ -65,13 +52,11 @@ def resolve_files(patterns: list[str], setting: str) -> list[str]:
     for file in files:
         if Path(file).stat().st_size == 0:
             raise ValueError(f"{setting}: {file} is empty; remove it or give it content")
-        if "::" in file:
-            raise ValueError(f"{setting}: {file} has '::' in its name, which `datasets` reserves")
     return list(files)
 
 
 def detect_format(files: list[str], file_format: str, setting: str) -> str:
-    """The one format of all files: as given, or by suffix (a final `.gz` is left aside) if `auto`.
+    """The one format of all files: as given, or by suffix if `auto`, that of a compression aside.
 
     Raises:
         ValueError: an unknown suffix, or files of more than one format.
@@ -80,10 +65,11 @@ def detect_format(files: list[str], file_format: str, setting: str) -> str:
         return file_format
     found: dict[str, str] = {}
     for file in files:
-        suffix = Path(file.removesuffix(".gz")).suffix.lower()
+        suffix = Path(without_compression(file)).suffix.lower()
         matching = [name for name, suffixes in SUFFIXES.items() if suffix in suffixes]
         if not matching:
             known = ", ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+            known += f", and {' '.join(COMPRESSIONS)} behind them"
             raise ValueError(
                 f"{setting}: cannot tell the format of {file} from its suffix (known: {known}); "
                 f"set data.format to one of {', '.join(SUFFIXES)}"
@@ -96,6 +82,24 @@ def detect_format(files: list[str], file_format: str, setting: str) -> str:
             + "); give files of one format"
         )
     return next(iter(found))
+
+
+def read_text(path: str) -> str:
+    """The whole text of a file, decompressed as its suffix says.
+
+    Raises:
+        ValueError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        # utf-8-sig: a byte order mark is no part of the text.
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as text:
+            return text.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}:{_find_undecodable_line(path)}: not valid UTF-8 ({error.reason}); convert it"
+        ) from error
+    except READ_ERRORS as error:
+        raise ValueError(f"{path}: cannot be read as text ({error})") from error
 
 
 class TextFiles:
@@ -116,14 +120,9 @@ class TextFiles:
         self.file_format = file_format
         self.text_column = text_column
         self.document_unit = document_unit
-        self._dataset: Any = None
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process opens the files itself.
-        return {**self.__dict__, "_dataset": None}
 
     def documents(
         self, file_index: int, start_row: int = 0, shard: int = 0, num_shards: int = 1
@@ -143,70 +142,85 @@ class TextFiles:
             return
         try:
             row = start_row
-            for table in _Tables(self, file_index, start_row):
-                column = table.column(self._column)
+            for rows in _Reads(self, file_index, start_row):
                 first = (shard - file_index - row) % num_shards
-                for offset in range(first, len(table), num_shards):
-                    text = self._parse(path, row + offset, column[offset].as_py())
+                for offset in range(first, len(rows), num_shards):
+                    text = self._parse(path, row + offset, rows[offset])
                     # An empty document has nothing to learn from, and no token to pack.
                     if text:
                         yield row + offset, text
-                row += len(table)
+                row += len(rows)
         except UnicodeDecodeError as error:
-            line = _find_undecodable_line(path)
+            where = f"{path}:{_find_undecodable_line(path)}"
+            if self.file_format == "parquet":
+                where = f"{path}: one of {_ROWS_PER_READ} rows from row {row + 1} on"
             raise ValueError(
-                f"{path}:{line}: not valid UTF-8 ({error.reason}); convert the file to UTF-8"
+                f"{where}: not valid UTF-8 ({error.reason}); convert the file to UTF-8"
             ) from error
-        except (pyarrow.ArrowException, OSError, EOFError) as error:
+        except (pyarrow.ArrowException, *READ_ERRORS) as error:
             raise ValueError(
                 f"{path}: cannot be read as {self.file_format} ({error}); "
                 "check the file, or set data.format"
             ) from error
 
-    @property
-    def _column(self) -> str:
-        return self.text_column if self.file_format == "parquet" else "text"
-
-    def _open(self, file_index: int, start_row: int) -> Iterator[pyarrow.Table]:
+    def _open(self, file_index: int, start_row: int) -> Iterator[Rows]:
+        """The rows from `start_row` on, a few hundred at once."""
+        path = self.files[file_index]
         if self.file_format == "parquet":
-            self._check_parquet_schema(self.files[file_index])
-        if self._dataset is None:
-            self._dataset = self._load()
-        # One file is one shard of the data set. `iter(batch_size=...)` rather than plain iteration:
-        # the latter would split the files among DataLoader workers, which is done here.
-        one_file = self._dataset.shard(num_shards=len(self.files), index=file_index)
-        if start_row:
-            one_file = one_file.skip(start_row)
-        return one_file.with_format("arrow").iter(batch_size=_ROWS_PER_READ)
+            yield from self._parquet_rows(path, start_row)
+            return
+        # utf-8-sig: a byte order mark is no part of the first document.
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig") as text:
+            rows = islice(self._text_rows(text), start_row, None)
+            while some := list(islice(rows, _ROWS_PER_READ)):
+                yield some
 
-    def _load(self) -> Any:
-        from datasets import load_dataset  # two seconds to import; other verbs do without
+    def _text_rows(self, text: io.TextIOWrapper) -> Iterator[str | None]:
+        if self.file_format == "jsonl" or self.document_unit == "line":
+            for line in text:
+                yield line.removesuffix("\n")
+        elif self.document_unit == "paragraph":
+            rest = ""
+            while piece := text.read(_PIECE_CHARACTERS):
+                *paragraphs, rest = (rest + piece).split("\n\n")
+                yield from filter(None, paragraphs)
+            if rest:
+                yield rest
+        else:
+            yield text.read()
 
-        # `datasets` takes every name for a glob; escaped, it is the file of that name.
-        data_files = [glob.escape(file) for file in self.files]
-        name: str = "parquet"
-        options: dict[str, Any] = {"columns": [self.text_column]}
-        if self.file_format != "parquet":
-            by = self.document_unit if self.file_format == "text" else "line"
-            # utf-8-sig: a byte order mark is no part of the first document.
-            name, options = "text", {"sample_by": _SAMPLE_BY[by], "encoding": "utf-8-sig"}
-        dataset = load_dataset(
-            name, data_files=data_files, split="train", streaming=True, **options
-        )
-        assert dataset.num_shards == len(self.files), "one file is one shard"
-        return dataset
+    def _parquet_rows(self, path: str, start_row: int) -> Iterator[Rows]:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                return  # a shard without rows may have no columns either
+            self._check_parquet_schema(path, file.schema_arrow)
+            groups, skip = list(range(file.num_row_groups)), start_row
+            while groups and skip >= file.metadata.row_group(groups[0]).num_rows:
+                skip -= file.metadata.row_group(groups.pop(0)).num_rows
+            for batch in file.iter_batches(
+                batch_size=_ROWS_PER_READ, row_groups=groups, columns=[self.text_column]
+            ):
+                if skip < len(batch):
+                    yield batch.slice(skip).column(0).to_pylist()
+                skip = max(0, skip - len(batch))
 
-    def _check_parquet_schema(self, path: str) -> None:
-        schema = pyarrow.parquet.read_schema(path)
+    def _check_parquet_schema(self, path: str, schema: pyarrow.Schema) -> None:
         if self.text_column not in schema.names:
             raise ValueError(
                 f"{path}: no column {self.text_column!r}; it has {', '.join(schema.names)}: "
                 "set data.text_column to one of them"
             )
-        dtype = schema.field(self.text_column).type
-        if not (pyarrow.types.is_string(dtype) or pyarrow.types.is_large_string(dtype)):
+        kind = schema.field(self.text_column).type
+        # Categories, as pandas and polars save them, are numbered strings.
+        values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        is_text = (
+            pyarrow.types.is_string,
+            pyarrow.types.is_large_string,
+            pyarrow.types.is_string_view,
+        )
+        if not any(check(values) for check in is_text):
             raise ValueError(
-                f"{path}: column {self.text_column!r} holds {dtype}, not strings; "
+                f"{path}: column {self.text_column!r} holds {kind}, not strings; "
                 "set data.text_column to a column of strings"
             )
 
@@ -223,60 +237,44 @@ class TextFiles:
     def _parse_json(self, where: str, line: str) -> str:
         key = self.text_column
         wanted = f'a line must be one JSON object with a string under "{key}" (data.text_column)'
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            begin = line[:60] + ("..." if len(line) > 60 else "")
-            raise ValueError(
-                f"{where}: not valid JSON ({error.msg}, column {error.colno}): {begin!r}; {wanted}"
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: is {_JSON_TYPES[type(record).__name__]}; {wanted}")
+        record = parse_object(line, where, wanted)
         if key not in record:
             raise ValueError(
                 f'{where}: no "{key}"; the keys are {", ".join(record) or "none"}; {wanted}'
             )
         text = record[key]
         if not isinstance(text, str):
-            json_type = _JSON_TYPES[type(text).__name__]
-            raise ValueError(f'{where}: "{key}" is {json_type}, not a string; {wanted}')
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            # JSON can spell half of a surrogate pair; no tokenizer can encode it.
-            raise ValueError(
-                f'{where}: "{key}" holds half a surrogate pair at character {error.start}; '
-                "write the character as UTF-8 or as both halves"
-            ) from error
+            raise ValueError(f'{where}: "{key}" is {json_type(text)}, not a string; {wanted}')
+        check_text(text, where, key)
         return text
 
 
-class _Tables:
-    """The tables of a file from a row on; a read that fails for a moment is done again there."""
+class _Reads:
+    """The rows of a file from a row on; a read that fails for a moment is done again there."""
 
     def __init__(self, files: TextFiles, file_index: int, row: int) -> None:
         self._files, self._file_index, self._row = files, file_index, row
-        self._open: Iterator[pyarrow.Table] | None = None
+        self._open: Iterator[Rows] | None = None
 
-    def __iter__(self) -> Iterator[pyarrow.Table]:
-        while (table := retrying(self._next)) is not None:
-            yield table
+    def __iter__(self) -> Iterator[Rows]:
+        while (rows := retrying(self._next)) is not None:
+            yield rows
 
-    def _next(self) -> pyarrow.Table | None:
+    def _next(self) -> Rows | None:
         try:
             if self._open is None:
                 self._open = self._files._open(self._file_index, self._row)
-            table = next(self._open, None)
+            rows = next(self._open, None)
         except OSError:
             self._open = None  # what is left of a broken iterator gives nothing more
             raise
-        self._row += 0 if table is None else len(table)
-        return table
+        self._row += 0 if rows is None else len(rows)
+        return rows
 
 
 def _find_undecodable_line(path: str) -> int:
     """Number of the first line, from 1, that is not UTF-8."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()

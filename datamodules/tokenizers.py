@@ -52,5 +52,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the embedding: the tokenizer's, a multiple of 64."""
-    return VOCAB_SIZE if isinstance(tokenizer, ByteTokenizer) else -(-len(tokenizer) // 64) * 64
+    """Rows of the embedding: the tokenizer's with its added tokens, a multiple of 64."""
+    rows = -(-len(tokenizer) // 64) * 64
+    return max(VOCAB_SIZE, rows) if isinstance(tokenizer, ByteTokenizer) else rows

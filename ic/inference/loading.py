@@ -64,9 +64,9 @@ def load_source(options: InferenceOptions) -> Loaded:
     else:
         tokenizer = load_tokenizer(source.path) if file is None else file.tokenizer()
     vocabulary = (load_config(source.path) if file is None else file.config).vocab_size
-    if tokenizer.vocab_size > vocabulary:
+    if len(tokenizer) > vocabulary:  # with added tokens
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the vocabulary of {source.path} "
+            f"the tokenizer has {len(tokenizer)} tokens, but the vocabulary of {source.path} "
             f"{vocabulary}: give the tokenizer that the model was trained with"
         )
     model: Any  # transformers wraps `to` past its types

@@ -363,7 +363,9 @@ def test_other_bad_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"broken.jsonl:1: .*list of messages, not 1"):
         sft(broken).examples("train_files")
     broken.write_text('["a"]\n')
-    with pytest.raises(ValueError, match=r"broken.jsonl:1: must be a JSON object"):
+    with pytest.raises(
+        ValueError, match=r"broken.jsonl:1: is an array; a line must be one JSON object"
+    ):
         sft(broken).examples("train_files")
     broken.write_text('{"mess\n')
     with pytest.raises(ValueError, match=r"broken.jsonl:1: not valid JSON"):

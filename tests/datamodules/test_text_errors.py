@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ def fit_setup(tokenizer: PreTrainedTokenizerBase, files: list[str], **settings: 
         ("{}", 'no "text"; the keys are none'),
         ('{"text": 5}', '"text" is a number, not a string'),
         ('{"text": null}', '"text" is null, not a string'),
+        ('{"text": "b", "meta": ' + "[" * 100_000, "arrays or objects nested too deeply"),
         (r'{"text": "half \ud83d"}', '"text" holds half a surrogate pair at character 5'),
     ],
 )
@@ -82,7 +86,6 @@ def test_a_file_that_is_not_utf_8(tokenizer: ByteTokenizer, tmp_path: Path, suff
         ("", r"is a directory; name its files, for example '.*\*\.jsonl'"),
         ("empty.jsonl", "empty.jsonl is empty"),
         ("blank.jsonl", "the data hold 0 documents"),
-        ("a::b.txt", "'::' in its name"),
         ("odd.csv", r"cannot tell the format of .*odd\.csv .*\.jsonl.*set data\.format"),
         ("*b*.t*", "less than one sequence"),
         ("[ob]*", r"files of several formats \(text: .*b\.txt, jsonl: .*blank\.jsonl\)"),
@@ -91,12 +94,9 @@ def test_a_file_that_is_not_utf_8(tokenizer: ByteTokenizer, tmp_path: Path, suff
 def test_files_that_cannot_be_used(
     tokenizer: ByteTokenizer, tmp_path: Path, name: str, message: str
 ) -> None:
-    if name == "a::b.txt":
-        (tmp_path / name).write_text("words")
-    else:
-        (tmp_path / "empty.jsonl").touch()
-        (tmp_path / "blank.jsonl").write_text("\n\n")
-        (tmp_path / "b.txt").write_text("words")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "blank.jsonl").write_text("\n\n")
+    (tmp_path / "b.txt").write_text("words")
     if name == "odd.csv":
         (tmp_path / "odd.csv").write_text("words")
     with pytest.raises(ValueError, match=message):
@@ -143,11 +143,34 @@ def test_parquet_without_the_column_or_with_other_content(
         fit_setup(tokenizer, [str(tmp_path / "a.parquet")])
 
 
-def test_gzip_cut_short(tokenizer: ByteTokenizer, tmp_path: Path) -> None:
-    whole = gzip.compress("\n".join([GOOD] * 1000).encode())
-    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read as jsonl"):
-        fit_setup(tokenizer, [str(tmp_path / "a.jsonl.gz")])
+def test_a_whole_number_of_any_length_beside_the_text(
+    tokenizer: ByteTokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"id": {"9" * 5000}, "text": "{"a" * 40}"}}\n')
+    fit_setup(tokenizer, [str(tmp_path / "a.jsonl")])
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("damage", ["cut", "plain"])
+def test_damaged_compression(
+    tokenizer: ByteTokenizer, tmp_path: Path, suffix: str, damage: str
+) -> None:
+    rows = "\n".join(json.dumps({"text": f"row {i}"}) for i in range(9000)).encode()
+    whole = {"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(rows)
+    path = tmp_path / f"a.jsonl.{suffix}"
+    path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else rows)
+    sizes = {"context_length": 100_000, "tokens_per_batch": 100_000}  # all of it is read
+    with pytest.raises(ValueError, match=rf"a\.jsonl\.{suffix}: cannot be read as jsonl"):
+        fit_setup(tokenizer, [str(path)], **sizes)
+
+
+def test_zstandard_without_its_package(
+    tokenizer: ByteTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.txt.zst").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a\.txt\.zst: .*pip install zstandard"):
+        fit_setup(tokenizer, [str(tmp_path / "a.txt.zst")])
 
 
 @pytest.mark.parametrize(
