@@ -27,6 +27,7 @@ class MakePreferencesOptions:
         rejected: how often each kind is the rejected answer; empty for all kinds alike, of which
             `distractor` needs some.
         filler: `noise` sentences or `random` words,
+        seed: of keys, names and fillers.
         text_files: or, if given, the user's own text files.
         split: keys of `train`, `validation` or `test`; the passkey evaluation uses the last two.
         tokenizer: `bytes`, or a folder with a Hugging Face tokenizer that has a chat template.

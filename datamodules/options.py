@@ -29,6 +29,7 @@ class DataOptions:
         context_length: longest sequence in tokens.
         tokens_per_batch: tokens of one micro-batch and rank.
         num_workers: processes that make batches ahead; the batches do not depend on it.
+        seed: of the data: which samples are drawn, and in which order.
     """
 
     # Whether a row is a pair of answers, which a preference objective compares.
@@ -246,6 +247,7 @@ class SFTDataOptions(EpochDataOptions):
     Attributes:
         messages_column: conversations; where a row lacks it, `prompt_column` and
             `completion_column` hold text or messages.
+        prompt_column, completion_column: question and answer of a row without `messages_column`.
         context_length: most tokens of a row.
         tokens_per_batch: a multiple of `context_length`.
         packing: several conversations a row, each attending to itself; otherwise one a row.

@@ -12,9 +12,12 @@ Errors end here: bad input is one readable line on stderr and exit code 2.
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import importlib
+import importlib.metadata
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +25,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
+from ic import __version__
+from ic.config.completion import completion_script
 from ic.config.compose import compose_config, describe_groups
+from ic.config.data import DATA_SCHEMAS
 from ic.config.flags import split_flags
-from ic.config.groups import CONF
+from ic.config.groups import CONF, register_schemas
+from ic.config.help import explained
+from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
 from ic.errors import UsageError
-from ic.terminal import quieten
+from ic.terminal import is_first_process, quieten
 
 USAGE_EXIT_CODE = 2
 # A folder or file given by the user that is not there or may not be used.
@@ -73,6 +83,10 @@ class Verb:
         return overrides if complete is None else list(complete(overrides))
 
     def run(self, config: Any) -> int:
+        if "torch" not in sys.modules and is_first_process():
+            folder = getattr(config, "folder", None)
+            where = "" if folder is None else f" in {folder.path}"
+            print(f"{self.name}{where}: loading PyTorch ...", file=sys.stderr, flush=True)
         quieten()
         return int(self.module.run(config))
 
@@ -126,8 +140,17 @@ def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         _show(_verb_list())
         return 0
+    if args[0] == "--version":
+        _show(_versions())
+        return 0
+    if args[0].partition("=")[0] == "--completion":
+        _show(_completion(args))
+        return 0
     verb = find_verb(args[0])
     flags, overrides = split_flags(args[1:])
+    if "version" in flags:
+        _show(_versions())
+        return 0
     if "help" in flags:
         _show(_help(verb, overrides))
         return 0
@@ -163,12 +186,47 @@ def _verb_list() -> str:
             "",
             "`python -m ic VERB --help` shows a verb's configuration, `--print_config` the result.",
             "Overrides are Hydra's (trainer.max_steps=100) or flags (--trainer.max_steps 100).",
+            "`--version` names what is installed, `--completion bash|zsh|fish` makes a Tab work.",
         ]
     )
 
 
+def _versions() -> str:
+    packages = ("torch", "triton", "lightning", "transformers", "hydra-core")
+    found = []
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package)}")
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"InfiniteContext {__version__} (python {python}, {', '.join(found)})"
+
+
+def _completion(args: list[str]) -> str:
+    """The script for a shell, given as `--completion=SHELL` or `--completion SHELL`."""
+    _, equals, shell = args[0].partition("=")
+    shell = shell if equals else "".join(args[1:2])
+    words = {verb.name: _words(verb) for verb in find_verbs().values()}
+    return completion_script(shell, words)
+
+
+def _words(verb: Verb) -> list[str]:
+    """What may stand behind a verb: `--help`, `group=option` and `key=`."""
+    register_schemas(verb.name, verb.module.Config)
+    groups = describe_groups(verb.name)
+    chosen = [f"{group}={option}" for group, options in groups.items() for option in options]
+    names = [key.name for key in keys_of(verb.module.Config)]
+    if "data" in groups:
+        kinds = DATA_SCHEMAS.values()
+        names += [key.name for kind in kinds for key in keys_of(kind, "data.")]
+    keys = [f"{name}=" for name in dict.fromkeys(names) if name not in groups]
+    return ["--help", "--print_config", "--multirun", *chosen, *keys]
+
+
 def _help(verb: Verb, overrides: list[str]) -> str:
-    _, text = compose_config(verb.name, verb.module.Config, overrides, check=False)
+    schema = verb.module.Config
+    _, text = compose_config(verb.name, schema, overrides, check=False)
+    data = (yaml.safe_load(text).get("data") or {}).get("name")
+    width = shutil.get_terminal_size((100, 0)).columns
     chosen = describe_groups(verb.name).items()
     groups = [f"  {group:<13} {', '.join(options)}" for group, options in chosen]
     return "\n".join(
@@ -184,7 +242,7 @@ def _help(verb: Verb, overrides: list[str]) -> str:
             "overrides: key=value, --key=value or --key value; key=null turns a part off",
             "",
             "configuration:",
-            text.rstrip(),
+            explained(text, schema, data, width),
         ]
     )
 

@@ -8,6 +8,7 @@ FLAGS = {
     "--help": "help",
     "-h": "help",
     "--print_config": "print_config",
+    "--version": "version",
     "--multirun": "multirun",
     "-m": "multirun",
 }

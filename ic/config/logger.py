@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases; `offline` writes to disk only. Credentials come from the environment."""
+    """Weights & Biases. Credentials come from the environment.
+
+    Attributes:
+        project: of W&B, in which the run appears.
+        mode: `offline` writes to disk only; `online` sends.
+        tags: of the run.
+    """
 
     project: str = "infinite-context"
     mode: str = "offline"
@@ -41,7 +47,12 @@ class WandbConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go."""
+    """Where metrics go.
+
+    Attributes:
+        csv: a table, `csv/metrics.csv`.
+        tensorboard: TensorBoard's files, `tensorboard/`.
+    """
 
     csv: bool = True
     tensorboard: bool = True

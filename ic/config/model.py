@@ -22,9 +22,30 @@ MAX_COMPILED_LENGTHS = 32
 
 @dataclass
 class ModelConfig:
-    """The model: `MLAConfig`'s names, and how to begin.
+    """The model's sizes and kernels in `MLAConfig`'s names, and how it begins.
 
     Attributes:
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the feed-forward part of a layer.
+        num_hidden_layers: layers.
+        num_attention_heads: heads of each layer.
+        q_lora_rank: rank of the query's down-projection; null for a full-rank query.
+        kv_lora_rank: rank of the latent that the cache holds, numbers per token and layer.
+        qk_nope_head_dim: dimensions per head of query and key that are not rotated.
+        qk_rope_head_dim: dimensions per head of the query, and of the one key of all heads, that
+            are rotated.
+        v_head_dim: dimensions per head of the value.
+        max_position_embeddings: positions that the model accepts.
+        rms_norm_eps: added to the mean square before its root.
+        tie_word_embeddings: the head's weights are the embedding's.
+        rope_parameters: `rope_type` and `rope_theta`, or YaRN's keys, as in Hugging Face's.
+        rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
+        length_temperature: scale on the query by the number of visible keys: `none`, `llama4` or
+            `ssmax`, which is learned.
+        length_temperature_beta: strength of `llama4`.
+        length_temperature_original: visible keys, in tokens, from which on `llama4` scales.
+        nope_layers: indices of layers that do not rotate query and key.
+        absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
         attention, norm, rope: `torch` or `triton`, each on its own.
         init_from: where to take the weights from, instead of random ones: a folder in any form that
             `ic.checkpoint.source` knows.

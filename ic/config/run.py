@@ -32,6 +32,9 @@ class RunConfig:
     Attributes:
         name: the experiment's name; with run_id it fixes the run directory.
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
+        output_dir: folder of all runs.
+        seed: of the initial weights and of dropout; the data has its own.
+        tokenizer: `bytes`, or a folder that holds a Hugging Face tokenizer.
         ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run;
             `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.

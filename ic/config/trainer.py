@@ -14,8 +14,20 @@ class TrainerConfig:
     """Arguments of `lightning.Trainer` under their own names.
 
     Attributes:
+        max_steps: optimizer steps after which training ends; -1 for no limit but `max_time`.
         max_time: `DD:HH:MM:SS`; the schedule follows whichever of steps and time is further.
+        accelerator: `auto`, `cpu` or `gpu`.
+        devices: processes of a host: `auto`, a number or, on GPUs, a list of their indices.
+        num_nodes: hosts; in a SLURM job both are the job's.
+        precision: `32-true`, `bf16-mixed` or another of Lightning's.
+        accumulate_grad_batches: micro-batches of one optimizer step.
+        gradient_clip_val: largest norm of the gradient; null does not clip.
         val_check_interval: optimizer steps between validations.
+        limit_val_batches: most batches of a validation; null for all.
+        num_sanity_val_steps: validation batches before the first step; -1 for all.
+        log_every_n_steps: optimizer steps between two rows of the loggers.
+        deterministic: only algorithms that give the same sums every time; slower on a GPU.
+        detect_anomaly: name the operation that made a NaN; slow.
     """
 
     max_steps: int = 1000

@@ -19,6 +19,7 @@ class PreferenceBenchmarkOptions:
             same, so at least 320.
         attention: `torch` or `triton`, for both sides.
         steps: steps timed, after `warmup` others.
+        warmup: steps before the clock starts.
         output: results file.
         side: measure this side of the one length in this process and print its row; null measures
             all, each in a process of its own.

@@ -32,6 +32,8 @@ class LadderConfig:
 
     Attributes:
         stages: in order; the first begins from random weights.
+        run_id: of every stage's run.
+        output_dir: folder of all runs.
         overrides: of every stage's `fit`.
     """
 

@@ -30,6 +30,9 @@ class OptimizerOptions:
         name: `muon` (block matrices; AdamW for embedding, head, norms, vectors, LoRA) or `adamw`
             for all.
         lr: peak rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
+        weight_decay: decoupled from the gradient, of everything that is trained.
+        betas: AdamW's two averaging factors.
+        momentum: Muon's.
         warmup_steps: linear warm-up.
         decay_fraction: last share of the run over which the rate falls linearly to zero.
     """
@@ -66,6 +69,9 @@ class ObjectiveOptions:
 
     Without answer marks the loss is the mean over all targets. Each mean is over the targets of a
     whole optimizer step: all ranks, all micro-batches.
+
+    Attributes:
+        all_tokens_weight: weight of the loss over all tokens beside that over the answers'.
     """
 
     all_tokens_weight: float = 0.1

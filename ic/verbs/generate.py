@@ -9,7 +9,16 @@ from ic.inference.options import InferenceOptions
 
 @dataclass
 class Config(InferenceOptions):
-    """The verb `generate`: continue a prompt. `prompt=-` reads standard input."""
+    """The verb `generate`: continue a prompt.
+
+    Attributes:
+        prompt: text to continue; `-` reads standard input.
+        max_new_tokens: tokens after which the continuation ends at the latest.
+        temperature: of sampling; 0 takes the likeliest token.
+        top_p: share of the probability that the tokens to sample from hold together.
+        seed: of sampling.
+        prefill_chunk_tokens: longest piece of the prompt that is processed at once.
+    """
 
     prompt: str = "???"
     max_new_tokens: int = 64

@@ -7,11 +7,14 @@ from measured runs (`ic/planning/measurements.json`); a test fails when one of t
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from ic.config.reference import configuration_reference
 from ic.errors import UsageError
 from ic.evaluation.registry import suite_names
 from ic.files.atomic_write import replacing
@@ -44,15 +47,23 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation_table,
     "alignment": alignment_table,
     "needle_sweep": needle_sweep_table,
+    "configuration": lambda: configuration_reference(_verbs()),
 }
 DOCUMENTS = (
     "README.md",
     "docs/ablation.md",
     "docs/alignment.md",
+    "docs/configuration.md",
     "docs/parallel.md",
     "docs/planning.md",
     "docs/results.md",
 )
+
+
+def _verbs() -> dict[str, type]:
+    """Each verb's dataclass."""
+    names = sorted(file.stem for file in Path(__file__).parent.glob("*.py"))
+    return {name: importlib.import_module(f"ic.verbs.{name}").Config for name in names}
 
 
 def refresh(text: str) -> str:

@@ -13,7 +13,7 @@ CONTROL = -1.0
 
 @dataclass
 class PasskeyGridConfig:
-    """The grid.
+    """Passkeys by length and depth.
 
     Attributes:
         lengths: prompt lengths in tokens, question included, answer not.
@@ -34,6 +34,7 @@ class PasskeyGridConfig:
         prompt: `plain` text that the model continues, or a `chat` turn that it answers (one named
             key: task `multi_key`), as `make-preferences` writes them.
         split: keys of `validation` or `test`; training uses neither.
+        seed: of keys and fillers.
     """
 
     lengths: list[int] = field(default_factory=lambda: [512, 1024, 4096])

@@ -1,0 +1,53 @@
+"""A configuration for a reader: each key of its YAML with one line of meaning."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from ic.config.data import DATA_SCHEMAS
+from ic.config.meaning import keys_of
+
+_LINE = re.compile(r"( *)([\w/-]+):(.*)")
+_MEANING_COLUMN = 40
+_NARROWEST = 80
+
+
+def explained(text: str, schema: type, data: str | None, width: int) -> str:
+    """The YAML `text`, each key with its meaning behind `#`, in lines of about `width` characters.
+
+    Args:
+        schema: the verb's dataclass.
+        data: the option of the group `data` that was chosen, if the verb has one.
+    """
+    meanings = {key.name: key.meaning for key in keys_of(schema)}
+    if data is not None:
+        meanings |= {key.name: key.meaning for key in keys_of(_data_schema(data), "data.")}
+    shown: list[str] = []
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        found = _LINE.fullmatch(line)
+        if found is None:  # an element of a list
+            shown.append(line)
+            continue
+        indent = len(found[1])
+        path = [each for each in path if each[0] < indent] + [(indent, found[2])]
+        meaning = meanings.get(".".join(name for _, name in path), "")
+        shown += _beside(line, meaning, max(width, _NARROWEST))
+    return "\n".join(shown)
+
+
+def _data_schema(name: str) -> type:
+    return next(kind for kind in DATA_SCHEMAS.values() if kind.name == name)
+
+
+def _beside(line: str, meaning: str, width: int) -> list[str]:
+    if not meaning:
+        return [line]
+    room = width - _MEANING_COLUMN - 2
+    words = textwrap.shorten(
+        re.split(r"[;:] |\. ", meaning)[0].rstrip("."), room, placeholder="..."
+    )
+    if len(line) > _MEANING_COLUMN - 2:
+        return [line, f"{'':{_MEANING_COLUMN}}# {words}"]
+    return [f"{line:{_MEANING_COLUMN}}# {words}"]
