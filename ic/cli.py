@@ -27,7 +27,6 @@ from typing import Any
 
 import yaml
 
-from ic import __version__
 from ic.config.completion import completion_script
 from ic.config.compose import compose_config, describe_groups
 from ic.config.data import DATA_SCHEMAS
@@ -198,7 +197,9 @@ def _versions() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{package} {importlib.metadata.version(package)}")
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"InfiniteContext {__version__} (python {python}, {', '.join(found)})"
+    # A checkout need not be installed, so that the package's own metadata may be missing.
+    own = vars(sys.modules[__name__.partition(".")[0]])["__version__"]
+    return f"InfiniteContext {own} ({', '.join(found)}, python {python})"
 
 
 def _completion(args: list[str]) -> str:

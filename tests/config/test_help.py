@@ -14,7 +14,6 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from ic import __version__
 from ic.cli import find_verbs
 from ic.config.data import DATA_SCHEMAS
 from ic.config.meaning import keys_of, meanings, options_in
@@ -80,7 +79,9 @@ def test_version(ic: Run, capsys: Capture) -> None:
     for args in (("--version",), ("fit", "--version")):
         assert ic(*args) == 0
         out = capsys.readouterr().out
-        assert out.startswith(f"InfiniteContext {__version__} (python 3.")
+        assert out.startswith(
+            f"infinite-context {importlib.metadata.version('infinite-context')}, "
+        )
         assert f"torch {importlib.metadata.version('torch')}" in out
 
 
