@@ -79,9 +79,7 @@ def test_version(ic: Run, capsys: Capture) -> None:
     for args in (("--version",), ("fit", "--version")):
         assert ic(*args) == 0
         out = capsys.readouterr().out
-        assert out.startswith(
-            f"infinite-context {importlib.metadata.version('infinite-context')}, "
-        )
+        assert out.startswith("InfiniteContext 0.")
         assert f"torch {importlib.metadata.version('torch')}" in out
 
 
