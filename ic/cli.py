@@ -39,6 +39,7 @@ from ic.errors import UsageError
 from ic.terminal import is_first_process, quieten
 
 USAGE_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
 # A folder or file given by the user that is not there or may not be used.
 _PATH_ERRORS = {
     errno.ENOENT,
@@ -49,6 +50,7 @@ _PATH_ERRORS = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
 }
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,33 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         code = _complain(error)
     except KeyboardInterrupt:
-        print("ic: interrupted", file=sys.stderr)
-        code = 130
+        code = _interrupted()
+    except SystemExit as error:  # what Lightning's trainer makes of Ctrl-C, with another code
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        code = _interrupted()
     sys.exit(code)
 
 
+def _interrupted() -> int:
+    print("ic: interrupted", file=sys.stderr)
+    return INTERRUPTED_EXIT_CODE
+
+
 def _complain(error: ValueError | OSError) -> int:
-    """Print bad input, or a path that cannot be used, in one line; raise any other error."""
+    """Print bad input, a path that cannot be used or a full disk in one line; raise the rest."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        if error.errno not in _PATH_ERRORS or not error.filename:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in _NO_ROOM:
+            text = (
+                f"{where}{error.strerror}; free some space, or write to another disk (output_dir= "
+                "or output=)"
+            )
+        elif error.errno in _PATH_ERRORS and where:
+            text = f"{where}{error.strerror}"
+        else:
             raise error
-        text = f"{error.filename}: {error.strerror}"
     if os.environ.get("IC_TRACEBACK"):
         raise error
     print(f"ic: {text}", file=sys.stderr)

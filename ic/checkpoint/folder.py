@@ -278,15 +278,19 @@ def _base_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
         model, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
-    if other := sorted(info["unexpected_keys"]):
-        raise CheckpointError(
-            f"{folder} holds {len(other)} tensors that the model has no place for, the first is "
-            f"{other[0]}: is it of another architecture?"
-        )
+    _check_names(folder, info["missing_keys"], info["unexpected_keys"])
     loaded_model: MLAForCausalLM = model
     return loaded_model
+
+
+def _check_names(folder: Path, missing: set[str], unexpected: set[str]) -> None:
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {min(missing)}")
+    if unexpected:
+        raise CheckpointError(
+            f"{folder} holds {len(unexpected)} tensors that the model has no place for, the first "
+            f"is {min(unexpected)}: is it of another architecture than its {CONFIG} says?"
+        )
 
 
 def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
@@ -297,8 +301,7 @@ def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
     wanted = set(model.state_dict())
     if config.tie_word_embeddings:
         wanted.remove("lm_head.weight")
-    if missing := sorted(wanted - set(weights)):
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {missing[0]}")
+    _check_names(folder, wanted - set(weights), set(weights) - wanted)
     try:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:

@@ -17,15 +17,28 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; rename it to `path` at the end, unless an error comes."""
+    """Yield a path beside `path`; rename it to `path` at the end, unless an error comes.
+
+    Raises:
+        OSError: of the operating system, with the name of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two ranks that share a folder from writing into each other's file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise named(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with the file's name, which `write` does not know."""
+    if error.filename is None or Path(error.filename).name.endswith(".tmp"):
+        error.filename = str(path)
+    return error
 
 
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ic.files.atomic_write import replacing
+from ic.files.atomic_write import named, replacing
 
 
 def rank_file(results_file: Path, rank: int) -> Path:
@@ -22,13 +22,16 @@ def rank_file(results_file: Path, rank: int) -> Path:
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
     """Add a row at the end of a file that this process alone writes; it is made if need be."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab+") as lines:
-        if lines.tell():
-            lines.seek(-1, os.SEEK_END)
-            if lines.read() != b"\n":
-                _end_last_line(file)
-        lines.write(json.dumps(row).encode() + b"\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as lines:
+            if lines.tell():
+                lines.seek(-1, os.SEEK_END)
+                if lines.read() != b"\n":
+                    _end_last_line(file)
+            lines.write(json.dumps(row).encode() + b"\n")
+    except OSError as error:
+        raise named(error, file) from None
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

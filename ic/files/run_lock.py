@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ic.files.atomic_write import named
 from ic.files.run_folder import RunFolder
 
 BEAT_S = 20.0
@@ -152,12 +153,14 @@ class _Lock:
 def _acquire(run: RunFolder) -> Holder:
     me = Holder.me()
     temporary = run.lock.with_name(f".{run.lock.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(me)))
     try:
+        temporary.write_text(json.dumps(asdict(me)))
         while not _link(temporary, run.lock):
             if _replace_if_gone(run, temporary, me):
                 break
         return me
+    except OSError as error:
+        raise named(error, run.lock) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -170,10 +173,15 @@ def _link(temporary: Path, lock: Path) -> bool:
         return False
     except OSError:  # no hard links here: as good, but for a crash between the two calls
         try:
-            with lock.open("x") as file:
-                file.write(temporary.read_text())
+            file = lock.open("x")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(temporary.read_text())
+        except OSError:
+            lock.unlink()
+            raise
     return True
 
 

@@ -29,7 +29,9 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         saved = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {error}") from error
+        raise ValueError(
+            f"{file} is no YAML: {error}; restore it, or choose another run"
+        ) from error
     if not isinstance(saved, dict):
         raise ValueError(f"{file} holds no configuration; restore it, or choose another run")
     return saved

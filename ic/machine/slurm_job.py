@@ -12,7 +12,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 COMMAND_TIMEOUT_S = 30
 
@@ -39,14 +39,24 @@ class SlurmJob:
 
     @classmethod
     def current(cls) -> SlurmJob | None:
-        """The job, or None outside of SLURM and in an interactive shell.
+        """The job, or None outside of SLURM, in an interactive shell and below torchrun.
 
         Raises:
-            SlurmError: nodes with different numbers of tasks.
+            SlurmError: nodes with different numbers of tasks, or several tasks of which `srun`
+                started none.
         """
-        if "SLURM_JOB_ID" not in os.environ or not SLURMEnvironment.detect():
-            return None
         env = os.environ
+        if "SLURM_JOB_ID" not in env or not SLURMEnvironment.detect():
+            return None
+        if TorchElasticEnvironment.detect():
+            return None  # it gives each process its rank, whatever the job's tasks are
+        tasks = int(env.get("SLURM_NTASKS") or "1")
+        if tasks > 1 and "SLURM_STEP_NUM_TASKS" not in env:
+            raise SlurmError(
+                f"job {env['SLURM_JOB_ID']} has {tasks} tasks, but srun did not start this "
+                "process, so the others would never come: write `srun python -m ic ...` (or use "
+                "slurm/launch.sh), or submit with --ntasks=1"
+            )
         layout = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "1")
         uniform = re.fullmatch(r"(\d+)(?:\(x\d+\))?", layout)
         if uniform is None:

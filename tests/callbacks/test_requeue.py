@@ -258,6 +258,39 @@ def test_refuses_an_uneven_layout(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPa
         SlurmJob.current()
 
 
+@pytest.mark.parametrize(
+    "verb", [RUN, ("evaluate", "checkpoint=nowhere", "accelerator=cpu")], ids=lambda verb: verb[0]
+)
+def test_without_srun_nobody_waits(
+    ic: Callable[..., int],
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    verb: tuple[str, ...],
+) -> None:
+    """python straight in a batch script with two tasks: the second rank is never started."""
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere/config.json").write_text("{}")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "2")
+    assert ic(*verb) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ic: job 7 has 2 tasks, but srun did not start this process")
+    assert "write `srun python -m ic ...`" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_torchrun_in_a_job_gives_the_ranks(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    for name in ("RANK", "GROUP_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert SlurmJob.current() is None
+
+
 def test_an_interactive_shell_is_no_job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     assert SlurmJob.current() is None

@@ -151,6 +151,16 @@ def test_an_adapter_of_other_settings_is_refused(tmp_path: Path, changes: dict) 
         other.load_checkpoint(tmp_path / "step=7")
 
 
+def test_more_layers_than_the_configuration(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    (saved / CHECKSUMS).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no place for, the first is model\.layers\.1\.input"
+    ):
+        load_model(saved)
+
+
 def test_other_model_type(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))

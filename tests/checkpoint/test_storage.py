@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -131,6 +132,20 @@ def test_damaged(checkpoint: Path, name: str, how: str, message: str, tmp_path: 
         export_checkpoint(find_source(checkpoint), tmp_path / "out")
     assert message.format(file=file) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["step=2"]
+
+
+def test_more_layers_than_the_configuration(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    (checkpoint / CHECKSUMS).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no place for, the first is model\.layers\.1\.input"
+    ):
+        load_model(checkpoint)
+    with pytest.raises(
+        CheckpointError, match=r"model\.layers\.1\.input.* no such tensor by the co"
+    ):
+        export_checkpoint(find_source(checkpoint), tmp_path / "out")
 
 
 class Forged:

@@ -20,27 +20,6 @@ def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {finding.what: finding for finding in findings}
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A small tmpfs with the options given."""
-    folders: list[Path] = []
-
-    def mount(options: str) -> Path:
-        folder = tmp_path / f"mounted{len(folders)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"cannot mount a tmpfs: {error}")
-        folders.append(folder)
-        return folder
-
-    yield mount
-    for folder in folders:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_good_folder(tmp_path: Path) -> None:
     found = by_name(filesystem.output_directory(tmp_path / "not" / "there" / "yet"))
     assert {"rename", "symbolic links", "write speed", "clock of the file server"} < set(found)
