@@ -20,14 +20,30 @@ class Measures(Protocol):
 
 @runtime_checkable
 class Interrupts(Protocol):
-    """A callback that can end a run before its time."""
+    """A callback that can end a run before its time, in training or in the evaluation after it."""
 
     @property
     def interrupted(self) -> bool:
         """Whether it did."""
 
+    @property
+    def asked(self) -> bool:
+        """Whether this process has been asked to; the others may not have been."""
+
+    def agree(self, trainer: Trainer) -> None:
+        """Have `interrupted` say on all ranks whether any was asked; every rank calls this."""
+
     def finish(self, trainer: Trainer) -> int:
         """What is left to do once loggers are closed -> exit code of this process."""
+
+
+@runtime_checkable
+class Evaluates(Protocol):
+    """A callback that evaluates once training has ended."""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether it was stopped; what it has measured so far is kept for the resume."""
 
 
 def measured_rows(trainer: Trainer) -> list[dict[str, Any]]:
@@ -35,6 +51,23 @@ def measured_rows(trainer: Trainer) -> list[dict[str, Any]]:
     return [
         row for each in all_callbacks(trainer) if isinstance(each, Measures) for row in each.rows
     ]
+
+
+def asked_to_stop(trainer: Trainer) -> bool:
+    """Whether anything has asked this process to end the run before its time."""
+    return any(each.asked for each in all_callbacks(trainer) if isinstance(each, Interrupts))
+
+
+def agree_to_stop(trainer: Trainer) -> None:
+    """Have all ranks know what any of them was asked; every rank calls this."""
+    for each in all_callbacks(trainer):
+        if isinstance(each, Interrupts):
+            each.agree(trainer)
+
+
+def evaluation_incomplete(trainer: Trainer) -> bool:
+    """Whether an evaluation after the training was ended before its time."""
+    return any(each.cut_short for each in all_callbacks(trainer) if isinstance(each, Evaluates))
 
 
 def interruption(trainer: Trainer) -> Interrupts | None:

@@ -42,6 +42,13 @@ class BeforeAndAfter(Callback):
             table.add_row(row["metric"], f"{row['before']:.4f}", f"{row['after']:.4f}")
         Console().print(table)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "after": self.after}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # A resumed run has no sanity check.
+        self.before, self.after = state_dict["before"], state_dict["after"]
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """For the results file: each metric that both validations had."""

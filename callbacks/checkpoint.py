@@ -109,13 +109,16 @@ class FolderCheckpoint(Checkpoint):
             self._save(trainer, "last", "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
         self.save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Not earlier: the evaluation after the training heeds Ctrl-C as well.
+        self._restore_handler()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
+        self._restore_handler()
         if not self._links or isinstance(exception, KeyboardInterrupt):
             return
         # The ranks' writing threads finish a save without the training loop, so it is not lost.
@@ -139,6 +142,13 @@ class FolderCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._rng_states = checkpoint.get("rng_states")
+
+    @property
+    def asked(self) -> bool:
+        return self.interrupted
+
+    def agree(self, trainer: Trainer) -> None:
+        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
 
     def save(self, trainer: Trainer) -> None:
         """Save at this batch boundary, unless done, together on all ranks; point `last` to it.
@@ -168,7 +178,13 @@ class FolderCheckpoint(Checkpoint):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-        rank_zero_info("stopping after this step and saving; press Ctrl-C again to stop at once")
+        rank_zero_info(
+            "stopping after this step, or prompt, and saving; press Ctrl-C again to stop at once"
+        )
+
+    def _restore_handler(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._on_interrupt:
+            signal.signal(signal.SIGINT, self._previous_handler or signal.default_int_handler)
 
     def _save(self, trainer: Trainer, *links: str, at_end: bool = False) -> None:
         step = trainer.global_step

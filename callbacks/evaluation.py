@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
-from ic.callbacks.after_training import interruption
+from ic.callbacks.after_training import agree_to_stop, asked_to_stop, interruption
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
@@ -23,6 +23,7 @@ from ic.evaluation.runner import Ranks, run_suite
 from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
 from ic.files.run_folder import RunFolder, SuiteFolder
+from ic.inference.greedy import StoppedError
 from ic.parallel.sharded_strategy import ShardedStrategy
 from ic.tracking.never_fails import NeverFails
 
@@ -32,7 +33,12 @@ class SuiteEvaluation(Callback):
 
     Each writes `cells.jsonl`, a CSV file and a picture into a folder of its name in the run
     directory and logs `<name>/<length>` to the loggers. Where each process has the whole model,
-    each takes a share of the cells; where it is sharded, all compute each cell together.
+    each takes a share of the cells; where it is sharded, all compute each cell together. The
+    evaluation at the end stops when the run is asked to; a resumed run goes on with the cells that
+    are missing.
+
+    Attributes:
+        cut_short: the evaluation at the end was stopped.
     """
 
     def __init__(self, config: PasskeyEvaluationOptions, suites: Sequence[Suite[Any]]) -> None:
@@ -40,6 +46,7 @@ class SuiteEvaluation(Callback):
         self.suites = suites
         self._last_step = -1
         self._rows: list[Row] = []
+        self.cut_short = False
 
     @property
     def rows(self) -> list[Row]:
@@ -75,7 +82,15 @@ class SuiteEvaluation(Callback):
             return
         for suite in self.suites:
             file = self._folder(trainer, suite).cells
-            cells = self._evaluate(trainer, pl_module, suite, file, quiet=False)
+            try:
+                cells = self._evaluate(
+                    trainer, pl_module, suite, file, quiet=False, stop=asked_to_stop
+                )
+            except StoppedError:
+                agree_to_stop(trainer)
+                self.cut_short = True
+                rank_zero_info(f"{suite.name}: stopped; the cells that are done are kept in {file}")
+                return
             if cells:
                 self._report(trainer, suite, cells)
 
@@ -87,11 +102,21 @@ class SuiteEvaluation(Callback):
         file: Path,
         *,
         quiet: bool,
+        stop: Callable[[Trainer], bool] = lambda _: False,
     ) -> list[Row]:
-        """The cells on rank 0, nothing elsewhere."""
+        """The cells on rank 0, nothing elsewhere.
+
+        Raises:
+            StoppedError: on all ranks, once `stop` has said so on any of them.
+        """
         module: Any = pl_module
         strategy = trainer.strategy
         sharded = isinstance(strategy, ShardedStrategy)
+
+        def stop_together() -> bool:
+            asked = stop(trainer)
+            return strategy.reduce_boolean_decision(asked, all=False) if sharded else asked
+
         with (
             memory_phase(trainer, suite.name) as phase,
             throughput_paused(trainer),
@@ -108,6 +133,7 @@ class SuiteEvaluation(Callback):
                 phase.record_cache,
                 ranks=None if sharded else cast(Ranks, strategy),
                 sharded=sharded,
+                stop=stop_together,
             )
         return cells if trainer.is_global_zero else []
 

@@ -79,8 +79,8 @@ class GpuUtilisation(Callback):
         by_gpu = [mean if number else None for mean, number in by_rank]
         known = [mean for mean in by_gpu if mean is not None]
         mean = sum(known) / len(known) if known else None
-        if not trainer.is_global_zero:
-            return
+        if not trainer.is_global_zero or (mean is None and trainer.global_step == self._first_step):
+            return  # a run that had only its evaluation left keeps what it has written
         write_json(
             RunFolder(trainer.default_root_dir).gpu_utilisation,
             {"mean": mean, "by_gpu": by_gpu, "num_samples": [int(n) for _, n in by_rank]},

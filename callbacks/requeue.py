@@ -88,14 +88,23 @@ class SlurmRequeue(Callback):
         now = time.monotonic()
         self._longest_step_s = max(self._longest_step_s, now - self._last_time)
         self._last_time = now
-        if self._wanted is Stop.NO and self._time_is_up():
-            self._wanted = Stop.REQUEUE
-        self.stop = self._agree()
+        self.agree(trainer)
         if self.interrupted:
             trainer.limit_val_batches = 0  # a validation could outlast the time that is left
             trainer.should_stop = True  # `FolderCheckpoint` saves after the last step
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come, or the time is up as far as this rank knows."""
+        return self._wanted is not Stop.NO or self._time_is_up()
+
+    def agree(self, trainer: Trainer) -> None:
+        if self._wanted is Stop.NO and self._time_is_up():
+            self._wanted = Stop.REQUEUE
+        self.stop = self._agree()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Not earlier: the evaluation after the training heeds signals as well.
         self._restore_handlers()
 
     def on_exception(
@@ -174,4 +183,5 @@ class SlurmRequeue(Callback):
     def _restore_handlers(self) -> None:
         while self._previous:
             number, handler = self._previous.popitem()
-            signal.signal(number, handler or signal.SIG_DFL)
+            if signal.getsignal(number) == self._on_signal:  # Lightning may have been first
+                signal.signal(number, handler or signal.SIG_DFL)

@@ -23,7 +23,7 @@ import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import lightning
@@ -41,6 +41,7 @@ from ic.machine.devices import device_name
 from ic.machine.gpus import find_gpu
 from ic.model.config import MLAConfig
 from ic.model.cost import train_flops_per_token
+from ic.training.continues_run import continues_run
 from ic.training.find_callback import find_callback
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,9 @@ class _OpenStep:
 class Throughput(Callback):
     """Logs `train/tokens_per_s`, `train/step_time_s`, `train/data_wait_share` and `train/mfu`.
 
-    Writes `throughput.json` below `trainer.default_root_dir` when training ends or fails. A resumed
-    run starts a new record: `first_step` says where.
+    Writes `throughput.json` below `trainer.default_root_dir` when training ends or fails. It tells
+    of the whole run, also after a resume. A run that begins from another run's checkpoint has a
+    record of its own: `first_step` says where.
 
     Args:
         timer: for tests; by default CUDA events or the host's clock.
@@ -90,12 +92,14 @@ class Throughput(Callback):
         self._step = _OpenStep()
         self._last_end: Any = None
         self._seen: dict[int, int] = {}
+        self._seen_here: dict[int, int] = {}  # since this process started, for its warm-up
         self._num_interrupted = 0
         self._tokens_seen = 0
         self._first_step = self._global_step = 0
         self._replicas = self._num_devices = 1
         self._model_config: MLAConfig | None = None
         self._peak: tuple[float, str] | None = None
+        self._earlier: dict[str, Any] = {}  # of the run's earlier starts
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -111,6 +115,9 @@ class Throughput(Callback):
         self._replicas = sampler.get("num_replicas", 1)
         self._num_devices = trainer.world_size
         self._first_step = self._global_step = trainer.global_step
+        if self._earlier and continues_run(trainer):
+            self._add(self._earlier)
+        self._earlier = {}
         self._step, self._last_end = _OpenStep(), None
         config = getattr(getattr(pl_module, "model", None), "config", None)
         self._model_config = config if isinstance(config, MLAConfig) else None
@@ -172,10 +179,35 @@ class Throughput(Callback):
         except OSError as error:  # a full disk must not hide the exception that ended the run
             log.error("throughput.json not written: %s", error)
 
+    def state_dict(self) -> dict[str, Any]:
+        self._read(len(self._unread))
+        return {
+            "first_step": self._first_step,
+            "seen": dict(self._seen),
+            "num_interrupted": self._num_interrupted,
+            "tokens_seen": self._tokens_seen,
+            "steps": torch.tensor([astuple(step) for step in self.steps], dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier = state_dict
+
+    def _add(self, earlier: dict[str, Any]) -> None:
+        """Go on with the record of the run's earlier starts."""
+        self._first_step = earlier["first_step"]
+        self._seen = dict(earlier["seen"])
+        self._num_interrupted = earlier["num_interrupted"]
+        self._tokens_seen = earlier["tokens_seen"]
+        self.steps = [
+            TimedStep(int(length), int(tokens), *rest)
+            for length, tokens, *rest in earlier["steps"].tolist()
+        ]
+
     def _close_step(self) -> None:
         step, self._step = self._step, _OpenStep(begin=self._last_end)
-        self._seen[step.context_length] = self._seen.get(step.context_length, 0) + 1
-        is_warmup = self._seen[step.context_length] <= self.config.warmup_steps
+        for seen in (self._seen, self._seen_here):
+            seen[step.context_length] = seen.get(step.context_length, 0) + 1
+        is_warmup = self._seen_here[step.context_length] <= self.config.warmup_steps
         if step.interrupted:
             self._num_interrupted += 1
         elif not is_warmup and step.begin is not None:

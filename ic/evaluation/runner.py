@@ -6,6 +6,7 @@ settings, so that a file may hold cells of several and each evaluation finds its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ic.evaluation.shares import share_of_cells
 from ic.evaluation.suite import C, Cell, Row, Sample, Score, Suite
 from ic.files.json_lines import append_row, rank_file, read_rows, write_rows
-from ic.inference.greedy import GreedyDecoder, OnCache
+from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
 from ic.model import MLAForCausalLM
 from ic.model.fingerprint import fingerprint
 
@@ -47,6 +48,7 @@ def run_suite(
     *,
     ranks: Ranks | None = None,
     sharded: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
     """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
 
@@ -55,8 +57,10 @@ def run_suite(
     cells; each writes to a file of its own, which is merged at the end, or by the next evaluation
     if this one is interrupted. With `sharded`, the model or each prompt lies spread over all
     processes: every one of them calls this and runs the same cells, rank 0 alone reads and writes.
+    `stop` is asked within each prompt; with `sharded` all processes have to get the same answer.
 
     Raises:
+        StoppedError: it was stopped, on all processes alike; the cells that are done are kept.
         ValueError: what `Suite.check` refuses.
     """
     suite.check(tokenizer, model.config.max_position_embeddings)  # on every rank
@@ -76,7 +80,7 @@ def run_suite(
         done = box[0]
     was_training = model.training
     model.eval()
-    decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache)
+    decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache, stop)
     missing = [cell for cell in cells if cell not in done]
     unseen = set(cells)
 
@@ -88,19 +92,22 @@ def run_suite(
     for cell in cells:
         if cell in done:
             show(cell)
-    for in_turn in share_of_cells(suite, missing, rank, world):
-        for cell, row in _evaluate_in_turn(decoder, tokenizer, suite, in_turn):
-            done[cell] = row = {**identity, **row}
-            if is_writer:
-                append_row(own_file, row)
-            show(cell)
+    with contextlib.suppress(StoppedError):
+        for in_turn in share_of_cells(suite, missing, rank, world):
+            for cell, row in _evaluate_in_turn(decoder, tokenizer, suite, in_turn):
+                done[cell] = row = {**identity, **row}
+                if is_writer:
+                    append_row(own_file, row)
+                show(cell)
     model.train(was_training)
     if world > 1:
         merge_rank_files(results_file, ranks)
         done = _rows_of(cells, results_file, identity)
         for cell in cells:
-            if cell in unseen:
+            if cell in unseen and cell in done:
                 show(cell)
+    if len(done) < len(cells):
+        raise StoppedError
     return [done[cell] for cell in cells]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import importlib.metadata
 import json
 import os
@@ -18,11 +19,37 @@ from ic.files.atomic_write import write_json
 _STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
 
 
+class RunStatus(enum.StrEnum):
+    """What the results file of a run says about the run."""
+
+    FINISHED = "finished"
+    TRAINING = "training goes on"
+    EVALUATION_INCOMPLETE = "evaluation incomplete"
+
+
 def write_results(
-    path: Path, config: dict[str, Any], rows: list[dict[str, Any]], command: str | None = None
+    path: Path,
+    config: dict[str, Any],
+    rows: list[dict[str, Any]],
+    command: str | None = None,
+    status: RunStatus | None = None,
 ) -> None:
-    """Write `describe_run` and `rows`, whose keys name units."""
-    write_json(path, {**describe_run(config, command), "rows": rows})
+    """Write `describe_run` and `rows`, whose keys name units; a run says its `status`."""
+    said = {} if status is None else {"status": status.value}
+    write_json(path, {**describe_run(config, command), **said, "rows": rows})
+
+
+def set_status(path: Path, status: RunStatus) -> None:
+    """Change what a run's results say about the run, if there are any; the rest stays."""
+    if results := read_json(path):
+        write_json(path, {**results, "status": status.value})
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a run's results are all of it: trained to its end, and evaluated."""
+    results = read_json(path)
+    # Earlier versions wrote the file once a run had ended, and no status.
+    return bool(results) and results.get("status", RunStatus.FINISHED) == RunStatus.FINISHED
 
 
 def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:

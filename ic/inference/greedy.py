@@ -16,6 +16,10 @@ from ic.model import LatentCache, MLAForCausalLM
 OnCache = Callable[[LatentCache], None]
 
 
+class StoppedError(Exception):
+    """The decoder was asked to stop in the middle of a prompt."""
+
+
 class GreedyDecoder:
     """Answers prompts one batch after another.
 
@@ -24,11 +28,19 @@ class GreedyDecoder:
 
     Args:
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+        on_cache: sees each cache at its largest.
+        stop: asked before each such piece whether to stop, which raises `StoppedError`. Processes
+            that share a prompt have to be told the same.
     """
 
     def __init__(
-        self, model: MLAForCausalLM, prefill_chunk_tokens: int, on_cache: OnCache | None = None
+        self,
+        model: MLAForCausalLM,
+        prefill_chunk_tokens: int,
+        on_cache: OnCache | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.stop = stop
         self.model = model
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.on_cache = on_cache
@@ -47,6 +59,8 @@ class GreedyDecoder:
             self._cache = self.model.model.new_cache(ids_BT.shape[1] + new_tokens)
         cache, self._cached_BT = self._cache, None  # unknown, should an error interrupt the prefill
         for chunk in ids_BT[:, kept:].split(self.prefill_chunk_tokens, dim=1):
+            if self.stop():
+                raise StoppedError
             logits = self.model(
                 chunk, past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits

@@ -21,6 +21,7 @@ from ic.planning.options import PlanConfig
 from ic.planning.plan import Planner
 from ic.planning.report import comparison_table
 from ic.run.build import build_run
+from ic.run.resume import starting_checkpoint
 
 CASES = Path(__file__).with_name("cases.yaml")
 # The second step is the first with optimizer state; the others are timed.
@@ -100,7 +101,7 @@ def _measure(case: PlanConfig) -> dict[str, Any]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    run = build_run(case, training=True)
+    run = build_run(case, starting_checkpoint(case))
     run.trainer.fit(run.module, datamodule=run.datamodule)
     measured, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     free, total = torch.cuda.mem_get_info()

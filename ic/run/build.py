@@ -18,7 +18,7 @@ from ic.machine.devices import check_accelerator, check_devices, runnable_backen
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
-from ic.run.resume import Start, starting_checkpoint
+from ic.run.resume import Start
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.loops import use_resumable_loops
 
@@ -28,34 +28,35 @@ class Run:
     """A run that is ready to go.
 
     Attributes:
-        start: the checkpoint that training starts from.
         folder: where everything of the run lies.
     """
 
     trainer: Trainer
     module: LanguageModelingModule
     datamodule: LightningDataModule
-    start: Start
     folder: RunFolder
 
 
-def build_run(config: RunConfig, *, training: bool) -> Run:
+def build_run(config: RunConfig, start: Start | None = None) -> Run:
     """Build all parts of a run.
+
+    Args:
+        start: where training starts (`ic.run.resume.starting_checkpoint`); None for a run that only
+            evaluates, and writes nothing.
 
     Raises:
         ValueError: what was configured does not fit together, or not to this machine.
     """
     seed_everything(config.seed, workers=True, verbose=False)
-    start = starting_checkpoint(config) if training else Start()
-    if start.checkpoint is not None:
+    if start is not None and start.checkpoint is not None:
         load_config(start.checkpoint)  # fail before anything is built
     tokenizer = build_tokenizer(config.tokenizer)
     datamodule = config.data.build(tokenizer)
     model = config.model.build(tokenizer)
     module = build_module(config, model, tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)
-    trainer = build_trainer(config, io, start, training=training)
-    return Run(trainer, module, datamodule, start, config.folder)
+    trainer = build_trainer(config, io, start)
+    return Run(trainer, module, datamodule, config.folder)
 
 
 def build_module(
@@ -66,10 +67,8 @@ def build_module(
     return objective.build(model, tokenizer, config.optimizer)
 
 
-def build_trainer(
-    config: RunConfig, io: FolderCheckpointIO, start: Start, *, training: bool
-) -> Trainer:
-    """`lightning.Trainer`; without `training` it writes nothing.
+def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None) -> Trainer:
+    """`lightning.Trainer`; without a `start` of a training it writes nothing.
 
     In a SLURM job the numbers of nodes and devices are the job's.
 
@@ -88,7 +87,7 @@ def build_trainer(
         optimizer=config.optimizer.name,
     )
     callbacks, loggers = [], []
-    if training:
+    if start is not None:
         callbacks = config.callbacks.build(config)
         loggers = config.logger.build(config.name, config.run_id, config.folder, start.first_step)
     trainer = Trainer(
@@ -114,7 +113,7 @@ def build_trainer(
         log_every_n_steps=t.log_every_n_steps,
         deterministic=t.deterministic,
         detect_anomaly=t.detect_anomaly,
-        enable_checkpointing=config.callbacks.checkpoint is not None and training,
+        enable_checkpointing=config.callbacks.checkpoint is not None and start is not None,
         enable_model_summary=False,
         use_distributed_sampler=False,
         # FSDP's gathered parameters, once made in inference mode, could not be trained.

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ic.config.run import RunConfig
+from ic.files.results import is_finished
 from ic.files.run_folder import RunFolder, saved_step
 from ic.files.saved_config import changed_keys, forgotten_keys, read_config
 from ic.machine.slurm_job import SlurmJob
@@ -54,7 +55,6 @@ def starting_checkpoint(config: RunConfig) -> Start:
     continues = checkpoint is not None and run.owns(checkpoint)
     if continues:
         check_same_configuration(config, run.path)
-        rank_zero_info(f"continuing from {checkpoint}")
     elif has_last and not config.overwrite:
         raise ValueError(
             f"{run.path} already holds a checkpoint; continue with ckpt_path=last, choose another "
@@ -63,10 +63,36 @@ def starting_checkpoint(config: RunConfig) -> Start:
     return Start(checkpoint, continues)
 
 
-def forget_checkpoints(run: RunFolder) -> None:
-    """Remove the links `last` and `best`, so that a run begun anew can never resume the old one."""
-    for link in (run.last, run.best):
-        link.unlink(missing_ok=True)
+def nothing_left(config: RunConfig, start: Start) -> str | None:
+    """What to say of a run that has trained all its steps and measured everything; else None."""
+    run, step = config.folder, start.first_step
+    if step is None or not is_finished(run.results):
+        return None
+    before = read_config(run.config)
+    wanted, given_s = config.trainer.max_steps, config.trainer.max_time
+    same_time = (before.get("trainer") or {}).get("max_time") == given_s
+    if step != max(run.saved_steps()) or list(changed_keys(before, config)):
+        return None
+    if step < wanted and not (given_s is not None and same_time):
+        return None
+    done = (
+        f"{step:,} of {wanted:,} steps are done"
+        if step == wanted
+        else f"step {step:,}: the time of trainer.max_time={given_s} is used up"
+    )
+    return (
+        f"{done}, and what the run measured is in {run.results}: nothing is left to do. To train "
+        "on, raise trainer.max_steps (or max_time) and add allow_config_change=true"
+    )
+
+
+def forget_results(run: RunFolder) -> None:
+    """Remove the links `last` and `best`, and what says that the run is finished.
+
+    So a run that is begun anew can never resume the old one, nor be taken for it.
+    """
+    for file in (run.last, run.best, run.results):
+        file.unlink(missing_ok=True)
 
 
 def check_same_configuration(config: RunConfig, run_dir: Path) -> None:

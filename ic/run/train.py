@@ -6,15 +6,15 @@ from dataclasses import asdict
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from ic.callbacks.after_training import interruption, measured_rows
+from ic.callbacks.after_training import evaluation_incomplete, interruption, measured_rows
 from ic.config.run import RunConfig
 from ic.files.leftovers import clear_leftovers
-from ic.files.results import write_results
+from ic.files.results import RunStatus, set_status, write_results
 from ic.files.run_lock import locked
 from ic.machine.launch import is_first_process
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.run.build import adapt_to_gpu, build_run, write_config
-from ic.run.resume import forget_checkpoints
+from ic.run.resume import forget_results, nothing_left, starting_checkpoint
 from ic.tracking.never_fails import NeverFails
 
 
@@ -33,11 +33,19 @@ def train(config: RunConfig) -> int:
 
 def _train(config: RunConfig) -> int:
     config = adapt_to_gpu(config)
-    run = build_run(config, training=True)
+    start = starting_checkpoint(config)
+    if (done := nothing_left(config, start)) is not None:
+        rank_zero_info(done)
+        return 0
+    if start.continues:
+        rank_zero_info(f"continuing from {start.checkpoint}")
+    run = build_run(config, start)
     trainer, folder = run.trainer, run.folder
     if trainer.is_global_zero:
-        if not run.start.continues:
-            forget_checkpoints(folder)
+        if start.continues:
+            set_status(folder.results, RunStatus.TRAINING)
+        else:
+            forget_results(folder)
         write_config(config)
     model_config = run.module.model.config
     rank_zero_info(
@@ -46,16 +54,18 @@ def _train(config: RunConfig) -> int:
         f"run in {folder.path}"
     )
     trainer.fit(
-        run.module, datamodule=run.datamodule, ckpt_path=run.start.checkpoint, weights_only=True
+        run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint, weights_only=True
     )
     for logger in trainer.loggers:
         if isinstance(logger, NeverFails):
             logger.close()
     interrupted = interruption(trainer)
+    cut_short = evaluation_incomplete(trainer)
+    if trainer.is_global_zero and (interrupted is None or cut_short):
+        status = RunStatus.EVALUATION_INCOMPLETE if cut_short else RunStatus.FINISHED
+        write_results(folder.results, asdict(config), measured_rows(trainer), status=status)
     if interrupted is not None:
         return interrupted.finish(trainer)
-    if trainer.is_global_zero:
-        write_results(folder.results, asdict(config), measured_rows(trainer))
     if config.callbacks.checkpoint is not None:
         rank_zero_info(f"checkpoint: {folder.last}")
     return 0

@@ -19,7 +19,7 @@ from ic.run.build import adapt_to_gpu, build_run
 
 def show_metrics(config: RunConfig, verb: str) -> int:
     """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table."""
-    run = build_run(_with_weights(config), training=False)
+    run = build_run(_with_weights(config))
     (metrics,) = getattr(run.trainer, verb)(run.module, datamodule=run.datamodule, verbose=False)
     table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
     table.add_column("metric")
@@ -32,7 +32,7 @@ def show_metrics(config: RunConfig, verb: str) -> int:
 
 def write_predictions(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
-    run = build_run(_with_weights(config), training=False)
+    run = build_run(_with_weights(config))
     batches = run.trainer.predict(run.module, datamodule=run.datamodule)
     path = run.folder.predictions
     rows = _rows_of_all_ranks(run.trainer, batches or [])

@@ -21,6 +21,7 @@ from types import FrameType
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.files.results import is_finished
 from ic.files.run_folder import RunFolder
 
 _LOG_TAIL_LINES = 20
@@ -113,7 +114,7 @@ def run_fit(job: FitJob, limit: TimeLimit) -> FitOutcome:
 
 def fit_unless_finished(title: str, run: RunFolder, overrides: Sequence[str]) -> int:
     """A `fit` that prints here, unless its run has its results already -> the exit code."""
-    if run.results.is_file():
+    if is_finished(run.results):
         rank_zero_info(f"{title}: finished, see {run.path}")
         return 0
     rank_zero_info(f"{title}: python -m ic fit {' '.join(overrides)}")

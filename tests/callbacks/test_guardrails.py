@@ -26,6 +26,7 @@ from ic.datamodules.tokenizers import build_tokenizer
 from ic.model import MLAForCausalLM
 from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.run.build import build_module, build_run
+from ic.run.resume import Start
 from ic.training.loops import use_resumable_loops
 from tests.parallel.training_run import join
 
@@ -346,7 +347,7 @@ def window_after(
             "overwrite=true",
         ],
     )
-    run = build_run(config, training=True)
+    run = build_run(config, Start())
     trainer: Any = run.trainer
     trainer.callbacks.append(Curriculum())
     trainer.fit(run.module, datamodule=run.datamodule)

@@ -209,7 +209,7 @@ def test_fit_evaluates_any_suite(
     assert [row["n"] for row in full] == [3] * 4
     assert cheap[0]["settings"] != full[0]["settings"]
     assert metrics.logged == [
-        (2, {"copy_word/32": 0.875}),
+        (1, {"copy_word/32": 0.875}),  # with the other metrics of the second step
         (3, {"copy_word/32": 0.875, "copy_word/64": 0.875}),
     ]
     assert [row["length_tokens"] for row in callback.rows] == [32, 64]

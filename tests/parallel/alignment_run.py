@@ -168,7 +168,7 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
     randomize(model)
     module = build_module(config, model, tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer)
-    trainer = build_trainer(config, io, Start(), training=True)
+    trainer = build_trainer(config, io, Start())
     recorder = Recorder()
     trainer.callbacks.insert(0, recorder)  # type: ignore[attr-defined]
     data_module = config.data.build(tokenizer)

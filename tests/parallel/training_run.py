@@ -203,7 +203,7 @@ def build_case(case: Case, num_processes: int, folder: Path) -> tuple[Trainer, A
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = build_module(config, model.train(), tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer)
-    return build_trainer(config, io, Start(), training=True), module
+    return build_trainer(config, io, Start()), module
 
 
 def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ic.evaluation.registry import build_suite
 from ic.evaluation.statistics import pool
-from ic.files.results import read_json
+from ic.files.results import is_finished, read_json
 from ic.files.run_folder import RunFolder
 
 
@@ -24,6 +24,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     run = RunFolder(folder)
     results, speed = read_json(run.results), read_json(run.throughput)
+    if not is_finished(run.results):
+        raise ValueError(f"{folder}: no finished run; {run.results.name} says how far it is")
     cells = [row for row in results.get("rows", []) if row["what"] == "passkey"]
     if not speed:
         raise ValueError(f"{folder}: no {run.throughput.name}; leave callbacks.throughput on")
@@ -40,7 +42,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "commit": results["commit"],
         "context_lengths": reached,
         "steps": speed["last_step"],
-        # A run that SLURM requeued counts the tokens of its last start alone.
+        # A run that began from another run's checkpoint does not know that run's tokens.
         "tokens": None if speed["first_step"] else speed["tokens_seen"],
         "final_train_loss": _final_loss(run.metrics),
         "passkey": _pooled(cells),

@@ -13,7 +13,7 @@ from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.run import RunConfig
 from ic.files.atomic_write import replacing
-from ic.files.results import read_json
+from ic.files.results import is_finished, read_json
 from ic.files.run_folder import RunFolder
 from ic.studies.ablation.options import FIXED, AblationOptions
 
@@ -57,9 +57,10 @@ class PlannedRun:
 
         A job of the sweep left it there, or an ablation that was killed before it wrote the row.
         """
-        results = read_json(RunFolder(self.folder).results)
+        file = RunFolder(self.folder).results
+        results = read_json(file)
         return (
-            bool(results)
+            is_finished(file)
             and results["commit"] == commit
             and _comparable(results["config"]) == _comparable(asdict(self.config))
         )
