@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ic.config.explain import explain, known_keys, unknown_option, wrong_value
 from ic.config.groups import CONF, groups_of, register_schemas
+from ic.config.numbers import check_numbers
 from ic.config.switched_off import below_null, switch_on
 from ic.config.typed_values import spell_values
 from ic.errors import UsageError
@@ -58,6 +59,7 @@ def compose_config(
 def to_dataclasses(verb: str, cfg: DictConfig) -> Any:
     """The composed configuration as the verb's dataclass, its checks run."""
     try:
+        check_numbers(cfg)
         return OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
         key = re.findall(r"full_key: (\S+)", str(error))[0]

@@ -6,6 +6,7 @@ makes the part; nothing that they import at the top needs PyTorch.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,22 @@ class RunConfig:
                 "model.max_position_embeddings"
             )
         _check_lengths(self.evaluation, positions)
+        checkpoint, known = self.callbacks.checkpoint, self.validation_metrics
+        monitor = None if checkpoint is None else checkpoint.monitor
+        if monitor is not None and monitor not in known:
+            near = difflib.get_close_matches(monitor, known, n=1)
+            raise ValueError(
+                f"callbacks.checkpoint.monitor={monitor!r}: "
+                + (f"did you mean {near[0]}? " if near else "")
+                + f"the validation logs {', '.join(known[:9])}; null keeps no best"
+            )
+
+    @property
+    def validation_metrics(self) -> list[str]:
+        """Names of what the validation logs."""
+        if self.preference is not None:
+            return [f"val/{name}" for name in self.preference.metric_names]
+        return ["val/loss", *(["val/answer_accuracy"] if self.data.MARKS_ANSWERS else [])]
 
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:

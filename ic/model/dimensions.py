@@ -4,6 +4,7 @@ it before anything else is loaded.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from ic.errors import check_choice
@@ -25,7 +26,11 @@ class Dimensions(Protocol):
     qk_rope_head_dim: int
     v_head_dim: int
     max_position_embeddings: int
+    rms_norm_eps: float
     length_temperature: str
+    length_temperature_beta: float
+    length_temperature_original: int
+    absorbed_max_queries: int
 
     @property
     def rope_parameters(self) -> dict[str, Any] | None: ...
@@ -50,11 +55,20 @@ def check_dimensions(model: Dimensions) -> None:
         "qk_rope_head_dim",
         "v_head_dim",
         "max_position_embeddings",
+        "length_temperature_original",
     ):
         if getattr(model, name) < 1:
             raise ValueError(f"{name}={getattr(model, name)}: must be at least 1")
     if model.q_lora_rank is not None and model.q_lora_rank < 1:
         raise ValueError(f"q_lora_rank={model.q_lora_rank}: must be at least 1, or null for none")
+    if not 0 < model.rms_norm_eps < 1:
+        raise ValueError(f"rms_norm_eps={model.rms_norm_eps}: must be above 0 and below 1")
+    if not math.isfinite(model.length_temperature_beta):
+        raise ValueError(
+            f"length_temperature_beta={model.length_temperature_beta}: must be a finite number"
+        )
+    if model.absorbed_max_queries < 0:
+        raise ValueError(f"absorbed_max_queries={model.absorbed_max_queries}: must be at least 0")
     if model.qk_rope_head_dim % 2:
         raise ValueError(
             f"qk_rope_head_dim={model.qk_rope_head_dim}: must be even, pairs are rotated"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ic.training.objective import objective
+from ic.training.options import PREFERENCE_METRICS
 
 
 class ObjectiveMean(Metric):
@@ -84,17 +85,7 @@ class BucketMeans(Metric):
     The names are those of `preference_metrics` and `loss`; a bucket without a pair has no mean.
     """
 
-    NAMES = (
-        "loss",
-        "rewards/chosen",
-        "rewards/rejected",
-        "rewards/margins",
-        "rewards/accuracies",
-        "logps/chosen",
-        "logps/rejected",
-        "kl/chosen",
-        "kl/rejected",
-    )
+    NAMES = PREFERENCE_METRICS
 
     def __init__(self, edges: Sequence[int]) -> None:
         super().__init__()

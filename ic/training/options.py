@@ -19,6 +19,18 @@ LOSS_TYPES = (
     "apo_down",
     "sft",
 )
+# What preference training logs of a set of pairs, of the whole and by length.
+PREFERENCE_METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "kl/chosen",
+    "kl/rejected",
+)
 SMOOTHED = ("robust", "exo_pair")
 
 
@@ -149,3 +161,11 @@ class PreferenceOptions:
                 "preference.reference_cache: used with preference.precompute_ref_log_probs=true "
                 "alone; set one of them back"
             )
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of what is logged of a set, those over all pairs first."""
+        buckets = ["", *(f"/to_{edge}" for edge in self.length_buckets)]
+        if self.length_buckets:
+            buckets.append(f"/above_{self.length_buckets[-1]}")
+        return [f"{name}{bucket}" for bucket in buckets for name in PREFERENCE_METRICS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ic.datamodules.needle_names import FILLERS, PROMPTS, SPLITS, TASKS
 
@@ -70,8 +71,10 @@ class PasskeyGridConfig:
             raise ValueError(
                 f"evaluation.tasks={self.tasks}: evaluation.share_haystack takes single, multi_key"
             )
-        if len(set(self.depths)) < len(self.depths):
-            raise ValueError(f"evaluation.depths={self.depths}: give each depth once")
+        once: list[tuple[str, list[Any]]] = [("lengths", self.lengths), ("depths", self.depths)]
+        for name, given in (*once, *((name, values) for name, values, _ in chosen)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"evaluation.{name}={given}: give each one once")
         if self.split not in SPLITS[1:]:
             raise ValueError(f"evaluation.split={self.split!r}: choose validation or test")
         if not self.lengths or min(self.lengths) < 128:
