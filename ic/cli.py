@@ -19,6 +19,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +37,12 @@ from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
 from ic.errors import UsageError
-from ic.terminal import is_first_process, quieten
+from ic.terminal import is_first_process, launched_rank, quieten
 
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
+# How long a process waits with a refusal that the first of several processes may make, too.
+_FIRST_SPEAKS_S = 5.0
 # A folder or file given by the user that is not there or may not be used.
 _PATH_ERRORS = {
     errno.ENOENT,
@@ -148,6 +151,10 @@ def _complain(error: ValueError | OSError) -> int:
             raise error
     if os.environ.get("IC_TRACEBACK"):
         raise error
+    if rank := launched_rank():
+        # The first process says the same, as a rule, and its launcher then ends this one.
+        time.sleep(_FIRST_SPEAKS_S)
+        text = f"rank {rank}: {text}"
     print(f"ic: {text}", file=sys.stderr)
     return USAGE_EXIT_CODE
 

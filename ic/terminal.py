@@ -8,15 +8,22 @@ import sys
 import warnings
 
 
-def is_first_process() -> bool:
-    """Whether this is the first of the processes that torchrun, srun or Lightning has started."""
+def launched_rank() -> int:
+    """This process's place among those that torchrun, srun or Lightning has started; 0 alone."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank is not None), "0") == "0"
+    return int(next((rank for rank in ranks if rank), "0"))
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all of them."""
+    return launched_rank() == 0
 
 
 def quieten() -> None:
     """Keep the libraries' advice off a terminal that shows progress."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # No verb opens a window. A notebook's backend, which its shells inherit, cannot be loaded here.
+    os.environ["MPLBACKEND"] = "agg"
     for pattern in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists.*",

@@ -363,3 +363,65 @@ def test_a_process_says_each_line_once(tmp_path: Path) -> None:
     assert len(lines) == len(set(lines)), done.stderr
     assert not [line for line in lines if line.startswith(("GPU available", "💡 Tip"))]
     assert any(line.startswith("checkpoint: ") for line in lines)
+
+
+def test_the_backend_of_a_notebook_stops_no_verb(tmp_path: Path) -> None:
+    """Jupyter's shells hand `MPLBACKEND` on; matplotlib refuses it where the notebook is not."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ic", "export", "checkpoint=nowhere", f"output={tmp_path}/out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        },
+    )
+    assert "no checkpoint folder nowhere" in done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "args", "message"),
+    [
+        ("triton", ("benchmark", "--list_cases"), "benchmark needs Triton, which is not installed"),
+        ("wandb", (*SHORT, "logger=wandb"), "logger=wandb: the package wandb is not installed"),
+    ],
+)
+def test_a_package_that_is_missing(
+    ic: Run,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    args: tuple[str, ...],
+    message: str,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("ic.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert ic(*args) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"ic: {message}")
+
+
+def test_the_first_process_refuses_for_all() -> None:
+    """The others wait with the same line, and torchrun ends them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "-m"]
+    done = subprocess.run(
+        [*torchrun, "ic", "fit", "optimizer.lr=-1", "trainer.devices=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+    )
+    assert done.stderr.count("optimizer.lr=-1.0: must be above 0") == 1
+    assert "ic: optimizer.lr=-1.0" in done.stderr
+
+
+def test_another_process_says_what_it_alone_refuses(
+    ic: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ic.cli._FIRST_SPEAKS_S", 0.0)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert ic("fit", "optimizer.lr=-1") == 2
+    assert capsys.readouterr().err == "ic: rank 3: optimizer.lr=-1.0: must be above 0\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,16 @@ class WandbConfig:
             raise ValueError(f"logger.wandb.mode={self.mode!r}: choose online or offline")
 
     def build(self, name: str, run_id: str, folder: RunFolder) -> Logger:
-        """One W&B run for a run of ours, over all its resumes."""
+        """One W&B run for a run of ours, over all its resumes.
+
+        Raises:
+            ValueError: W&B is not installed.
+        """
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                "logger=wandb: the package wandb is not installed here; pip install wandb, or "
+                "choose logger=default"
+            )
         from ic.tracking.loggers import WeightsAndBiases
 
         return WeightsAndBiases(

@@ -40,10 +40,11 @@ def run(config: Config) -> int:
     try:
         import ic.studies.benchmark_layer  # noqa: F401  # registers the cases of `layer`
         from ic.kernels.benchmark_mla import benchmark, selected_cases
+
+        cases = selected_cases(config.kernels, config.match)  # imports the kernels
     except ModuleNotFoundError as error:
         raise UsageError(f"benchmark needs Triton, which is not installed here: {error}") from error
     if config.list_cases:
-        cases = selected_cases(config.kernels, config.match)
         print("\n".join(f"{case.kernel}: {case.name}" for case in cases))
         return 0
     return benchmark(
