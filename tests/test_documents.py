@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ic.cli import find_verb
+from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE
+from ic.callbacks.requeue import TERMINATED_EXIT_CODE, TO_BE_CONTINUED_EXIT_CODE
+from ic.cli import USAGE_EXIT_CODE, find_verb
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.sweep import sweep_jobs
@@ -94,3 +97,21 @@ def test_links_and_files_exist(document: Path) -> None:
         r"`((?:docs|ic|tests|conf|callbacks|datamodules)/[\w./-]+\.(?:py|md|json|yaml))`", text
     ):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "slurm").glob("*.sbatch")), ids=lambda p: p.name)
+def test_job_scripts_say_what_to_fill_in(script: Path) -> None:
+    """As comments before the first command, where SLURM still reads directives."""
+    head, _, _ = script.read_text().partition("\nsource ")
+    for option in ("--partition=", "--account=", "--mem="):
+        assert f"\n##SBATCH {option}" in head
+    assert "\n# module purge" in head
+
+
+def test_exit_codes_are_the_codes() -> None:
+    page = (ROOT / "docs/exit-codes.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.M)}
+    own = {USAGE_EXIT_CODE, TO_BE_CONTINUED_EXIT_CODE, INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE}
+    assert documented == {0, 1, *own, 128 + signal.SIGKILL}
+    assert INTERRUPTED_EXIT_CODE == 128 + signal.SIGINT
+    assert TERMINATED_EXIT_CODE == 128 + signal.SIGTERM
