@@ -135,6 +135,8 @@ class TextDataOptions(DataOptions):
 
     Attributes:
         train_files, val_files, test_files: paths or globs of local files.
+        val_fraction: without `val_files`, share of the training documents to hold out and validate
+            on; each document's content decides.
         format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
         text_column: key (jsonl) or column (parquet) that holds the document.
         document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
@@ -155,6 +157,7 @@ class TextDataOptions(DataOptions):
     train_files: list[str] = field(default_factory=list)
     val_files: list[str] = field(default_factory=list)
     test_files: list[str] = field(default_factory=list)
+    val_fraction: float = 0.0
     format: str = "auto"
     text_column: str = "text"
     document_unit: str = "file"
@@ -176,6 +179,15 @@ class TextDataOptions(DataOptions):
                 raise ValueError(
                     f"data.{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}"
                 )
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction}: must be from 0 to below 1, such as 0.05"
+            )
+        if self.val_fraction and self.val_files:
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction} holds training documents out for "
+                "validation, but data.val_files are given: choose one of them"
+            )
         if not self.text_column:
             raise ValueError("data.text_column is empty: name the key or column with the document")
         for name, least in (

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class PackedRow(Generic[Mark]):
     """One row: its runs, and how far into the documents it reaches.
 
     Attributes:
-        runs: token arrays (tokens,), in order; together at most T tokens.
+        runs: token arrays (tokens, ...), in order; together at most T tokens.
         mark: whatever came with the document that the last run belongs to.
         num_used_tokens: tokens of that document used so far, over all rows.
     """
@@ -48,7 +48,7 @@ def pack_documents(
     `row.num_used_tokens`.
 
     Args:
-        documents: pairs of a mark and the document's tokens (tokens,).
+        documents: pairs of a mark and the document's tokens (tokens, ...).
         context_length: tokens of a row.
         num_used_tokens: tokens to leave out at the start of the first document.
     """
@@ -127,6 +127,24 @@ def collate_rows(rows: list[list[np.ndarray]], context_length: int, pad_token_id
     }
 
 
+def collate_text(rows: list[list[np.ndarray]], context_length: int, pad_token_id: int) -> Batch:
+    """`collate_rows` of runs (tokens, 2), each token with the bytes of text that it stands for.
+
+    Returns:
+        also `token_bytes` (B, T) int32, 0 for padding.
+    """
+    ids = [[run[:, 0] for run in runs] for runs in rows]
+    token_bytes_BT = np.zeros((len(rows), context_length), dtype=np.int32)
+    for row, runs in enumerate(rows):
+        if runs:
+            counts = np.concatenate([run[:, 1] for run in runs])
+            token_bytes_BT[row, : len(counts)] = counts
+    return {
+        **collate_rows(ids, context_length, pad_token_id),
+        "token_bytes": torch.from_numpy(token_bytes_BT),
+    }
+
+
 def cut_rows(batch: Batch, context_length: int) -> Batch:
     """The same tokens as rows of `context_length`, a divisor of T: (B, T) -> (B * T / t, t).
 
@@ -158,8 +176,11 @@ def cut_rows(batch: Batch, context_length: int) -> Batch:
     starts_run[:, 1:] = documents[:, 1:] != documents[:, :-1]
     index = torch.arange(context_length).expand_as(documents)
     run_start = torch.where(starts_run, index, 0).cummax(dim=1).values
+    counts = batch.get("token_bytes")
+    extra: Any = {} if counts is None else {"token_bytes": counts.reshape(-1, context_length)}
     return {
         **batch,
+        **extra,
         "input_ids": input_ids,
         "labels": labels.masked_fill(starts_run, IGNORE_INDEX),
         "position_ids": (index - run_start).to(positions.dtype),

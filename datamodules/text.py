@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.batch import Batch, without
 from ic.datamodules.file_contents import FileSum, refuse_shared_files, sum_files
+from ic.datamodules.held_out import Part
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.packing import cut_rows
 from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
@@ -100,7 +101,7 @@ class TextDataModule(LightningDataModule):
         if stage == TrainerFn.FITTING:
             for stream in self._training_streams():
                 next(stream.rows(StreamPosition(), self.config.context_length))
-        if needed or (stage == TrainerFn.FITTING and self.config.val_files):
+        if needed or (stage == TrainerFn.FITTING and self._validates):
             next(self._evaluation_stream(needed or "val").documents(StreamPosition(), repeat=False))
 
     def train_dataloader(self) -> Iterable[Batch]:
@@ -124,7 +125,7 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         # Training without validation is a choice; setup() refuses `validate` without files.
-        return self._evaluation_loader("val") if self.config.val_files else []
+        return self._evaluation_loader("val") if self._validates else []
 
     def test_dataloader(self) -> DataLoader:
         return self._evaluation_loader("test")
@@ -170,7 +171,8 @@ class TextDataModule(LightningDataModule):
             return  # evaluation of a checkpoint, perhaps without its training files
         if self.config.ignore_checkpoint_position:
             return
-        saved, now = state_dict["order"], self._order()
+        # Earlier versions held nothing out.
+        saved, now = {"data.val_fraction": 0.0, **state_dict["order"]}, self._order()
         changed = [
             f"{key} was {saved.get(key)}, now {now[key]}"
             for key in now
@@ -216,6 +218,10 @@ class TextDataModule(LightningDataModule):
             if before.digest != now.digest
         ]
 
+    @property
+    def _validates(self) -> bool:
+        return bool(self.config.val_files or self.config.val_fraction)
+
     def _text_files(self, split: str) -> TextFiles:
         if split not in self._files:
             config = self.config
@@ -250,19 +256,22 @@ class TextDataModule(LightningDataModule):
                 num_shards=num_ranks * config.num_streams,
                 shuffle_buffer=config.shuffle_buffer,
                 min_tokens=config.context_length,
+                part=Part(config.val_fraction),
             )
             for index in range(config.num_streams)
         ]
 
     def _evaluation_stream(self, split: str) -> TokenStream:
+        fraction = self.config.val_fraction if split == "val" else 0.0
         return TokenStream(
-            self._text_files(split),
+            self._text_files("train" if fraction else split),
             self._tokenize,
             seed=0,
             shard=0,
             num_shards=1,
             shuffle_buffer=0,
             min_tokens=1,
+            part=Part(fraction, held_out=fraction > 0),
         )
 
     def _evaluation_loader(self, split: str) -> DataLoader:
@@ -293,6 +302,7 @@ class TextDataModule(LightningDataModule):
             "number of files": len(files),
             "their bytes": sum(size for _, size in sizes),
             "their names and sizes": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16],
+            "data.val_fraction": config.val_fraction,
             "data.document_unit": config.document_unit,
             "data.text_column": config.text_column,
             "data.prepend_bos": config.prepend_bos,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.batch import Batch
-from ic.datamodules.packing import PackedRow, collate_rows, pack_documents
+from ic.datamodules.held_out import Part
+from ic.datamodules.packing import PackedRow, collate_text, pack_documents
 from ic.datamodules.text_files import TextFiles
 
 _FILE_ORDER, _BLOCK_ORDER = 0, 1  # keep the two draws of a seed apart
@@ -51,9 +52,11 @@ class StreamPosition:
 
 
 class DocumentTokenizer:
-    """Text to tokens (tokens,) int32, with the document's first and last special tokens.
+    """Text to (tokens, 2) int32: each token's id, and how many bytes of the text it stands for.
 
-    The text is plain text throughout: a document that spells a special token does not become one.
+    The bytes of a document's tokens add up to its UTF-8 bytes; first and last special tokens stand
+    for none. The text is plain text throughout: a document that spells a special token does not
+    become one.
 
     Raises:
         ValueError: a special token is asked for that the tokenizer does not have.
@@ -67,14 +70,20 @@ class DocumentTokenizer:
         self._last = self._special("eos", "append_eos") if append_eos else []
 
     def __call__(self, text: str) -> np.ndarray:
-        tokens = self.tokenizer(
+        encoded = self.tokenizer(
             text,
             add_special_tokens=False,
             split_special_tokens=True,
             return_attention_mask=False,
+            return_offsets_mapping=self.tokenizer.is_fast,
             verbose=False,  # no warning that a document is longer than the model
-        )["input_ids"]
-        return np.array([*self._first, *tokens, *self._last], dtype=np.int32)
+        )
+        ids = encoded["input_ids"]
+        num_bytes = bytes_of_tokens(text, len(ids), encoded.get("offset_mapping"))
+        first, last = len(self._first), len(self._last)
+        return np.array(
+            [[*self._first, *ids, *self._last], np.pad(num_bytes, (first, last))], dtype=np.int32
+        ).T
 
     def _special(self, token: str, setting: str) -> list[int]:
         token_id = getattr(self.tokenizer, f"{token}_token_id")
@@ -86,6 +95,31 @@ class DocumentTokenizer:
         return [token_id]
 
 
+def bytes_of_tokens(
+    text: str, num_tokens: int, offsets: list[tuple[int, int]] | None
+) -> np.ndarray:
+    """How many bytes of a text each of its tokens stands for (tokens,); the sum is the text's.
+
+    Args:
+        offsets: first character and end of each token, where the tokenizer tells them. A token
+            gets what lies between the ends of the one before and of its own, so a character that
+            several tokens share counts once. Without them all tokens get alike, as near as whole
+            numbers can.
+    """
+    total = len(text.encode())
+    if not num_tokens:
+        return np.zeros(0, dtype=np.int64)
+    if offsets is None:
+        ends = np.arange(1, num_tokens + 1) * total // num_tokens
+    else:
+        points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        sizes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
+        end_of_character = np.concatenate([[0], sizes.cumsum()])
+        ends = end_of_character[np.maximum.accumulate([end for _, end in offsets])]
+        ends[-1] = total  # what a tokenizer leaves out at the end is part of the text too
+    return np.diff(ends, prepend=0)
+
+
 @dataclass
 class TokenStream:
     """The documents of one shard, tokenized.
@@ -94,6 +128,7 @@ class TokenStream:
         shard: one of `num_shards`; no two shards share a document, in any epoch.
         shuffle_buffer: documents of a block; 0 keeps the order of the files and rows.
         min_tokens: what a pass over the data must hold at least, or it is an error.
+        part: which documents belong to it.
     """
 
     files: TextFiles
@@ -103,6 +138,7 @@ class TokenStream:
     num_shards: int
     shuffle_buffer: int
     min_tokens: int
+    part: Part = field(default_factory=lambda: Part())
 
     def documents(
         self, start: StreamPosition, *, repeat: bool = True
@@ -169,7 +205,8 @@ class TokenStream:
             for row, text in self.files.documents(
                 int(order[file]), start_row, self.shard, self.num_shards
             ):
-                yield file, row, text
+                if text in self.part:
+                    yield file, row, text
 
     def _too_little(self, num_documents: int, num_tokens: int) -> str:
         share = "the data hold"
@@ -183,6 +220,7 @@ class TokenStream:
             f"of data.context_length={self.min_tokens}; give more data, a shorter context"
             + (", or fewer streams" if self.num_shards > 1 else "")
             + f" (first file: {self.files.files[0]})"
+            + self.part.advice
         )
 
 
@@ -278,7 +316,7 @@ class TrainingBatches(TextBatches):
             position = replace(last.mark, num_used_tokens=last.num_used_tokens)
             yield {
                 # Rows are full, so no padding is ever looked up.
-                **collate_rows([row.runs for row in batch], self.context_length, pad_token_id=0),
+                **collate_text([row.runs for row in batch], self.context_length, pad_token_id=0),
                 "step": step,
                 "position": position.as_list(),
             }
@@ -324,4 +362,4 @@ class EvaluationBatches(TextBatches):
             yield self._batch(own or [[]], step)
 
     def _batch(self, rows: list[list[np.ndarray]], step: int) -> Batch:
-        return {**collate_rows(rows, self.context_length, self.pad_token_id), "step": step}
+        return {**collate_text(rows, self.context_length, self.pad_token_id), "step": step}

@@ -154,12 +154,14 @@ class CallbacksConfig:
     def build(self, run: Surroundings) -> list[Callback]:
         """The callbacks that are turned on, in order."""
         from ic.callbacks.before_and_after import BeforeAndAfter
+        from ic.callbacks.final_losses import FinalLosses
         from ic.callbacks.progress import TrainingProgress
 
         options: list[Any] = [getattr(self, each.name) for each in fields(self)]
         built: list[Callback | None] = [
             each.build(run) for each in options if hasattr(each, "build")
         ]
+        built.append(FinalLosses())
         if run.trainer.num_sanity_val_steps:
             built.append(BeforeAndAfter())
         if self.progress:

@@ -14,10 +14,18 @@ from transformers import PreTrainedTokenizerBase
 from ic.datamodules.accumulation import count_targets
 from ic.datamodules.batch import Batch
 from ic.model import MLAForCausalLM
+from ic.model.labels import IGNORE_INDEX
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
 from ic.training.find_callback import find_callback
-from ic.training.metrics import Accuracy, ObjectiveMean
+from ic.training.metrics import (
+    Accuracy,
+    BitsPerByte,
+    ObjectiveMean,
+    Perplexity,
+    bits_per_byte,
+    perplexity,
+)
 from ic.training.objective import objective
 from ic.training.optimizers import build_optimizer, lr_factor
 from ic.training.options import ObjectiveOptions, OptimizerOptions
@@ -27,7 +35,8 @@ class LanguageModelingModule(LightningModule):
     """Trains `MLAForCausalLM` on batches of `ic.datamodules.batch`.
 
     Logs `train/loss`, `train/answer_accuracy` (share of answer tokens whose arg max is right),
-    `train/context_length`, `lr`; `val/...` and `test/...` likewise over their whole sets.
+    `train/context_length`, `lr`; `val/...` and `test/...` likewise over their whole sets. Where no
+    answers are marked, it logs `perplexity`, and of text `bits_per_byte` too.
     """
 
     def __init__(
@@ -48,13 +57,15 @@ class LanguageModelingModule(LightningModule):
                     {
                         "loss": ObjectiveMean(objective.all_tokens_weight),
                         "answer_accuracy": Accuracy(),
+                        "perplexity": Perplexity(),
+                        "bits_per_byte": BitsPerByte(),
                     }
                 )
                 for stage in ("val", "test")
             }
         )
         # Of the current optimizer step: targets (answers, all) of all ranks, and this rank's share
-        # of (loss, right answers, answers).
+        # of (loss, right answers, answers, bytes of text).
         self._num_targets: Tensor | None = None
         self._step_sums: Tensor | None = None
 
@@ -74,7 +85,7 @@ class LanguageModelingModule(LightningModule):
         correct = loss.new_zeros(())
         if sums.predicted is not None and sums.answer_labels is not None:
             correct = (sums.predicted == sums.answer_labels).sum()
-        numbers = (loss.detach(), correct, sums.num_targets[0])
+        numbers = (loss.detach(), correct, sums.num_targets[0], self._text_bytes(batch))
         self._step_sums += torch.stack([number.double() for number in numbers])
         if self.ends_step(batch_idx):
             self._log_step(batch)
@@ -144,14 +155,24 @@ class LanguageModelingModule(LightningModule):
         total = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum")
         # Ranks that share a sequence each counted all of it.
         self._num_targets = total // (self.trainer.world_size // data_replica(self.trainer)[1])
-        self._step_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._step_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def _log_step(self, batch: Batch) -> None:
         assert self._step_sums is not None
-        loss, correct, answers = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
+        loss, correct, answers, text_bytes = self.trainer.strategy.reduce(
+            self._step_sums, reduce_op="sum"
+        )
         log: dict[str, Any] = {"train/loss": loss.float()}
         if "answer_mask" in batch:
             log["train/answer_accuracy"] = (correct / answers.clamp(min=1)).float()
+        else:
+            log["train/perplexity"] = perplexity(loss)
+        if "token_bytes" in batch:
+            assert self._num_targets is not None
+            # As the targets, ranks that share a sequence each counted all of its bytes.
+            sharing = self.trainer.world_size // data_replica(self.trainer)[1]
+            total = loss * self._num_targets[1]
+            log["train/bits_per_byte"] = bits_per_byte(total, text_bytes / sharing)
         log["train/context_length"] = float(batch["input_ids"].shape[1])
         self.log_dict(log, prog_bar=True, batch_size=len(batch["input_ids"]))
 
@@ -177,6 +198,20 @@ class LanguageModelingModule(LightningModule):
         if sums.predicted is not None and sums.answer_labels is not None:
             metrics["answer_accuracy"].update(sums.predicted == sums.answer_labels)
             self.log(f"{stage}/answer_accuracy", metrics["answer_accuracy"], prog_bar=True)
+        if "answer_mask" not in batch:
+            metrics["perplexity"].update(terms[1], sums.num_targets[1])
+            self.log(f"{stage}/perplexity", metrics["perplexity"], batch_size=1)
+        if "token_bytes" in batch:
+            metrics["bits_per_byte"].update(terms[1], self._text_bytes(batch))
+            self.log(f"{stage}/bits_per_byte", metrics["bits_per_byte"], batch_size=1)
+
+    @staticmethod
+    def _text_bytes(batch: Batch) -> Tensor:
+        """Bytes of text that the targets of a batch stand for, int64."""
+        if "token_bytes" not in batch:
+            return batch["labels"].new_zeros(())
+        is_target = batch["labels"][:, 1:] != IGNORE_INDEX
+        return (batch["token_bytes"][:, 1:] * is_target).sum()
 
 
 def _runs(marks: Tensor) -> list[tuple[int, int]]:

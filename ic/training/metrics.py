@@ -6,6 +6,7 @@ Legend: B pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,50 @@ class ObjectiveMean(Metric):
         answers, all_tokens = self.sums
         marked = answers if self.counts[0] > 0 else None
         return objective(marked, all_tokens, self.counts, self.all_tokens_weight).float()
+
+
+def perplexity(mean: Tensor) -> Tensor:
+    """exp of a mean cross-entropy in nats, float32; the largest number where that is beyond it."""
+    return mean.double().exp().clamp(max=torch.finfo(torch.float32).max).float()
+
+
+def bits_per_byte(total: Tensor, num_bytes: Tensor) -> Tensor:
+    """Bits that a model spends per byte of text, float32: unlike a loss per token it compares
+    models of different tokenizers.
+
+    Args:
+        total: cross-entropy in nats, summed over all targets, the end of a document included.
+        num_bytes: of text that these targets stand for.
+    """
+    return (total.double() / (math.log(2) * num_bytes.clamp(min=1))).float()
+
+
+class Perplexity(Metric):
+    """`perplexity` over a whole set of targets."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        """Summed cross-entropy of targets, and their number (for bits per byte, of their bytes)."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return perplexity(self.total / self.count.clamp(min=1))
+
+
+class BitsPerByte(Perplexity):
+    """`bits_per_byte` over a whole set of targets."""
+
+    def compute(self) -> Tensor:
+        return bits_per_byte(self.total, self.count)
 
 
 class Accuracy(Metric):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from ic.checkpoint.folder import trained_length
+from ic.checkpoint.folder import load_model, trained_length
 from ic.cli import main
+from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.datamodules.held_out import Part
 from ic.files.json_lines import read_rows
 
 Run = Callable[..., int]
@@ -29,6 +33,7 @@ TINY = (
     "callbacks.memory=null",
     "logger.tensorboard=false",
 )
+EOS = ByteTokenizer().eos_token_id
 WORDS = "the sky is blue and the sea is deep; "
 
 
@@ -45,6 +50,7 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "data=text",
                 *TINY,
                 f"data.train_files=[{folder / 'corpus.jsonl'}]",
+                "data.val_fraction=0.3",
                 "data.context_length=512",
                 "data.tokens_per_batch=1024",
                 "name=text",
@@ -106,3 +112,39 @@ def test_passkeys_are_asked_where_they_are_asked_for(
     assert "\n  context_length: null" in shown
     assert ic("fit", *data, "callbacks/passkey=default", "--print_config") == 0
     assert "\n  passkey:\n    every_n_steps: 0" in capsys.readouterr().out
+
+
+def test_losses_of_text_are_logged_and_saved(text_run: Path) -> None:
+    """Every token is a byte here but the end of a document: what a byte costs can be counted."""
+    rows = list(csv.DictReader((text_run / "csv/metrics.csv").open()))
+    logged = [{k: float(v) for k, v in row.items() if v} for row in rows]
+    texts = [json.loads(line)["text"] for line in (text_run.parents[1] / "corpus.jsonl").open()]
+    for split in ("train", "val"):
+        measured = [row for row in logged if f"{split}/loss" in row]
+        assert len(measured) == 2
+        for row in measured:
+            loss = row[f"{split}/loss"]
+            assert row[f"{split}/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+            # About one target in 330 is an end, which costs but is no byte.
+            bits = row[f"{split}/bits_per_byte"] * math.log(2)
+            assert loss < bits < loss * 1.01
+    results = json.loads((text_run / "results.json").read_text())["rows"]
+    saved = {row["split"]: row for row in results if row["what"] == "losses"}
+    assert saved["val"]["step"] == 2
+    assert saved["val"]["bits_per_byte"] == pytest.approx(logged[-1]["val/bits_per_byte"], rel=1e-6)
+
+    # The validation again, by hand: all held-out documents in rows of 512.
+    held_out = [text for text in texts if text in Part(0.3, held_out=True)]
+    assert 0 < len(held_out) < len(texts)
+    tokens = [token for text in held_out for token in [*text.encode(), EOS]]
+    model = load_model(text_run / "checkpoints/last")
+    total, num_bytes = 0.0, 0
+    for start in range(0, len(tokens), 512):
+        ids = torch.tensor([tokens[start : start + 512]])
+        ends = [0, *(i + 1 for i, token in enumerate(ids[0].tolist()) if token == EOS)]
+        for begin, end in itertools.pairwise([*ends, ids.shape[1]]):
+            if end - begin > 1:
+                piece = ids[:, begin:end]
+                total += float(model(piece, labels=piece).loss.detach()) * (end - begin - 1)
+                num_bytes += int((piece[:, 1:] < 256).sum())
+    assert saved["val"]["bits_per_byte"] == pytest.approx(total / num_bytes / math.log(2), rel=1e-4)
