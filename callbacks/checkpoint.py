@@ -31,6 +31,7 @@ from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.files.run_folder import RunFolder
+from ic.parallel.agreement import Agreement
 from ic.training.find_callback import find_callback
 
 # What a shell reports for a program that Ctrl-C ended.
@@ -41,13 +42,15 @@ class FolderCheckpoint(Checkpoint):
     """Saves at the end of steps, so that a resumed run continues exactly.
 
     A checkpoint is saved before the validation of its step, which a resumed run begins with; it
-    needs the loops of `ic.training.loops`. The first Ctrl-C asks the run to stop after the current
-    step and to save; the second ends it at once. `interrupted` tells afterwards.
+    needs the loops of `ic.training.loops`. The first Ctrl-C, on any rank, asks the run to stop
+    after the current step and to save; the second ends it at once. `interrupted` tells afterwards.
     """
 
     def __init__(self, config: CheckpointOptions) -> None:
         self.config = config
         self.interrupted = False
+        self._asked_to_stop = False  # this rank
+        self._agreement = Agreement(1)
         self.best_score: float | None = None
         self._saved_step = -1
         self._links: set[str] = set()  # to move once the checkpoint of _saved_step is on disk
@@ -60,6 +63,7 @@ class FolderCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_step = trainer.global_step
         self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._agreement = Agreement(trainer.world_size)
         problem = None
         if trainer.is_global_zero:
             problem = check_file_system(self.run.checkpoints)
@@ -81,6 +85,7 @@ class FolderCheckpoint(Checkpoint):
         self._settle(trainer, wait_for_it=False)
 
     def on_step_end(self, trainer: Trainer) -> None:
+        self.agree(trainer)
         if self.interrupted:
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # a validation that is due comes first after the resume
@@ -145,10 +150,10 @@ class FolderCheckpoint(Checkpoint):
 
     @property
     def asked(self) -> bool:
-        return self.interrupted
+        return self._asked_to_stop
 
     def agree(self, trainer: Trainer) -> None:
-        self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        self.interrupted = bool(self._agreement.largest(self._asked_to_stop))
 
     def save(self, trainer: Trainer) -> None:
         """Save at this batch boundary, unless done, together on all ranks; point `last` to it.
@@ -175,9 +180,9 @@ class FolderCheckpoint(Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self._asked_to_stop:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self._asked_to_stop = True
         rank_zero_info(
             "stopping after this step, or prompt, and saving; press Ctrl-C again to stop at once"
         )

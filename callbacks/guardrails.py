@@ -34,6 +34,7 @@ from ic.callbacks.options import GuardrailsOptions
 from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.datamodules.batch import Batch
+from ic.errors import RunFailedError
 from ic.files.json_lines import append_row
 from ic.files.run_folder import RunFolder
 
@@ -42,7 +43,7 @@ _MAD_TO_STD = 1.4826
 _LEAST_RELATIVE_SPREAD = 0.1
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(RunFailedError):
     """Bad steps went on although the guardrails did what they could."""
 
 

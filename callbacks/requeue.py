@@ -13,13 +13,12 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.options import SlurmRequeueOptions
 from ic.machine.slurm_job import SlurmError, SlurmJob
+from ic.parallel.agreement import Agreement
 
 # EX_TEMPFAIL of sysexits.h: stopped with a checkpoint, to be continued by hand.
 TO_BE_CONTINUED_EXIT_CODE = 75
@@ -51,7 +50,7 @@ class SlurmRequeue(Callback):
         self.stop = Stop.NO
         self._wanted = Stop.NO
         self._previous: dict[int, Any] = {}
-        self._group: dist.ProcessGroup | None = None
+        self._agreement = Agreement(1)
         self._end_time: float | None = None
         self._last_time = 0.0
         self._longest_step_s = 0.0
@@ -77,8 +76,7 @@ class SlurmRequeue(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in (signal.SIGUSR1, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
-        if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+        self._agreement = Agreement(trainer.world_size)
         self._end_time = self._read_end_time() if trainer.is_global_zero else None
         self._last_time = time.monotonic()
 
@@ -101,7 +99,7 @@ class SlurmRequeue(Callback):
     def agree(self, trainer: Trainer) -> None:
         if self._wanted is Stop.NO and self._time_is_up():
             self._wanted = Stop.REQUEUE
-        self.stop = self._agree()
+        self.stop = Stop(self._agreement.largest(self._wanted))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not earlier: the evaluation after the training heeds signals as well.
@@ -151,13 +149,6 @@ class SlurmRequeue(Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         wanted = Stop.TERMINATE if signum == signal.SIGTERM else Stop.REQUEUE
         self._wanted = max(self._wanted, wanted)
-
-    def _agree(self) -> Stop:
-        if self._group is None:
-            return self._wanted
-        value = torch.tensor(int(self._wanted))
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self._group)
-        return Stop(int(value))
 
     def _time_is_up(self) -> bool:
         if self._end_time is None or self._seconds_left() > 0:

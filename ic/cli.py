@@ -36,9 +36,10 @@ from ic.config.groups import CONF, register_schemas
 from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
-from ic.errors import UsageError
+from ic.errors import RunFailedError, UsageError
 from ic.terminal import is_first_process, launched_rank, quieten
 
+FAILED_EXIT_CODE = 1
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 # How long a process waits with a refusal that the first of several processes may make, too.
@@ -121,6 +122,8 @@ def main(argv: list[str] | None = None) -> None:
         code = _run(args)
     except (ValueError, OSError) as error:
         code = _complain(error)
+    except RunFailedError as error:
+        code = _say(error, FAILED_EXIT_CODE)
     except KeyboardInterrupt:
         code = _interrupted()
     except SystemExit as error:  # what Lightning's trainer makes of Ctrl-C, with another code
@@ -137,7 +140,7 @@ def _interrupted() -> int:
 
 def _complain(error: ValueError | OSError) -> int:
     """Print bad input, a path that cannot be used or a full disk in one line; raise the rest."""
-    text = " ".join(str(error).split())
+    text = str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in _NO_ROOM:
@@ -149,14 +152,20 @@ def _complain(error: ValueError | OSError) -> int:
             text = f"{where}{error.strerror}"
         else:
             raise error
+    return _say(error, USAGE_EXIT_CODE, text)
+
+
+def _say(error: Exception, code: int, text: str | None = None) -> int:
+    """Print an error in one line, or raise it for whoever wants its traceback."""
     if os.environ.get("IC_TRACEBACK"):
         raise error
+    text = " ".join((text or str(error)).split())
     if rank := launched_rank():
         # The first process says the same, as a rule, and its launcher then ends this one.
         time.sleep(_FIRST_SPEAKS_S)
         text = f"rank {rank}: {text}"
     print(f"ic: {text}", file=sys.stderr)
-    return USAGE_EXIT_CODE
+    return code
 
 
 def _run(args: list[str]) -> int:

@@ -17,6 +17,10 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     raise ValueError(f"{name}={value!r}: {hint}choose one of {', '.join(allowed)}")
 
 
+class RunFailedError(RuntimeError):
+    """What ends a run for a reason outside of the command line: one line, exit code 1."""
+
+
 class UsageError(ValueError):
     """Something on the command line that does not exist or does not fit."""
 

@@ -8,17 +8,17 @@ from datetime import timedelta
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ic.machine.devices import check_accelerator
 from ic.machine.slurm_job import SlurmJob
+from ic.terminal import launched_rank
 
 
-def is_first_process() -> bool:
+def leads_the_run() -> bool:
     """Whether this process is rank 0, as far as its environment tells before the ranks meet."""
     # Where a user starts one process on each node, only the number of the node differs.
     node = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
-    return rank_zero_only.rank == 0 and int(node) == 0  # type: ignore[attr-defined]
+    return launched_rank() == 0 and int(node) == 0
 
 
 def launch_ranks(

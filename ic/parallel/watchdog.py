@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ic.errors import RunFailedError
 from ic.parallel.options import WatchdogOptions
 
+# Of gloo, which raises plain RuntimeErrors.
+_OF_A_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "[Gloo]", "gloo/")
 
-class MissingRanksError(RuntimeError):
+
+class MissingRanksError(RunFailedError):
     """Some ranks did not reach a barrier in time; `ranks` holds them."""
 
     def __init__(self, message: str, ranks: list[int]) -> None:
@@ -79,6 +85,32 @@ def await_ranks(group: Any, what: str, timeout_s: float) -> None:
             f"ranks {', '.join(map(str, ranks))} of {dist.get_world_size(group)} did not reach "
             f"{what} within {timeout_s:g} s: look at their logs and their nodes",
             ranks,
+        ) from error
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn what PyTorch says of a rank that ended, or never came, into one line.
+
+    Raises:
+        MissingRanksError: no time-out waits for ever, but none tells a user what to look at.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, MissingRanksError) or not (
+            isinstance(error, dist.DistError) or any(sign in text for sign in _OF_A_LOST_RANK)
+        ):
+            raise
+        rank, ranks = os.environ.get("RANK", "?"), os.environ.get("WORLD_SIZE", "?")
+        if dist.is_initialized():
+            rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
+        first = text.splitlines()[0] if text else type(error).__name__
+        raise MissingRanksError(
+            f"rank {rank} of {ranks} lost the others: {first[:200]}. One of them has ended or "
+            "never started: look at the first error in the logs of all ranks",
+            [],
         ) from error
 
 

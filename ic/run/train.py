@@ -11,8 +11,9 @@ from ic.config.run import RunConfig
 from ic.files.leftovers import clear_leftovers
 from ic.files.results import RunStatus, set_status, write_results
 from ic.files.run_lock import locked
-from ic.machine.launch import is_first_process
+from ic.machine.launch import leads_the_run
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.parallel.watchdog import naming_lost_ranks
 from ic.run.build import adapt_to_gpu, build_run, write_config
 from ic.run.resume import forget_results, nothing_left, starting_checkpoint
 from ic.tracking.never_fails import NeverFails
@@ -24,7 +25,7 @@ def train(config: RunConfig) -> int:
     Raises:
         RunInUseError: another process trains in the run's folder.
     """
-    if not is_first_process():
+    if not leads_the_run():
         return _train(config)
     with locked(config.folder):
         clear_leftovers(config.folder)
@@ -53,9 +54,10 @@ def _train(config: RunConfig) -> int:
         f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache per token, "
         f"run in {folder.path}"
     )
-    trainer.fit(
-        run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint, weights_only=True
-    )
+    with naming_lost_ranks():
+        trainer.fit(
+            run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint, weights_only=True
+        )
     for logger in trainer.loggers:
         if isinstance(logger, NeverFails):
             logger.close()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.options import CheckpointOptions
@@ -115,12 +116,28 @@ def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
     assert len(after("whole")) == 25 - step
 
 
-def test_second_interrupt_ends_at_once() -> None:
-    callback = FolderCheckpoint(CheckpointOptions())
-    callback._on_interrupt(signal.SIGINT, None)
-    assert callback.interrupted
-    with pytest.raises(KeyboardInterrupt):
-        callback._on_interrupt(signal.SIGINT, None)
+def test_second_interrupt_ends_at_once(
+    ic: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a shell's code for Ctrl-C; Lightning's trainer would make it 1."""
+    on_step_end = FolderCheckpoint.on_step_end
+
+    def twice(self: FolderCheckpoint, trainer: Trainer) -> None:
+        on_step_end(self, trainer)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(FolderCheckpoint, "on_step_end", twice)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert ic(*RUN, "callbacks.checkpoint.every_n_steps=1") == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert capsys.readouterr().err.endswith("ic: interrupted\n")
+    assert os.readlink(tmp_path / "runs/debug/default/checkpoints/last") == "step=1"
 
 
 @pytest.mark.parametrize(

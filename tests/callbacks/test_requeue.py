@@ -184,7 +184,16 @@ def test_sigterm_saves_and_stops_without_a_requeue(
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGUSR1, 75, "stopped by a signal; continue with ckpt_path=last"),
+        (signal.SIGINT, 130, "interrupted; continue with ckpt_path=last"),
+    ],
+)
+def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(
+    tmp_path: Path, number: int, code: int, said: str
+) -> None:
     """Two gloo processes of Lightning's own launcher, without SLURM."""
     command = [
         sys.executable,
@@ -220,10 +229,10 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(tmp_path: Path) -> 
         for child in psutil.Process(running.pid).children()
         if child.environ().get("LOCAL_RANK") == "1"
     )
-    rank_1.send_signal(signal.SIGUSR1)
+    rank_1.send_signal(number)
     output = running.communicate()[0]
-    assert running.returncode == 75, output
-    assert "stopped by a signal; continue with ckpt_path=last" in output
+    assert running.returncode == code, output
+    assert said in output
     checkpoints = tmp_path / "runs/debug/job/checkpoints"
     (folder,) = checkpoints.glob("step=*")
     assert os.readlink(checkpoints / "last") == folder.name
@@ -237,7 +246,7 @@ def test_the_strongest_wish_counts() -> None:
     callback = SlurmRequeue(SlurmRequeueOptions())
     callback._on_signal(signal.SIGTERM, None)
     callback._on_signal(signal.SIGUSR1, None)
-    assert callback._agree() is Stop.TERMINATE
+    assert callback._wanted is Stop.TERMINATE
     assert not callback.interrupted
 
 

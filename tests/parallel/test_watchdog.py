@@ -12,7 +12,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ic.parallel.options import WatchdogOptions
-from ic.parallel.watchdog import MissingRanksError, await_ranks, record_collectives
+from ic.parallel.watchdog import (
+    MissingRanksError,
+    await_ranks,
+    naming_lost_ranks,
+    record_collectives,
+)
 
 DAY_S = 86400.0  # never reached: how long a rank takes to start is the machine's business
 
@@ -45,6 +50,46 @@ def test_the_missing_rank_is_named(tmp_path: Path, absent: bool) -> None:
         )
     else:
         assert [told.get(), told.get()] == ["passed", "passed"]
+
+
+def _end_early(rank: int, store: str) -> None:
+    with naming_lost_ranks():
+        dist.init_process_group(
+            "gloo", f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(days=1)
+        )
+        dist.barrier()
+        if rank == 1:
+            os._exit(0)
+        try:
+            with naming_lost_ranks():
+                dist.barrier()
+        except MissingRanksError as error:
+            (Path(store).parent / "message").write_text(str(error))
+
+
+def test_a_rank_that_ends_is_one_line(tmp_path: Path) -> None:
+    mp.spawn(_end_early, args=(str(tmp_path / "store"),), nprocs=2)
+    message = (tmp_path / "message").read_text()
+    assert message.startswith("rank 0 of 2 lost the others: ")
+    assert message.endswith("never started: look at the first error in the logs of all ranks")
+    assert "\n" not in message
+
+
+def test_a_rank_that_never_comes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MissingRanksError, match=r"rank 0 of 2 lost the others: Timed out .* 1/2"):
+        _wait_alone()
+    assert not dist.is_initialized()
+    with pytest.raises(RuntimeError, match="^something else$"), naming_lost_ranks():
+        raise RuntimeError("something else")
+
+
+def _wait_alone() -> None:
+    with naming_lost_ranks():
+        dist.init_process_group(
+            "gloo", "tcp://127.0.0.1:0", rank=0, world_size=2, timeout=datetime.timedelta(seconds=1)
+        )
 
 
 def test_flight_recorder_keeps_the_users_settings(
