@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test compile slurm lint types bench tables clean
+.PHONY: help demo test upstream compile slurm lint types bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,11 @@ demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap 
 	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream"
+
+upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
+	$(BIN)/python tests/upstream/source.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m upstream -rs tests/upstream
 
 compile: $(VENV)/.dev  ## compile every kernel ahead of time for sm_75 to sm_100, without a GPU
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m compile
