@@ -122,7 +122,11 @@ class SuiteEvaluation(Callback):
             throughput_paused(trainer),
             trainer.precision_plugin.forward_context(),
             strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
-            cell_progress(suite, quiet=quiet or not trainer.is_global_zero) as on_cell,
+            cell_progress(
+                suite,
+                quiet=quiet or not trainer.is_global_zero,
+                processes=1 if sharded else trainer.world_size,
+            ) as on_cell,
         ):
             cells = run_suite(
                 module.model,

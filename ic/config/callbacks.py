@@ -136,6 +136,7 @@ class CallbacksConfig:
     sees.
 
     Attributes:
+        loss_curve: a picture of the losses, `loss.png` in the run's folder.
         progress: the line, or lines, that show how far training is.
     """
 
@@ -149,12 +150,14 @@ class CallbacksConfig:
     profiler: ProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)
     requeue: SlurmRequeueConfig | None = field(default=None, metadata=MAY_CHANGE)
     passkey: PasskeyEvaluationConfig | None = None
+    loss_curve: bool = field(default=True, metadata=MAY_CHANGE)
     progress: bool = field(default=True, metadata=MAY_CHANGE)
 
     def build(self, run: Surroundings) -> list[Callback]:
         """The callbacks that are turned on, in order."""
         from ic.callbacks.before_and_after import BeforeAndAfter
         from ic.callbacks.final_losses import FinalLosses
+        from ic.callbacks.loss_curve import LossCurve
         from ic.callbacks.progress import TrainingProgress
 
         options: list[Any] = [getattr(self, each.name) for each in fields(self)]
@@ -164,6 +167,8 @@ class CallbacksConfig:
         built.append(FinalLosses())
         if run.trainer.num_sanity_val_steps:
             built.append(BeforeAndAfter())
+        if self.loss_curve:
+            built.append(LossCurve())
         if self.progress:
             built.append(TrainingProgress())
         return [callback for callback in built if callback is not None]

@@ -23,6 +23,7 @@ class RunFolder:
         predictions: answers of the verb `predict`.
         csv, tensorboard: the loggers' folders.
         metrics: the CSV logger's file.
+        loss_curve: a picture of the losses in it.
         nccl: what NCCL's flight recorder left of a run that hung.
         profile: the profiler's folder.
         checkpoints: the folder of `step=<n>`, and of the links `last` and `best` to two of them.
@@ -43,6 +44,7 @@ class RunFolder:
         self.csv = path / "csv"
         self.metrics = self.csv / "metrics.csv"
         self.tensorboard = path / "tensorboard"
+        self.loss_curve = path / "loss.png"
         self.nccl = path / "nccl"
         self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"

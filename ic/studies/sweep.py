@@ -29,7 +29,7 @@ from ic.config.sweep import SweepJob, run_id_suffix, short_names, sweep_jobs
 from ic.config.typed_values import spell_values
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
-from ic.files.results import read_json
+from ic.files.results import is_finished, read_json
 from ic.files.run_folder import RunFolder
 from ic.terminal import is_first_process
 
@@ -148,7 +148,7 @@ def _is_to_go_on(name: str, job: PlannedJob) -> bool:
     """Whether a `fit` ended well without its results: SLURM is to start the whole job again."""
     if name != "fit" or job.run is None:
         return False
-    return job.exit_code == 0 and not job.run.results.is_file()
+    return job.exit_code == 0 and not is_finished(job.run.results)
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def sweep_row(job: PlannedJob) -> dict[str, Any]:
     ended = "not begun" if job.exit_code is None else f"exit code {job.exit_code}"
     return {
         "swept": job.swept,
-        "ended": "finished" if job.exit_code == 0 and job.run.results.is_file() else ended,
+        "ended": "finished" if job.exit_code == 0 and is_finished(job.run.results) else ended,
         "train_loss": last_value(job.run, "train/loss"),
         "val_loss": last_value(job.run, "val/loss"),
         "passkey_accuracy": sum(row["correct"] for row in passkey) / asked if asked else None,

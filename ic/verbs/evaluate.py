@@ -147,7 +147,8 @@ def run(config: Config) -> int:
     console = Console()
     for suite in suites:
         folder = _folder(config, source, suite.name)
-        with cell_progress(suite, quiet=ranks.global_rank > 0) as on_cell:
+        processes = ranks.world_size if sharing == 1 else 1
+        with cell_progress(suite, quiet=ranks.global_rank > 0, processes=processes) as on_cell:
             cells = run_suite(
                 loaded.model,
                 loaded.tokenizer,

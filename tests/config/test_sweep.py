@@ -228,10 +228,11 @@ def test_the_row_of_a_job(tmp_path: Path) -> None:
     run.results.write_text(
         json.dumps(
             {
+                "status": "finished",
                 "rows": [
                     {"what": "passkey", "depth": depth, "n": n, "correct": correct}
                     for depth, n, correct in passkey
-                ]
+                ],
             }
         )
     )

@@ -6,9 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -16,7 +18,7 @@ from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_names import TASKS
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey.heatmap import COLORS, write_png
+from ic.evaluation.passkey.heatmap import COLORS, CONTROL_COLOR, write_png
 from ic.evaluation.passkey.pooled import passkey_rows, pool_fillers
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import PasskeySuite
@@ -217,14 +219,38 @@ def test_depth_grows_downwards(figures: list[Figure], tmp_path: Path) -> None:
 
 
 def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:
-    """Zero, one half and one are drawn in the three colours, whatever else is in the picture."""
+    """Zero, one half and one in the colours of the scale, whatever else is in the picture; the
+    control in one of its own, although it was answered as badly as the worst cell.
+    """
     write_png(ROWS, tmp_path / "heatmap.png", title="t", trained_length=512)
     pixels = (imread(tmp_path / "heatmap.png")[..., :3] * 255).round().astype(int).reshape(-1, 3)
-    for color in COLORS:
-        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    scale = matplotlib.colormaps[COLORS]
+    for color in (*(scale(share)[:3] for share in (0.0, 0.5, 1.0)), to_rgb(CONTROL_COLOR)):
+        wanted = (np.array(color) * 255).round()
         near = (np.abs(pixels - wanted).max(-1) <= 2).mean()
         assert near > 0.02, color
+    assert len(set(to_rgb(CONTROL_COLOR))) == 1  # grey, which the scale does not hold
+    assert min(np.ptp(scale(share)[:3]) for share in np.linspace(0, 1, 101)) > 0.2
     assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_the_scale_grows_lighter_all_the_way() -> None:
+    """Which every kind of colour vision, and a printer without colours, can tell."""
+    red, green, blue = np.array(matplotlib.colormaps[COLORS](np.linspace(0, 1, 101)))[:, :3].T
+    lightness = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_the_picture_says_what_its_cells_hold(figures: list[Figure], tmp_path: Path) -> None:
+    write_png(ROWS, tmp_path / "heatmap.png", title="mla_tiny, step 5: passkeys")
+    (figure,) = figures
+    assert figure.get_suptitle() == "mla_tiny, step 5: passkeys"
+    legend = figure.get_supxlabel()
+    assert "exact answers of n prompts, and their 95 % interval" in legend
+    assert "grey: the same questions with no needle" in legend
+    texts = [text for axis in figure.axes for text in axis.texts]
+    by_text = {text.get_text(): text.get_color() for text in texts}
+    assert by_text["20/20\n[84-100]"] != by_text["10/20\n[30-70]"]  # legible on light and on dark
 
 
 @pytest.mark.parametrize(

@@ -14,29 +14,36 @@ from ic.evaluation.passkey.grid import CONTROL
 from ic.evaluation.passkey.pooled import ShownCell, pool_fillers
 from ic.evaluation.suite import Row
 
-# Red over yellow to green with 0 and 1 fixed, so that two heatmaps can be compared by eye.
-COLORS = ("#F0496E", "#EBB839", "#0CD79F")
+# Dark violet over green to yellow: it grows lighter all the way, for every kind of colour vision. 0
+# and 1 are fixed, so that two heatmaps can be compared by eye.
+COLORS = "viridis"
+# No result of the model's: what it says where there is nothing to find.
+CONTROL_COLOR = "#E2E2E2"
+_DARK, _LIGHT = "#1A1A1A", "#FFFFFF"
+LEGEND = "in each cell: exact answers of n prompts, and their 95 % interval in per cent (Wilson)"
+CONTROL_LEGEND = "grey: the same questions with no needle in the text"
 
 
 def write_png(
     rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
 ) -> None:
-    """Draw a panel a task: exact tokens on a log2 axis, depth from 0 at the top, n and interval in
-    each cell.
+    """Draw a panel for each task: exact tokens on a log2 axis, depth from 0 at the top, n and
+    interval in each cell.
 
-    A dashed line marks the longest length that was trained; the strip below shows the control
+    A dashed line marks the longest length that was trained; the grey strip below shows the control
     without needle.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    import matplotlib
+    from matplotlib.colors import ListedColormap
 
     cells = pool_fillers(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lengths = sorted({cell.length_tokens for cell in cells})
     depths = sorted({cell.depth for cell in cells if not cell.is_control})
     control = any(cell.is_control for cell in cells)
-    colors = LinearSegmentedColormap.from_list("retrieval", COLORS)
+    colors, neutral = matplotlib.colormaps[COLORS], ListedColormap([CONTROL_COLOR])
 
-    height = 1.8 + len(tasks) * (0.42 * len(depths) + (0.75 if control else 0) + 0.7)
+    height = 2.1 + len(tasks) * (0.42 * len(depths) + (0.75 if control else 0) + 0.7)
     figure = new_figure(max(6.4, 2.4 + 0.8 * len(lengths)), height)
     ratios = ([len(depths), 1] if control else [len(depths)]) * len(tasks)
     axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
@@ -51,17 +58,20 @@ def write_png(
             if cell.task == task and cell.depth in rows_of:
                 y, x = rows_of.index(cell.depth), lengths.index(cell.length_tokens)
                 grid[y, x] = cell.accuracy.share
-                _annotate(axis, cell, (edges[x] * edges[x + 1]) ** 0.5, y)
-        image = axis.pcolormesh(
+                is_dark = not is_control and cell.accuracy.share < 0.6
+                center = (edges[x] * edges[x + 1]) ** 0.5
+                _annotate(axis, cell, center, y, _LIGHT if is_dark else _DARK)
+        drawn = axis.pcolormesh(
             edges,
             np.arange(len(rows_of) + 1) - 0.5,
             grid,
-            cmap=colors,
+            cmap=neutral if is_control else colors,
             vmin=0,
             vmax=1,
             edgecolors="white",
             linewidth=1.5,
         )
+        image = image if is_control else drawn
         axis.set_xscale("log", base=2)
         axis.invert_yaxis()
         labels = ["no needle"] if is_control else [f"{100 * depth:g} %" for depth in depths]
@@ -82,6 +92,8 @@ def write_png(
             )
     axes[-1].set_xticks(lengths, [tokens(length) for length in lengths])
     axes[-1].set_xlabel("prompt length in tokens")
+    legend = f"{LEGEND}\n{CONTROL_LEGEND}" if control else LEGEND
+    figure.supxlabel(legend, fontsize=7, color="#444444")
     figure.suptitle(title, fontsize=11)
     assert image is not None
     bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
@@ -89,7 +101,7 @@ def write_png(
     save_png(figure, path, dpi=150)
 
 
-def _annotate(axis: Any, cell: ShownCell, x: float, y: int) -> None:
+def _annotate(axis: Any, cell: ShownCell, x: float, y: int, color: str) -> None:
     low, high = cell.accuracy.interval
     axis.text(
         x,
@@ -98,7 +110,7 @@ def _annotate(axis: Any, cell: ShownCell, x: float, y: int) -> None:
         ha="center",
         va="center",
         fontsize=7,
-        color="#222222",
+        color=color,
     )
 
 

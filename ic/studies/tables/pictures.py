@@ -84,7 +84,11 @@ PICTURES = (
         trained_length=1024,
     ),
     *(
-        Picture(f"alignment-{kind}.png", f"{shown}, synthetic data", partial(_stages, kind))
+        Picture(
+            f"alignment-{kind}.png",
+            f"InfiniteContext-1B: {shown}, synthetic data",
+            partial(_stages, kind),
+        )
         for kind, shown in KINDS.items()
     ),
 )
