@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.conversations import apply_template, check_template, text_ids
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.needle_pairs_options import REJECTED, MakePreferencesOptions
 from ic.datamodules.needles import KEY_DIGITS, answer_keys, draw_filler, draw_sample
 from ic.datamodules.text_files import read_text, resolve_files
 from ic.files.atomic_write import replacing
+from ic.model.byte_tokenizer import ByteTokenizer
 
 
 def question_of(name: str) -> str:

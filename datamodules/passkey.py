@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
 from ic.datamodules.batch import Batch
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.options import SLOT_BYTES, PasskeyDataOptions
 from ic.datamodules.synthetic import draw_sequence
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.parallel.replica import data_replica
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
+from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
 # One of them is in every folder that holds a tokenizer.
 TOKENIZER_FILES = (

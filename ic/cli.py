@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+import ic.startup  # noqa: F401  # before anything that imports ic.model
 from ic.config.completion import completion_script
 from ic.config.compose import compose_config, describe_groups
 from ic.config.data import DATA_SCHEMAS

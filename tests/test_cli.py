@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.cli import find_verbs
 from ic.config.flags import split_flags
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SHORT
 
 Run = Callable[..., int]

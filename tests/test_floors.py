@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. Neighbours on a floor do not import each other (docs/adr/0004-floors.md).
 FLOORS = (
-    ("files", "errors", "terminal"),
+    ("files", "errors", "startup", "terminal"),
     ("kernels", "display", "tracking"),
     ("model",),
     ("machine", "checkpoint"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ic.checkpoint.folder import FolderCheckpointIO
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.files.atomic_write import write_json
 from ic.files.json_lines import append_row
 from ic.files.run_folder import RunFolder
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.tracking.csv_logger import read_metrics
 from tests.checkpoint.test_folder import SIZES, as_checkpoint
 from tests.conftest import SHORT

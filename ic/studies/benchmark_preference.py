@@ -26,13 +26,13 @@ from transformers import TrainerCallback
 from ic.config.compose import compose_config
 from ic.config.model import ModelConfig
 from ic.config.run import RunConfig
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import needle_pairs, write_pairs
 from ic.datamodules.needle_pairs_options import MakePreferencesOptions
 from ic.datamodules.options import PreferenceDataOptions
 from ic.datamodules.preference import PreferenceDataModule
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.studies.benchmark_preference_options import SIDES, TWICE, PreferenceBenchmarkOptions
 from ic.training.options import OptimizerOptions, PreferenceOptions
 from ic.training.preference import PreferenceModule

@@ -11,9 +11,9 @@ import torch
 
 from ic.callbacks.context_length import AdaptiveContextLength
 from ic.callbacks.options import AdaptiveContextLengthOptions
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import PasskeyDataOptions
 from ic.datamodules.passkey import PasskeyDataModule
+from ic.model.byte_tokenizer import ByteTokenizer
 
 
 def trainer_of(data: object) -> SimpleNamespace:

@@ -18,9 +18,9 @@ from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.folder import FolderCheckpointIO, load_model
 from ic.checkpoint.source import find_source
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import add_adapter
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.model.options import AdapterOptions
 from tests.checkpoint.test_folder import SIZES, as_checkpoint
 

@@ -22,8 +22,8 @@ from ic.checkpoint.folder import (
     trained_length,
 )
 from ic.checkpoint.source import find_source
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SMALL, randomize
 
 Capture = pytest.CaptureFixture[str]

@@ -23,9 +23,9 @@ from ic.checkpoint.folder import (
     load_model,
     trained_length,
 )
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import add_adapter
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.model.options import AdapterOptions
 
 SIZES = {

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.model.byte_tokenizer import ByteTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from ic.datamodules.accumulation import Lookahead, count_targets
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import PasskeyDataOptions, TextDataOptions
 from ic.datamodules.passkey import PasskeyDataModule
 from ic.datamodules.text import TextDataModule
+from ic.model.byte_tokenizer import ByteTokenizer
 
 
 class Witness(LightningModule):

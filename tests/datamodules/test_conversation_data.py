@@ -15,11 +15,11 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
 from ic.datamodules.packing import pack_whole
 from ic.datamodules.preference import PreferenceDataModule
 from ic.datamodules.sft import SFTDataModule
+from ic.model.byte_tokenizer import ByteTokenizer
 
 USER, GOOD, BAD = (
     {"role": r, "content": c}

@@ -14,13 +14,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions, TextDataOptions
 from ic.datamodules.preference import PreferenceDataModule
 from ic.datamodules.sft import SFTDataModule
 from ic.datamodules.text import TextDataModule
 from ic.datamodules.text_files import TextFiles, detect_format, read_text
 from ic.datamodules.tokenizers import vocabulary_size
+from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
 from ic.datamodules.text_stream import DocumentTokenizer, bytes_of_tokens
+from ic.model.byte_tokenizer import ByteTokenizer
 
 Corpus = Callable[..., list[str]]
 

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import needle_pairs, question_of
 from ic.datamodules.needle_pairs_options import MakePreferencesOptions
 from ic.datamodules.needles import KEYS, answer_keys
@@ -21,6 +20,7 @@ from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.runner import settings_hash
+from ic.model.byte_tokenizer import ByteTokenizer
 
 SMALL = MakePreferencesOptions(lengths=[700, 1500], depths=[0.0, 0.5, 1.0], samples=6)
 

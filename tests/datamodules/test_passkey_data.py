@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import KEYS, answer_keys
 from ic.datamodules.options import PasskeyDataOptions
 from ic.datamodules.passkey import PasskeyDataModule, make_batch
+from ic.model.byte_tokenizer import ByteTokenizer
 
 ALL_TASKS = {"single": 1.0, "multi_key": 1.0, "multi_value": 1.0, "multi_query": 1.0}
 

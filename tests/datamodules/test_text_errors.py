@@ -16,9 +16,9 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
+from ic.model.byte_tokenizer import ByteTokenizer
 
 GOOD = json.dumps({"text": "a good row of some length"})
 

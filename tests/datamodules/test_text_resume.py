@@ -16,9 +16,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ic.datamodules import file_contents
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
+from ic.model.byte_tokenizer import ByteTokenizer
 
 Corpus = Callable[..., list[str]]
 T = 64

@@ -14,7 +14,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_names import TASKS
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
@@ -26,6 +25,7 @@ from ic.evaluation.report import write_csv
 from ic.evaluation.runner import run_suite, settings_hash
 from ic.files.json_lines import read_rows
 from ic.inference.greedy import GreedyDecoder
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.model.fingerprint import fingerprint
 from tests.evaluation.oracle import Oracle
 

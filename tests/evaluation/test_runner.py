@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 
 from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.options import PasskeyEvaluationOptions
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.report import write_report
 from ic.evaluation.runner import run_suite
@@ -29,6 +28,7 @@ from ic.evaluation.statistics import wilson_interval
 from ic.files.json_lines import read_rows
 from ic.files.run_folder import SuiteFolder
 from ic.inference.greedy import GreedyDecoder
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SHORT
 from tests.evaluation.copy_word.grid import Cell, Config
 from tests.evaluation.copy_word.suite import CopyWord

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needles import answer_keys
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
@@ -27,6 +26,7 @@ from ic.evaluation.suite import Sample
 from ic.files.json_lines import rank_file, read_rows
 from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SHORT
 from tests.evaluation.oracle import Oracle
 

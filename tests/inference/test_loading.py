@@ -16,10 +16,10 @@ from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import FolderCheckpointIO, load_config, load_model
 from ic.checkpoint.source import find_source
 from ic.config.run import ModelConfig
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.checkpoint.gguf_files import byte_level_bpe, deepseek
 from tests.conftest import SMALL
 

@@ -25,9 +25,9 @@ from ic.config.run import RunConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
 from ic.datamodules.accumulation import take_lookahead, with_lookahead
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.parallel.replica import data_replica
 from ic.run.build import build_module, build_trainer
 from ic.run.resume import Start

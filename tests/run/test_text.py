@@ -14,9 +14,9 @@ import torch
 
 from ic.checkpoint.folder import load_model, trained_length
 from ic.cli import main
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.held_out import Part
 from ic.files.json_lines import read_rows
+from ic.model.byte_tokenizer import ByteTokenizer
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import needle_pairs, write_pairs
 from ic.datamodules.needle_pairs_options import MakePreferencesOptions
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.studies.needle_sweep import plan_sweep
 from ic.studies.needle_sweep_options import NeedleSweepConfig
 

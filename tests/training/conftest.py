@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ic.datamodules.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
 # Prompts and completions of different lengths, in both orders.
 PAIRS: list[dict[str, Any]] = [

@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
 from ic.datamodules.preference import PreferenceDataModule, tokenize_pair
 from ic.datamodules.sft import collate_conversations, tokenize_conversation
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.objective import objective
 from ic.training.options import LOSS_TYPES, ObjectiveOptions, OptimizerOptions, PreferenceOptions

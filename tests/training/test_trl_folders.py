@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.model import MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.training.conftest import CONVERSATIONS, PAIRS
 
 trl = pytest.importorskip("trl")

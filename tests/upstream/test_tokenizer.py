@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from transformers import ByT5Tokenizer, PreTrainedTokenizer
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
+from ic.model.byte_tokenizer import ByteTokenizer
 from tests.upstream.mixins import TokenizerTesterMixin, except_for
 
 pytestmark = pytest.mark.upstream

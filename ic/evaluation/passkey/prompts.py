@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.byte_tokenizer import ByteTokenizer
 from ic.datamodules.needle_pairs import answer_of, question_of
 from ic.datamodules.needles import (
     NeedleSample,
@@ -22,6 +21,7 @@ from ic.datamodules.needles import (
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.passkey.shares import haystack_of, num_haystacks
 from ic.evaluation.suite import Sample
+from ic.model.byte_tokenizer import ByteTokenizer
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from ic.datamodules.byte_tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, ByteTokenizer
 from ic.model import MLAConfig
+from ic.model.byte_tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ic.files.atomic_write import write_json
 from ic.model.config import MLAConfig
@@ -130,10 +135,23 @@ class ByteTokenizer(PreTrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
-        name = (f"{filename_prefix}-" if filename_prefix else "") + "byte_vocab.json"
-        path = Path(save_directory) / name
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        path = Path(save_directory) / f"{prefix}byte_vocab.json"
         write_json(path, {"kind": "bytes", "size": 256})
-        return (str(path),)
+        # The same for programs that do not import this class, such as servers.
+        theirs = path.with_name(f"{prefix}tokenizer.json")
+        self._of_tokenizers().save(str(theirs))
+        return (str(path), str(theirs))
+
+    def _of_tokenizers(self) -> Tokenizer:
+        """The same tokenizer made of parts of the library `tokenizers`."""
+        spelled = bytes_to_unicode()
+        tokenizer = Tokenizer(BPE(vocab={spelled[i]: i for i in range(256)}, merges=[]))
+        tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = ByteLevelDecoder()
+        for _, token in sorted(self.added_tokens_decoder.items()):
+            tokenizer.add_tokens([token])
+        return tokenizer
 
 
 AutoTokenizer.register(MLAConfig, slow_tokenizer_class=ByteTokenizer, exist_ok=True)
