@@ -37,7 +37,7 @@ from ic.config.groups import CONF, register_schemas
 from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
-from ic.errors import RunFailedError, UsageError
+from ic.errors import RunFailedError, UsageError, one_line
 from ic.terminal import is_first_process, launched_rank, quieten
 
 FAILED_EXIT_CODE = 1
@@ -160,7 +160,7 @@ def _say(error: Exception, code: int, text: str | None = None) -> int:
     """Print an error in one line, or raise it for whoever wants its traceback."""
     if os.environ.get("IC_TRACEBACK"):
         raise error
-    text = " ".join((text or str(error)).split())
+    text = one_line(text or error)
     if rank := launched_rank():
         # The first process says the same, as a rule, and its launcher then ends this one.
         time.sleep(_FIRST_SPEAKS_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 
@@ -33,3 +34,9 @@ class UsageError(ValueError):
         outer = [key for key in known if key.partition(".")[0] not in known or "." not in key]
         hint = f"did you mean {' or '.join(near[:3])}?" if near else f"known: {', '.join(outer)}"
         return cls(f"unknown {kind} {given!r}; {hint}")
+
+
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line; the middle of an endless word is left out."""
+    text = " ".join(str(error).split())
+    return re.sub(r"\S{400,}", lambda word: f"{word[0][:80]}...{word[0][-80:]}", text)

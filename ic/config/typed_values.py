@@ -30,10 +30,11 @@ _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 # What Hydra's grammar reads as the field does, so that it needs no quotes.
 _PLAIN = {
     str: re.compile(r"(?!(?:true|false|null|inf|nan)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII),
-    int: re.compile(r"-?(0|[1-9]\d*)", re.ASCII),
+    int: re.compile(r"-?(0|[1-9]\d{,17})", re.ASCII),
     float: re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e-?\d+)?", re.ASCII),
     bool: re.compile(r"true|false"),
 }
+_SPECIAL = "=!?;'\"&<>#(),"
 _BRACKETS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -228,7 +229,8 @@ def _split(key: str, text: str, separator: str) -> Iterator[str]:
 
 def _guessed(value: str) -> str:
     """A value of no declared type: Hydra guesses, and takes a path or a sentence for text."""
-    if value[:1] in ("'", '"', "$") or not any(char in value for char in "=!?;'\"&<>#(),"):
+    too_long = len(value) > 18 and value.lstrip("-").isdigit()  # Python reads no endless number
+    if value[:1] in ("'", '"', "$") or not (too_long or any(c in value for c in _SPECIAL)):
         return value
     return _quote(value)
 
