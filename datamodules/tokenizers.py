@@ -26,7 +26,7 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     if name == "bytes":
         return ByteTokenizer()
-    if not Path(name).is_dir():
+    if not name or not Path(name).is_dir():
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
     return load_tokenizer(Path(name))
 

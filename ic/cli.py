@@ -125,6 +125,11 @@ def main(argv: list[str] | None = None) -> None:
         code = _complain(error)
     except RunFailedError as error:
         code = _say(error, FAILED_EXIT_CODE)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's CPU allocator raises a RuntimeError; a GPU's has its own report.
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        code = _say(error, FAILED_EXIT_CODE, f"not enough host memory: {error or 'none is left'}")
     except KeyboardInterrupt:
         code = _interrupted()
     except SystemExit as error:  # what Lightning's trainer makes of Ctrl-C, with another code

@@ -154,6 +154,13 @@ BAD = {
         "or data.packing=true",
     ),
     "time": (["fit", "trainer.max_time=7min"], "write days:hours:minutes:seconds"),
+    "no time": (["fit", "trainer.max_time=00:00:00:00"], "more than none of them, for example"),
+    "no clock's time": (["fit", "trainer.max_time=00:99:99:99"], "write days:hours:minutes:sec"),
+    "no tokenizer": (["fit", "tokenizer="], "tokenizer='': write bytes, or a folder"),
+    "predict text": (
+        ["predict", "data=text", "callbacks.context_length=null", "ckpt_path=last"],
+        "predict: data=text marks no answers; take data=passkey or data=preference",
+    ),
     "attention": (["fit", "model.attention=triton"], "attention=triton: PyTorch sees no CUDA GPU"),
     "norm": (["fit", "model.norm=triton"], "norm=triton: PyTorch sees no CUDA GPU"),
     "backend": (

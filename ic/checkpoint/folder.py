@@ -207,8 +207,10 @@ def load_config(folder: Path) -> MLAConfig:
         raise CheckpointError(f"{folder} is not a checkpoint: it holds no {CONFIG}")
     try:
         raw, _ = MLAConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder / CONFIG} holds no table of keys: the file is damaged")
     kind = raw.get("model_type")
     if kind not in (MLAConfig.model_type, "deepseek_v2", "deepseek_v3"):
         raise CheckpointError(
@@ -222,8 +224,11 @@ def load_config(folder: Path) -> MLAConfig:
             "give weights in float32, bfloat16 or float16, or a GGUF file"
         )
     try:
-        return MLAConfig.from_dict(raw)
-    except (ValueError, TypeError) as error:
+        config = MLAConfig.from_dict(raw)
+        if config.dtype is not None and not isinstance(config.dtype, torch.dtype):
+            raise TypeError(f"dtype={config.dtype!r} is no name of a dtype such as bfloat16")
+        return config
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be loaded: {error}") from error
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from ic.files.saved_config import MAY_CHANGE
 
+_MAX_TIME = re.compile(r"\d{1,4}:([01]\d|2[0-3]):[0-5]\d:[0-5]\d", re.ASCII)
+
 
 @dataclass
 class TrainerConfig:
@@ -50,10 +52,12 @@ class TrainerConfig:
             raise ValueError(
                 f"trainer.max_steps={self.max_steps}: at least 1, or -1 with trainer.max_time"
             )
-        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+        if self.max_time is not None and not (
+            _MAX_TIME.fullmatch(self.max_time) and self.max_time.strip("0:")
+        ):
             raise ValueError(
-                f"trainer.max_time={self.max_time!r}: write days:hours:minutes:seconds, "
-                "for example 00:00:07:00"
+                f"trainer.max_time={self.max_time!r}: write days:hours:minutes:seconds, more than "
+                "none of them, for example 00:00:07:00"
             )
         for name in (
             "num_nodes",

@@ -17,6 +17,8 @@ import yaml
 # Metadata of a field that changes how and where a run computes, what it shows and keeps, but not
 # what it computes.
 MAY_CHANGE = {"may_change": True}
+# Parts that every run has.
+_PARTS = {"model", "data", "optimizer", "trainer", "callbacks", "logger", "evaluation"}
 _ABSENT = "(absent)"
 
 
@@ -34,6 +36,12 @@ def read_config(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(saved, dict):
         raise ValueError(f"{file} holds no configuration; restore it, or choose another run")
+    for part in _PARTS & saved.keys():
+        if not isinstance(saved[part], dict):
+            raise ValueError(
+                f"{file}: {part} is {saved[part]!r}, no table of keys; restore it, or choose "
+                "another run"
+            )
     return saved
 
 

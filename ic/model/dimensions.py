@@ -57,10 +57,15 @@ def check_dimensions(model: Dimensions) -> None:
         "max_position_embeddings",
         "length_temperature_original",
     ):
-        if getattr(model, name) < 1:
-            raise ValueError(f"{name}={getattr(model, name)}: must be at least 1")
+        _check_type(name, value := getattr(model, name), int)
+        if value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+    _check_type("q_lora_rank", model.q_lora_rank or 1, int)
     if model.q_lora_rank is not None and model.q_lora_rank < 1:
         raise ValueError(f"q_lora_rank={model.q_lora_rank}: must be at least 1, or null for none")
+    for name in ("rms_norm_eps", "length_temperature_beta"):
+        _check_type(name, getattr(model, name), float)
+    _check_type("absorbed_max_queries", model.absorbed_max_queries, int)
     if not 0 < model.rms_norm_eps < 1:
         raise ValueError(f"rms_norm_eps={model.rms_norm_eps}: must be above 0 and below 1")
     if not math.isfinite(model.length_temperature_beta):
@@ -80,6 +85,13 @@ def check_dimensions(model: Dimensions) -> None:
             f"nope_layers={bad}: layer indices run from 0 to {model.num_hidden_layers - 1}"
         )
     _check_rope(model.rope_parameters or {})
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    """A file may hold anything."""
+    fits = isinstance(value, int) or (kind is float and isinstance(value, float))
+    if isinstance(value, bool) or not fits:
+        raise ValueError(f"{name}={value!r}: must be a {'whole ' * (kind is int)}number")
 
 
 def _check_rope(rope: dict[str, Any]) -> None:

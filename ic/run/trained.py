@@ -32,6 +32,11 @@ def show_metrics(config: RunConfig, verb: str) -> int:
 
 def write_predictions(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
+    if not (config.data.MARKS_ANSWERS or config.data.HAS_PAIRS):
+        raise ValueError(
+            f"predict: data={config.data.name} marks no answers; take data=passkey or "
+            "data=preference, or measure the loss with the verb test"
+        )
     run = build_run(_with_weights(config))
     batches = run.trainer.predict(run.module, datamodule=run.datamodule)
     path = run.folder.predictions
