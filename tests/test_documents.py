@@ -64,7 +64,9 @@ def test_commands_compose(command: str, after: str) -> None:
     if "multirun" in flags:
         overrides = sweep_jobs(overrides)[0].overrides
     # A run's folder stands for its checkpoint and configuration, and there is none here.
-    overrides = [re.sub("^run=", "checkpoint=", o) for o in overrides]
+    if verb.name == "evaluate":
+        overrides = [re.sub("^run=", "checkpoint=", o) for o in overrides]
+    overrides = [o for o in overrides if not o.startswith(("run=", "from="))]
     if "unknown key" in after:
         with pytest.raises(ValueError, match=f"^{re.escape(after.removeprefix('ic: '))}$"):
             compose_config(verb.name, verb.module.Config, overrides)

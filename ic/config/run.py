@@ -31,7 +31,9 @@ class RunConfig:
     """Everything that `fit`, `validate`, `test` and `predict` take.
 
     Attributes:
-        name: the experiment's name; with run_id it fixes the run directory.
+        name: the experiment's name; with run_id it fixes the run directory. `run=FOLDER` stands for
+            a run that is there, with its configuration; `from=FOLDER` (fit) begins a new one with
+            the configuration of that.
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
         output_dir: folder of all runs.
         seed: of the initial weights and of dropout; the data has its own.
@@ -53,8 +55,8 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=MAY_CHANGE)
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
-    name: str = "run"
-    run_id: str = "default"
+    name: str = field(default="run", metadata=MAY_CHANGE)
+    run_id: str = field(default="default", metadata=MAY_CHANGE)
     output_dir: str = field(default="runs", metadata=MAY_CHANGE)
     seed: int = 0
     tokenizer: str = "bytes"

@@ -76,6 +76,10 @@ class RunFolder:
         """
         return self.path / "evaluate" / f"step={step}"
 
+    def measured(self, verb: str, checkpoint: Path) -> Path:
+        """Results of the verb `validate`, `test` or `predict` with a checkpoint."""
+        return self.path / verb / f"{checkpoint.name}.json"
+
     def checkpoint(self, step: int) -> Path:
         """The checkpoint folder of a step."""
         return self.checkpoints / f"step={step}"

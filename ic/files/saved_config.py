@@ -20,6 +20,7 @@ MAY_CHANGE = {"may_change": True}
 # Parts that every run has.
 _PARTS = {"model", "data", "optimizer", "trainer", "callbacks", "logger", "evaluation"}
 _ABSENT = "(absent)"
+_LONGEST_SHOWN = 40
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -93,12 +94,22 @@ def _differences(before: Any, now: Any, default: Any, key: str) -> Iterator[str]
     """Of two plain values; tables entry by entry."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         if before != now:
-            yield f"{key}: {before} -> {now}"
+            yield f"{key}: {_short(before)} -> {_short(now)}"
         return
     defaults = default if isinstance(default, dict) else {}
     for name in {**before, **now}:
         entry = before.get(name, defaults.get(name, _ABSENT))
         yield from _differences(entry, now.get(name, _ABSENT), defaults.get(name), f"{key}.{name}")
+
+
+def _short(value: Any) -> str:
+    """A value in few characters; of a table that is there in one of the two alone, its size."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return f"{{{len(value)} keys}}"
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _plain(value: Any) -> Any:

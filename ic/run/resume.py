@@ -7,11 +7,14 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.checkpoint.folder import read_trainer_state
 from ic.config.run import RunConfig
 from ic.files.results import is_finished
-from ic.files.run_folder import RunFolder, saved_step
+from ic.files.run_folder import RunFolder, run_of, saved_step
 from ic.files.saved_config import changed_keys, forgotten_keys, read_config
 from ic.machine.slurm_job import SlurmJob
+
+_MOST_SHOWN = 8  # of the keys that have changed
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Start:
         """The first step of a run that continues; None for one that begins."""
         if self.checkpoint is None or not self.continues:
             return None
-        return saved_step(self.checkpoint.resolve())
+        folder = self.checkpoint.resolve()
+        if run_of(folder) is not None:
+            return saved_step(folder)
+        return int(read_trainer_state(folder)["global_step"])  # a folder of the user's naming
 
 
 def starting_checkpoint(config: RunConfig) -> Start:
@@ -109,11 +115,18 @@ def check_same_configuration(config: RunConfig, run_dir: Path) -> None:
     saved = read_config(file)
     if changed := list(changed_keys(saved, config)):
         raise ValueError(
-            f"the configuration differs from the one in {file}: {'; '.join(changed)}. Give the "
-            "same as before, choose another run_id=, or continue with allow_config_change=true"
+            f"the configuration differs from the one in {file}: {_listed(changed)}. Continue with "
+            f"the run's own by run={run_dir}, begin another by run_id=, or continue all the same "
+            "with allow_config_change=true"
         )
     if forgotten := list(forgotten_keys(saved, config)):
         rank_zero_info(
             f"{file} is of another version: this one has no {', '.join(forgotten)}, and continues "
             "without"
         )
+
+
+def _listed(changed: list[str]) -> str:
+    shown = changed[:_MOST_SHOWN]
+    more = len(changed) - len(shown)
+    return "; ".join([*shown, *([f"and {more} more"] if more else [])])

@@ -15,6 +15,7 @@ from ic.machine.launch import leads_the_run
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.parallel.watchdog import naming_lost_ranks
 from ic.run.build import adapt_to_gpu, build_run, write_config
+from ic.run.copied import restore_links
 from ic.run.resume import forget_results, nothing_left, starting_checkpoint
 from ic.tracking.never_fails import NeverFails
 
@@ -29,6 +30,7 @@ def train(config: RunConfig) -> int:
         return _train(config)
     with locked(config.folder):
         clear_leftovers(config.folder)
+        restore_links(config.folder)
         return _train(config)
 
 

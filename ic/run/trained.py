@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,20 +14,26 @@ from rich.table import Table
 
 from ic.config.run import RunConfig
 from ic.files.json_lines import write_rows
+from ic.files.results import write_results
 from ic.parallel.replica import sharing_ranks
-from ic.run.build import adapt_to_gpu, build_run
+from ic.run.build import Run, adapt_to_gpu, build_run
 
 
 def show_metrics(config: RunConfig, verb: str) -> int:
-    """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table."""
-    run = build_run(_with_weights(config))
+    """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table and a file."""
+    config, checkpoint = _with_weights(config)
+    run = build_run(config)
     (metrics,) = getattr(run.trainer, verb)(run.module, datamodule=run.datamodule, verbose=False)
+    if not run.trainer.is_global_zero:
+        return 0
     table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.6f}")
     Console().print(table)
+    rows = [{"what": verb, "metric": name, "value": value} for name, value in metrics.items()]
+    _save(run, config, verb, checkpoint, rows)
     return 0
 
 
@@ -37,7 +44,8 @@ def write_predictions(config: RunConfig) -> int:
             f"predict: data={config.data.name} marks no answers; take data=passkey or "
             "data=preference, or measure the loss with the verb test"
         )
-    run = build_run(_with_weights(config))
+    config, checkpoint = _with_weights(config)
+    run = build_run(config)
     batches = run.trainer.predict(run.module, datamodule=run.datamodule)
     path = run.folder.predictions
     rows = _rows_of_all_ranks(run.trainer, batches or [])
@@ -45,16 +53,32 @@ def write_predictions(config: RunConfig) -> int:
         return 0
     write_rows(path, rows)
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
+    right = sum(row["correct"] for row in rows)
+    summary = {"what": "predict", "n": len(rows), "correct": right, "predictions": str(path)}
+    _save(run, config, "predict", checkpoint, [summary])
     return 0
 
 
-def _with_weights(config: RunConfig) -> RunConfig:
-    """A configuration whose model starts from the checkpoint that the verb was given."""
+def _save(
+    run: Run, config: RunConfig, verb: str, checkpoint: Path, rows: list[dict[str, Any]]
+) -> None:
+    path = run.folder.measured(verb, checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, asdict(config), rows)
+    Console().print(f"results: {path}", soft_wrap=True, highlight=False)
+
+
+def _with_weights(config: RunConfig) -> tuple[RunConfig, Path]:
+    """A configuration whose model starts from the checkpoint that the verb was given, and that."""
     if config.ckpt_path is None:
-        raise ValueError("ckpt_path: say which checkpoint, for example ckpt_path=last")
+        raise ValueError(
+            "ckpt_path: say which checkpoint, for example ckpt_path=last, or run=FOLDER for the "
+            "last one of a run with its own configuration"
+        )
     folder = config.folder.resolve_checkpoint(config.ckpt_path)
     config = adapt_to_gpu(config)
-    return replace(config, ckpt_path=None, model=replace(config.model, init_from=str(folder)))
+    model = replace(config.model, init_from=str(folder))
+    return replace(config, ckpt_path=None, model=model), folder.resolve()
 
 
 def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, Any]]:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from ic.config.run import RunConfig as Config
 
 
+def complete(overrides: list[str]) -> list[str]:
+    """`run=FOLDER` is that run and its configuration."""
+    from ic.config.from_run import complete_run
+
+    return complete_run(overrides)
+
+
 def run(config: Config) -> int:
     from ic.run.trained import write_predictions
 

@@ -64,10 +64,9 @@ def test_changes_are_named_unless_the_field_allows_them(
 
 def test_a_part_switched_on_or_off_is_a_change() -> None:
     (on,) = changed_keys(saved(), Options(other=Part()))
-    assert on.startswith("other: None -> {'rate': 0.5")
+    assert on == "other: null -> {4 keys}"
     (off,) = changed_keys(saved(Options(other=Part())), Options())
-    assert off.startswith("other: {'rate': 0.5")
-    assert off.endswith("} -> None")
+    assert off == "other: {4 keys} -> null"
 
 
 def test_a_key_that_came_later_had_its_default() -> None:
