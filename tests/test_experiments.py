@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +112,27 @@ def test_mla_small_has_the_recipes_dimensions() -> None:
     assert num_parameters(model) == 6 * (per_layer + mlp + norms + ssmax) + (2 * 320 + 1) * 512
     assert cache_bytes_per_token(model) == 1920
     assert model.max_position_embeddings > 10 * 2**20
+
+
+NAMED_LENGTHS = [name for name in EXPERIMENTS if re.search(r"_\d+[km]$", name)]
+
+
+@pytest.mark.parametrize("name", NAMED_LENGTHS)
+def test_a_name_says_the_length_or_the_file_does(name: str) -> None:
+    """`mla_32k` trains to 32,768 tokens; a file whose name says something else says so in words."""
+    config = compose_config("fit", RunConfig, [f"experiment={name}"])[0]
+    number, unit = re.findall(r"_(\d+)([km])$", name)[0]
+    if config.data.context_length != int(number) * {"k": 2**10, "m": 2**20}[unit]:
+        said = (CONF / "experiment" / f"{name}.yaml").read_text()
+        assert f"# Trains to {config.data.context_length:,} tokens." in said
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides"),
+    [("model/mla_1b", ("model=mla_1b", "data=passkey")), ("experiment/infinitecontext_1b", ())],
+)
+def test_what_is_called_1b_says_how_many(file: str, overrides: tuple[str, ...]) -> None:
+    overrides = overrides or (file.replace("/", "="),)
+    config = compose_config("fit", RunConfig, list(overrides))[0]
+    parameters = num_parameters(config.model.mla_config(vocab_size=320))
+    assert f"{parameters / 1e9:.2f} B parameters" in (CONF / f"{file}.yaml").read_text()

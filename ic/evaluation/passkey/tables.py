@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ic.evaluation.passkey.pooled import pool_depths
@@ -12,7 +13,11 @@ from ic.evaluation.suite import Row
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """Accuracy by length with n, interval, worst depth, and the control."""
-    table = Table(title="passkey retrieval, greedy decoding, synthetic data")
+    table = Table(
+        title="passkey retrieval, greedy decoding, synthetic data",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # with a prompt of 1,048,576 tokens it fits 80 columns
+    )
     for name in (
         "task",
         "tokens",

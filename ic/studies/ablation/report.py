@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
 
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
+from ic.display.table import print_table
 
 Row = dict[str, Any]
 # Okabe and Ito's colours without the yellow, which is faint on white, and two more; the marker
@@ -81,18 +82,22 @@ def training_share(rows: list[Row], max_time_s: int | None) -> str:
     )
 
 
-def ablation_table(rows: list[Row], max_time_s: int | None) -> Table:
+def show_ablation(rows: list[Row], max_time_s: int | None, console: Console) -> None:
     """Exact answers in per cent, mean and range over the seeds."""
     heads, lines = ablation_cells(rows)
-    table = Table(
+    print_table(
+        heads,
+        lines,
+        fixed=2,
         title=f"Exact answers on synthetic text, {training_share(rows, max_time_s)} of training",
         caption="per cent: mean over seeds (lowest-highest)",
+        ends=[
+            number
+            for number, (line, after) in enumerate(zip(lines, [*lines[1:], [""]], strict=True))
+            if line[0] != after[0]
+        ],
+        console=console,
     )
-    for head in heads:
-        table.add_column(head, justify="left" if head in heads[:2] else "right")
-    for number, line in enumerate(lines, 1):
-        table.add_row(*line, end_section=number == len(lines) or lines[number][0] != line[0])
-    return table
 
 
 def draw_ablation(rows: list[Row], path: Path, max_time_s: int | None) -> None:

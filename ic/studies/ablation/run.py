@@ -24,7 +24,7 @@ from ic.files.results import commit, read_json, write_results
 from ic.files.run_folder import RunFolder
 from ic.studies.ablation.finished_run import read_run
 from ic.studies.ablation.options import AblationConfig, AblationOptions
-from ic.studies.ablation.report import ablation_line, ablation_table, draw_ablation
+from ic.studies.ablation.report import ablation_line, draw_ablation, show_ablation
 from ic.studies.ablation.variants import PlannedRun, identity, plan_runs, write_sweep
 from ic.studies.processes import FitJob, FitOutcome, TimeLimit, run_fits
 
@@ -78,8 +78,8 @@ def run_ablation(config: AblationConfig) -> int:
     jobs = [FitJob(run.arguments, RunFolder(run.folder).log) for run in todo]
     run_fits(jobs, places, TimeLimit(options.run_timeout_s, "ablation.run_timeout_s"), on_end)
     ordered = write()
-    width = console.width if console.is_terminal else _TABLE_WIDTH
-    console.print(ablation_table(ordered, options.max_time_s), width=width)
+    width = None if console.is_terminal else _TABLE_WIDTH
+    show_ablation(ordered, options.max_time_s, Console(width=width))
     plot = output.with_suffix(".png")
     draw_ablation(ordered, plot, options.max_time_s)
     console.print(f"results: {output}, plot: {plot}", markup=False)

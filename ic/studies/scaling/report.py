@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
 
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import gib, percent
+from ic.display.table import print_table
 
 _COLUMNS = (
     "case",
@@ -36,29 +37,35 @@ def scaling_line(row: dict[str, Any]) -> str:
     return f"{title}: {', '.join(parts)} ({row['wall_s']:.0f} s in all)"
 
 
-def scaling_table(rows: list[dict[str, Any]], baseline: str) -> Table:
+def show_scaling(rows: list[dict[str, Any]], baseline: str, console: Console) -> None:
     """The measured rows: step times in s, peak memory of a GPU, tokens/s over the baseline's."""
-    table = Table(title="Training by strategy", caption=f"ratio: tokens/s over those of {baseline}")
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "case" else "right", no_wrap=True)
+    lines = []
     for row in rows:
         if row["status"] != "measured":
             continue
         peak, ratio = row["peak_bytes_per_gpu"], row["ratio_to_baseline"]
-        table.add_row(
-            row["name"],
-            str(row["num_gpus"]),
-            f"{row['context_length_tokens']:,}",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['step_time_median_s']:.3f}",
-            f"{row['step_time_p10_s']:.3f}-{row['step_time_p90_s']:.3f}",
-            _percent(row["mfu"]),
-            _percent(row["gpu_utilisation"]),
-            gib(peak, unit=""),
-            "-" if ratio is None else f"{ratio:.2f}",
-            _percent(row["scaling_efficiency"]),
+        lines.append(
+            (
+                row["name"],
+                str(row["num_gpus"]),
+                f"{row['context_length_tokens']:,}",
+                f"{row['tokens_per_s']:,.0f}",
+                f"{row['step_time_median_s']:.3f}",
+                f"{row['step_time_p10_s']:.3f}-{row['step_time_p90_s']:.3f}",
+                _percent(row["mfu"]),
+                _percent(row["gpu_utilisation"]),
+                gib(peak, unit=""),
+                "-" if ratio is None else f"{ratio:.2f}",
+                _percent(row["scaling_efficiency"]),
+            )
         )
-    return table
+    print_table(
+        _COLUMNS,
+        lines,
+        title="Training by strategy",
+        caption=f"ratio: tokens/s over those of {baseline}",
+        console=console,
+    )
 
 
 def draw_scaling(rows: list[dict[str, Any]], path: Path) -> None:

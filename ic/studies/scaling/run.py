@@ -26,7 +26,7 @@ from ic.files.run_folder import RunFolder
 from ic.files.saved_config import read_config
 from ic.studies.processes import FitJob, TimeLimit, run_fit
 from ic.studies.scaling.options import ScalingCase, ScalingConfig, ScalingOptions
-from ic.studies.scaling.report import draw_scaling, scaling_line, scaling_table
+from ic.studies.scaling.report import draw_scaling, scaling_line, show_scaling
 
 # What a strategy changes; the other overrides say what is trained.
 _STRATEGY_KEYS = ("strategy", "trainer.devices")
@@ -72,8 +72,9 @@ def run_scaling(config: ScalingConfig) -> int:
         compare(rows, options.baseline)
         write_results(output, asdict(options), rows)
         console.print(f"{number}/{len(runs)} {scaling_line(rows[-1])}", markup=False)
-    table_width = console.width if console.is_terminal else _TABLE_WIDTH
-    console.print(scaling_table(rows, options.baseline), width=table_width)
+    show_scaling(
+        rows, options.baseline, Console(width=None if console.is_terminal else _TABLE_WIDTH)
+    )
     draw_scaling(rows, output.with_suffix(".png"))
     console.print(f"results: {output}, plot: {output.with_suffix('.png')}", markup=False)
     return int(any(row["status"] == "failed" for row in rows))
