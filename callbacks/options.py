@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -222,6 +223,46 @@ class ProfilerOptions:
                 raise ValueError(
                     f"callbacks.profiler.{name}={getattr(self, name)}: must be at least {least}"
                 )
+
+
+@dataclass
+class SamplesOptions:
+    """What to write while training, and when.
+
+    Attributes:
+        prompts: texts to continue.
+        every_n_validations: validations from one time to the next.
+        max_new_tokens: tokens after which a text ends at the latest.
+        temperature: of sampling; 0 takes the likeliest token.
+        top_p: share of the probability that the tokens to sample from hold together.
+        seed: of sampling, the same each time.
+    """
+
+    prompts: list[str] = field(default_factory=lambda: ["The "])
+    every_n_validations: int = 1
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(self.prompts):
+            raise ValueError(
+                f"callbacks.samples.prompts={self.prompts}: give at least one text, none of them "
+                "empty, or set callbacks.samples=null"
+            )
+        for name, least in (("every_n_validations", 1), ("max_new_tokens", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"callbacks.samples.{name}={getattr(self, name)}: must be at least {least}"
+                )
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"callbacks.samples.temperature={self.temperature}: must be a number of at least 0 "
+                "(0 takes the likeliest token)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"callbacks.samples.top_p={self.top_p}: must be in (0, 1]")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.compressed import READ_ERRORS, open_bytes
-from ic.datamodules.json_rows import check_text, parse_object
+from ic.datamodules.json_rows import as_object, check_text, parse_row
 from ic.datamodules.text_files import detect_format, resolve_files
 
 Record = dict[str, Any]
@@ -236,7 +236,8 @@ def _read_jsonl(file: str) -> Iterator[tuple[str, Record]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{file}:{number}"
-                    yield where, parse_object(line, where, "a line must be one JSON object")
+                    wanted = "a line must be one JSON object"
+                    yield where, as_object(parse_row(line, where, wanted), where, wanted)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not valid UTF-8 ({error.reason}); convert it") from error
     except READ_ERRORS as error:

@@ -23,19 +23,19 @@ def json_type(value: Any) -> str:
     return _JSON_TYPES[type(value).__name__]
 
 
-def parse_object(line: str, where: str, wanted: str) -> dict[str, Any]:
-    """The object that a line holds.
+def parse_row(line: str, where: str, wanted: str) -> Any:
+    """The value that a line holds.
 
     Args:
         where: file and line, for the messages.
         wanted: what a line should be, for the messages.
 
     Raises:
-        ValueError: not JSON, nested too deeply, or no object.
+        ValueError: not JSON, or nested too deeply.
     """
     begin = repr(line[:60] + ("..." if len(line) > 60 else ""))
     try:
-        record = json.loads(line, parse_int=_whole_number)
+        return json.loads(line, parse_int=_whole_number)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where}: not valid JSON ({error.msg}, column {error.colno}): {begin}; {wanted}"
@@ -44,9 +44,17 @@ def parse_object(line: str, where: str, wanted: str) -> dict[str, Any]:
         raise ValueError(
             f"{where}: arrays or objects nested too deeply to be read: {begin}; {wanted}"
         ) from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: is {json_type(record)}; {wanted}")
-    return record
+
+
+def as_object(value: Any, where: str, wanted: str) -> dict[str, Any]:
+    """The value of a line that has to be an object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: is {json_type(value)}; {wanted}")
+    return value
 
 
 def check_text(text: str, where: str, key: str) -> None:

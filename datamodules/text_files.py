@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ic.datamodules.compressed import READ_ERRORS, open_bytes, without_compression
-from ic.datamodules.json_rows import check_text, json_type, parse_object
+from ic.datamodules.json_rows import as_object, check_text, json_type, parse_row
 from ic.datamodules.options import COMPRESSIONS, SUFFIXES
 from ic.files.retry_io import retrying
 
@@ -237,7 +237,11 @@ class TextFiles:
     def _parse_json(self, where: str, line: str) -> str:
         key = self.text_column
         wanted = f'a line must be one JSON object with a string under "{key}" (data.text_column)'
-        record = parse_object(line, where, wanted)
+        value = parse_row(line, where, wanted)
+        if isinstance(value, str):  # a line may be the document itself
+            check_text(value, where, "the string")
+            return value
+        record = as_object(value, where, wanted)
         if key not in record:
             raise ValueError(
                 f'{where}: no "{key}"; the keys are {", ".join(record) or "none"}; {wanted}'

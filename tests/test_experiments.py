@@ -73,7 +73,22 @@ def test_alignment_takes_a_step(
     assert (run / "passkey/heatmap.png").is_file() == name.endswith("_32k")
 
 
-@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - set(ALIGNMENT)))
+# What it leaves is looked at in tests/callbacks/test_samples.py.
+TEXT = [name for name in EXPERIMENTS if name.startswith("text_")]
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_text_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
+    (tmp_path / "book.txt").write_text("\n\n".join(f"Paragraph {i} of many." for i in range(90)))
+    shrink = [o for o in SHRINK if "val_batches" not in o and "start_length" not in o]
+    assert ic("fit", f"experiment={name}", *shrink, "data.train_files=[book.txt]") == 0
+    run = tmp_path / "runs" / name / "default"
+    assert (run / "checkpoints/last/model.safetensors").is_file()
+    assert (run / "samples.jsonl").read_text().count("\n") == 2
+    assert not (run / "passkey").exists()
+
+
+@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*ALIGNMENT} - {*TEXT}))
 def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
     assert ic("fit", f"experiment={name}", *SHRINK, "model.init_from=null") == 0
     run = tmp_path / "runs" / name / "default"

@@ -17,6 +17,7 @@ from ic.callbacks.options import (
     MemoryProfilerOptions,
     PasskeyEvaluationOptions,
     ProfilerOptions,
+    SamplesOptions,
     SlurmRequeueOptions,
     ThroughputOptions,
 )
@@ -127,6 +128,13 @@ class PasskeyEvaluationConfig(PasskeyEvaluationOptions):
         return SuiteEvaluation(self, [build_suite("passkey", run.evaluation)])
 
 
+class SamplesConfig(SamplesOptions):
+    def build(self, run: Surroundings) -> Callback:
+        from ic.callbacks.samples import Samples
+
+        return Samples(self)
+
+
 @dataclass
 class CallbacksConfig:
     """Callbacks, in the order in which their hooks run; `null` turns one off.
@@ -150,6 +158,7 @@ class CallbacksConfig:
     profiler: ProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)
     requeue: SlurmRequeueConfig | None = field(default=None, metadata=MAY_CHANGE)
     passkey: PasskeyEvaluationConfig | None = None
+    samples: SamplesConfig | None = field(default=None, metadata=MAY_CHANGE)
     loss_curve: bool = field(default=True, metadata=MAY_CHANGE)
     progress: bool = field(default=True, metadata=MAY_CHANGE)
 

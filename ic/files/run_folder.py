@@ -20,6 +20,7 @@ class RunFolder:
         throughput, gpu_utilisation, context_length: what the callbacks of these names wrote.
         guardrails: a line for each step that was skipped.
         reference: log-probabilities of a preference run's reference model.
+        samples: texts that the callback of this name wrote while training.
         predictions: answers of the verb `predict`.
         csv, tensorboard: the loggers' folders.
         metrics: the CSV logger's file.
@@ -40,6 +41,7 @@ class RunFolder:
         self.context_length = path / "context_length.json"
         self.guardrails = path / "guardrails.jsonl"
         self.reference = path / "reference.jsonl"
+        self.samples = path / "samples.jsonl"
         self.predictions = path / "predictions.jsonl"
         self.csv = path / "csv"
         self.metrics = self.csv / "metrics.csv"

@@ -35,6 +35,12 @@ class TensorBoard(NeverFails, TensorBoardLogger):
 
         self._attempt(add)
 
+    @rank_zero_only
+    def log_written(self, tag: str, text: str, step: int) -> None:
+        # It shows Markdown; as a block of code the text keeps its lines.
+        block = "\n".join(f"    {line}" for line in text.splitlines())
+        self._attempt(lambda: self.experiment.add_text(tag, block, step))
+
     def _begin_anew(self) -> None:
         self._experiment = None
 
@@ -44,6 +50,9 @@ class WeightsAndBiases(NeverFails, WandbLogger):
 
     def log_picture(self, tag: str, picture: Path, step: int) -> None:
         self._attempt(self.log_image, tag, [str(picture)], step)
+
+    def log_written(self, tag: str, text: str, step: int) -> None:
+        self._attempt(lambda: self.log_text(tag, columns=["text"], data=[[text]], step=step))
 
     @rank_zero_only
     def close(self) -> None:

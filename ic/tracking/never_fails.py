@@ -51,6 +51,9 @@ class NeverFails(Logger):
     def log_picture(self, tag: str, picture: Path, step: int) -> None:
         """Show a picture, where the logger can."""
 
+    def log_written(self, tag: str, text: str, step: int) -> None:
+        """Show a text, where the logger can."""
+
     def close(self) -> None:
         """End what it began, so that the next run in this process begins its own."""
 
