@@ -17,16 +17,35 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError
-from ic.checkpoint.folder import TRAINER_STATE, load_config, trained_length
+from ic.checkpoint.folder import load_config, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
-from ic.checkpoint.hugging_face import INDEX, OTHER_WEIGHTS
+from ic.checkpoint.hugging_face import CONFIG, INDEX
 from ic.checkpoint.source import Source
 from ic.checkpoint.weights import DTYPES, FolderWeights, Weights, check_sizes
+from ic.files.atomic_write import write_json
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
+
+# What an export wrote, so that nothing else is ever deleted with it.
+MANIFEST = "export.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "byte_vocab.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 
 
 def export_checkpoint(
@@ -46,7 +65,8 @@ def export_checkpoint(
         dtype: float32, bfloat16 or float16; None keeps what the source holds, where quantised
             tensors of a GGUF file are float32.
         max_shard_size: of one safetensors file, as in `5GB`; a larger tensor gets its own file.
-        overwrite: replace an existing `output` once the new one is complete.
+        overwrite: replace an existing `output` once the new one is complete, if it is an empty
+            folder or an export and nothing else.
         on_bytes: told the bytes written so far and in all.
 
     Raises:
@@ -60,8 +80,10 @@ def export_checkpoint(
             )
         if not overwrite:
             raise CheckpointError(
-                f"output={output} exists: choose another folder, or replace it with overwrite=true"
+                f"output={output} exists: choose another folder, or replace an export with "
+                "overwrite=true"
             )
+        _check_replaceable(output)
     config, weights, own_tokenizer = _open(source, tokenizer is None)
     tokenizer = tokenizer or own_tokenizer
     target_dtype = None if dtype is None else DTYPES[dtype]
@@ -90,13 +112,13 @@ def export_checkpoint(
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        config.architectures = [MLAForCausalLM.__name__]
         config.dtype = target_dtype or next(iter(sizes.values())).dtype
-        config.save_pretrained(partial)
+        _write_config(config, partial)
         if tokenizer is None:
             _copy_tokenizer(source.path, partial)
         else:
             tokenizer.save_pretrained(partial)
+        _write_manifest(partial)
         sync_folder(partial)
         retrying(lambda: commit_folder(partial, output))
     except (OSError, SafetensorError) as error:
@@ -131,6 +153,51 @@ def _write_file(weights: Weights, names: list[str], dtype: torch.dtype | None, f
     retrying(lambda: save_file(tensors, file, {"format": "pt"}))
 
 
+def _write_config(config: MLAConfig, folder: Path) -> None:
+    """`config.json`, as DeepSeek-V3's where that computes the same: every program that knows
+    DeepSeek-V3 then takes the folder.
+    """
+    config.architectures = [MLAForCausalLM.__name__]
+    config.save_pretrained(folder)
+    if config.extensions:
+        return
+    values = json.loads((folder / CONFIG).read_text())
+    for key in list(values):
+        if key.startswith("length_temperature") or key == "nope_layers":
+            del values[key]
+    values |= {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
+    write_json(folder / CONFIG, values)
+
+
+def _write_manifest(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    write_json(folder / MANIFEST, {"files": names})
+
+
+def _check_replaceable(output: Path) -> None:
+    """Raises CheckpointError unless a folder is empty, or holds what an export wrote and nothing
+    else.
+    """
+    if output.is_symlink() or not output.is_dir():
+        kind = "a link" if output.is_symlink() else "a file"
+        raise CheckpointError(f"output={output} is {kind}: overwrite=true replaces folders alone")
+    found = {path.name for path in output.iterdir()}
+    if not found:
+        return
+    try:
+        written = {*json.loads((output / MANIFEST).read_text())["files"], MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(
+            f"output={output} is no export (it holds no {MANIFEST} of one), and overwrite=true "
+            "replaces exports alone: choose another folder, or remove it yourself"
+        ) from None
+    if others := sorted(found - written):
+        raise CheckpointError(
+            f"output={output} holds more than an export, such as {others[0]}, and overwrite=true "
+            "would delete it: choose another folder, or move it away"
+        )
+
+
 def _check_space(output: Path, needed_bytes: int) -> None:
     existing = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -142,12 +209,14 @@ def _check_space(output: Path, needed_bytes: int) -> None:
 
 
 def _copy_tokenizer(checkpoint: Path, output: Path) -> None:
-    """Everything beside weights, configuration, code and training state: the tokenizer's files."""
-    for file in checkpoint.iterdir():
-        training = file.name in (TRAINER_STATE, CHECKSUMS) or file.name.startswith((".", "__"))
-        other = file.suffix in (".safetensors", ".py", *OTHER_WEIGHTS) or file.name == INDEX
-        if file.is_file() and not (training or other or (output / file.name).exists()):
-            shutil.copyfile(file, output / file.name)
+    """The files of a tokenizer, by their names, without the code that another may name."""
+    for name in _TOKENIZER_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, output / name)
+    settings = output / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in (values := json.loads(settings.read_text())):
+        del values["auto_map"]
+        write_json(settings, values)
     if (output / "tokenizer.json").exists() and not (output / "tokenizer_config.json").exists():
         # Without its class `AutoTokenizer` goes by the type of the model, which is now another.
         PreTrainedTokenizerFast.from_pretrained(checkpoint).save_pretrained(output)

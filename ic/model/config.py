@@ -12,14 +12,18 @@ from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions
 from ic.model.registry import PARTS, backend_names
 
+# A number in DeepSeek's configurations, which check their types and print what they refuse. A model
+# of dense layers has no use for it.
+_GUARD = "n_shared_experts"
+
 
 class MLAConfig(PreTrainedConfig):
     """Configuration of `MLAForCausalLM`.
 
     A folder saved with this configuration also loads in `transformers`' `DeepseekV3ForCausalLM`
-    (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as the extensions at the end
-    of the list, `trained_length` apart, are left at their defaults: every layer is dense,
-    `first_k_dense_replace` says so.
+    (and `DeepseekV2ForCausalLM` with `rope_interleave=True`) as long as `extensions` is empty:
+    every layer is dense, `first_k_dense_replace` says so. With an extension, which they would not
+    compute, a value in `config.json` makes them refuse it.
 
     Args:
         vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: sizes.
@@ -90,6 +94,8 @@ class MLAConfig(PreTrainedConfig):
     trained_length: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(kwargs.get(_GUARD), str):
+            del kwargs[_GUARD]
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -101,6 +107,16 @@ class MLAConfig(PreTrainedConfig):
             self.first_k_dense_replace = self.num_hidden_layers
         super().__post_init__(**kwargs)
         self._check()
+
+    @property
+    def extensions(self) -> list[str]:
+        """What the layers compute that DeepSeek's classes do not, as `key=value`."""
+        used = []
+        if self.length_temperature != "none":
+            used.append(f"length_temperature={self.length_temperature}")
+        if self.nope_layers:
+            used.append(f"nope_layers={self.nope_layers}")
+        return used
 
     @property
     def latent_dim(self) -> int:
@@ -121,6 +137,11 @@ class MLAConfig(PreTrainedConfig):
         saved = super().to_diff_dict()
         for part in PARTS:
             saved.pop(f"{part}_backend", None)
+        if self.extensions:
+            saved[_GUARD] = (
+                f"none: {' and '.join(self.extensions)} of InfiniteContext is not DeepSeek's; load "
+                "this folder after `import ic.model`, by an Auto class or MLAForCausalLM"
+            )
         return saved
 
     def set_backends(self, backends: Backends) -> None:

@@ -101,22 +101,50 @@ def test_of_an_unsharded_folder(tied: bool, tmp_path: Path) -> None:
     FolderCheckpointIO(model.config, ByteTokenizer()).save_checkpoint(
         {"state_dict": state}, tmp_path / "step=1"
     )
+    (tmp_path / "step=1/code.py").touch()
+    settings = json.loads((tmp_path / "step=1/tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["code.Tokenizer", None]}
+    (tmp_path / "step=1/tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "step=1" / CHECKSUMS).unlink()
     (file,) = export_checkpoint(find_source(tmp_path / "step=1"), tmp_path / "out")
     assert ("lm_head.weight" in load_file(file)) != tied
+    # Without extensions it is DeepSeek-V3's, and ours reads it back.
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(loaded) is DeepseekV3ForCausalLM
     with torch.no_grad():
-        assert loaded(IDS).logits.equal(model(IDS).logits)
+        expected = model(IDS).logits
+        torch.testing.assert_close(loaded(IDS).logits, expected, atol=1e-5, rtol=0)
+        assert load_model(tmp_path / "out")(IDS).logits.equal(expected)
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path / "out"), ByteTokenizer)
+    assert "auto_map" not in (tmp_path / "out/tokenizer_config.json").read_text()
 
 
 def test_existing_output(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / "precious").touch()
     with pytest.raises(CheckpointError, match="exists: choose another folder, or .*overwrite=true"):
         export_checkpoint(find_source(checkpoint), output)
-    assert [p.name for p in output.iterdir()] == ["precious"]
+    export_checkpoint(find_source(checkpoint), output, overwrite=True)  # it is empty
+    (output / "config.json").write_text("{}")
     export_checkpoint(find_source(checkpoint), output, overwrite=True)
-    assert not (output / "precious").exists()
+    assert load_config(output)
+    (output / "precious").touch()
+    with pytest.raises(CheckpointError, match="more than an export, such as precious"):
+        export_checkpoint(find_source(checkpoint), output, overwrite=True)
+    assert (output / "precious").exists()
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to(output)
+    for other, message in (
+        (copy, "is no export"),
+        (file, "is a file"),
+        (tmp_path / "link", "is a link"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            export_checkpoint(find_source(checkpoint), other, overwrite=True)
+    assert load_model(copy)
     with pytest.raises(CheckpointError, match="is the checkpoint: choose another"):
         export_checkpoint(find_source(checkpoint), checkpoint, overwrite=True)
 

@@ -76,8 +76,8 @@ def test_a_hugging_face_folder(tmp_path: Path, shard: str) -> None:
     export_checkpoint(find_source(tmp_path), tmp_path / "export")
     config = json.loads((tmp_path / "export/config.json").read_text())
     assert (config["model_type"], config["architectures"]) == (
-        "infinite_context",
-        ["MLAForCausalLM"],
+        "deepseek_v3",
+        ["DeepseekV3ForCausalLM"],
     )
     exported = load_source(cpu(tmp_path / "export"))
     assert exported.model(IDS).logits.equal(loaded.model(IDS).logits)

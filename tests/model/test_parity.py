@@ -13,7 +13,7 @@ from transformers import (
     DeepseekV3ForCausalLM,
 )
 
-from ic.model import MLAForCausalLM
+from ic.model import MLAConfig, MLAForCausalLM
 from tests.conftest import SMALL, randomize
 
 YARN = {
@@ -107,3 +107,17 @@ def test_gradients_equal(
     for name, parameter in ours.named_parameters():
         error = (parameter.grad - gradients[name]).norm() / gradients[name].norm()
         assert error < 1e-4, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("extension", [{"length_temperature": "ssmax"}, {"nope_layers": [1]}])
+def test_extensions_do_not_load_in_theirs(kind: str, extension: dict, tmp_path: Path) -> None:
+    model = MLAForCausalLM(MLAConfig(**{**SMALL, **extension}))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        Exception, match=r"n_shared_experts(.|\n)*is not DeepSeek's; load this folder"
+    ):
+        KINDS[kind][1].from_pretrained(tmp_path)
+    back = MLAForCausalLM.from_pretrained(tmp_path)
+    assert back.config.extensions == model.config.extensions
+    assert not isinstance(getattr(back.config, "n_shared_experts", None), str)
