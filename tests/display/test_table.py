@@ -73,7 +73,12 @@ def test_passkeys_fit(name: str) -> None:
     rows = [row for row in published(name) if row["what"] == "passkey"]
     console = terminal()
     console.print(terminal_table(rows))
-    lines_of(console)
+    lines = lines_of(console)
+    for length in {row["length_tokens"] for row in rows}:
+        assert sum(f" {length:,} " in line for line in lines) == len({row["task"] for row in rows})
+    # No row is broken into two: all that is shown begins with a task.
+    shown = [line.split()[0] for line in lines[4:-2] if line.strip()]
+    assert {*shown} <= {"single", "multi_key"}, lines
 
 
 def test_kernels_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
