@@ -66,8 +66,8 @@ def check_dimensions(model: Dimensions) -> None:
     for name in ("rms_norm_eps", "length_temperature_beta"):
         _check_type(name, getattr(model, name), float)
     _check_type("absorbed_max_queries", model.absorbed_max_queries, int)
-    if not 0 < model.rms_norm_eps < 1:
-        raise ValueError(f"rms_norm_eps={model.rms_norm_eps}: must be above 0 and below 1")
+    if not 0 < model.rms_norm_eps <= 1:
+        raise ValueError(f"rms_norm_eps={model.rms_norm_eps}: must be above 0 and at most 1")
     if not math.isfinite(model.length_temperature_beta):
         raise ValueError(
             f"length_temperature_beta={model.length_temperature_beta}: must be a finite number"

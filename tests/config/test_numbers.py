@@ -55,7 +55,7 @@ def test_no_number_is_infinite(key: str) -> None:
         ("callbacks.watchdog.timeout_s=1e300", "timeout_s=1e+300: must be at most 1000000000"),
         ("data.num_workers=100000", "data.num_workers=100000: must be at most 1024"),
         ("evaluation.lengths=[512,99999999999]", "evaluation.lengths=99999999999: must be at most"),
-        ("model.rms_norm_eps=-1", "rms_norm_eps=-1.0: must be above 0 and below 1"),
+        ("model.rms_norm_eps=-1", "rms_norm_eps=-1.0: must be above 0 and at most 1"),
         ("model.absorbed_max_queries=-1", "absorbed_max_queries=-1: must be at least 0"),
         ("evaluation.lengths=[512,512]", "evaluation.lengths=[512, 512]: give each one once"),
         ("evaluation.tasks=[single,single]", "give each one once"),

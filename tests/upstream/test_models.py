@@ -23,7 +23,6 @@ from tests.upstream.mixins import ModelTesterMixin, TrainingTesterMixin, except_
 
 pytestmark = pytest.mark.upstream
 
-NO_WEIGHTS = "fused attention keeps no attention weights: output_attentions=True is refused"
 LENGTH = "lengths beyond max_position_embeddings are refused"
 ROTATION = "takes the rotation's own interface: ours takes positions alone, and halves the angles"
 NO_EXPERTS = "about experts, which a dense model lacks"
@@ -73,8 +72,6 @@ class Common(ModelTesterMixin, GenerationContracts, TrainingTesterMixin):
 
 @except_for(
     {
-        "test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions": NO_WEIGHTS,
-        "test_attention_outputs": NO_WEIGHTS,
         "test_model_rope_scaling_from_config_0_linear": LENGTH,
         "test_model_rope_scaling_from_config_1_dynamic": LENGTH,
         "test_model_rope_scaling_from_config_2_yarn": LENGTH,
@@ -84,7 +81,6 @@ class Common(ModelTesterMixin, GenerationContracts, TrainingTesterMixin):
 class MLATest(Common, unittest.TestCase):
     config_class = MLAConfig
     all_model_classes = (MLAModel, MLAForCausalLM, MLAForSequenceClassification)
-    has_attentions = False  # transformers' own switch for NO_WEIGHTS
 
 
 @except_for(
