@@ -6,18 +6,20 @@ weights alone.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from ic.files.atomic_write import write_json
+from ic.model.assistant_mask import assistant_mask, token_starts
 from ic.model.config import MLAConfig
 
 # `transformers` numbers them in this order: named tokens first, then the others.
@@ -46,31 +48,6 @@ CHAT_TEMPLATE = (
 )
 # A multiple of 64 keeps the head's matrix product aligned; the rest is free for added tokens.
 VOCAB_SIZE = 320
-
-
-class _ByteEncoding(BatchEncoding):
-    """An encoding of one text that knows which token each character belongs to.
-
-    transformers gives that to fast tokenizers alone, and needs it to mark the assistant's tokens.
-    """
-
-    special_lengths: dict[int, int]
-
-    def char_to_token(  # type: ignore[override]  # the parent's annotation leaves None out
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        char = batch_or_char_index if char_index is None else char_index
-        starts = self._char_starts()
-        return None if char >= starts[-1] else int(np.searchsorted(starts, char, side="right")) - 1
-
-    def _char_starts(self) -> np.ndarray:
-        ids = np.asarray(self["input_ids"])
-        chars = np.ones(len(ids), dtype=np.int64)
-        for at in np.flatnonzero(ids >= 256):
-            chars[at] = self.special_lengths[int(ids[at])]
-        # A character's continuation bytes, 0b10xxxxxx, follow its first and add no character.
-        chars[(ids >= 0x80) & (ids < 0xC0)] = 0
-        return np.concatenate([[0], chars.cumsum()])
 
 
 class ByteTokenizer(PreTrainedTokenizer):
@@ -117,13 +94,61 @@ class ByteTokenizer(PreTrainedTokenizer):
         # The rows of the head past the last token exist for alignment alone; they spell nothing.
         return chr(index) if index < 256 else ""
 
-    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> BatchEncoding:
-        encoding = super()._encode_plus(text, *args, **kwargs)
-        if isinstance(text, str) and isinstance(encoding["input_ids"], list):
-            encoding = _ByteEncoding(encoding.data)
-            encoding.special_lengths = {
-                index: len(token.content) for index, token in self.added_tokens_decoder.items()
-            }
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *args: Any,
+        return_assistant_tokens_mask: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers', which has the assistant's mask for other kinds of tokenizer alone.
+
+        With `return_assistant_tokens_mask`, `assistant_masks` is 1 where a token belongs to a
+        generation block of the template, and has the form of `input_ids`.
+
+        Raises:
+            ValueError: the mask is asked for with what it does not go with.
+        """
+        encode = super().apply_chat_template
+        if not return_assistant_tokens_mask:
+            return encode(conversation, *args, **kwargs)
+        bound = inspect.signature(encode).bind(conversation, *args, **kwargs)
+        bound.apply_defaults()
+        asked = bound.arguments
+        if not (asked["tokenize"] and asked["return_dict"]):
+            raise ValueError(
+                "return_assistant_tokens_mask=True goes with tokenize=True and return_dict=True"
+            )
+        if asked["continue_final_message"] or asked.get("sanitize_control_tokens"):
+            raise ValueError(
+                "return_assistant_tokens_mask=True goes with neither continue_final_message nor "
+                "sanitize_control_tokens"
+            )
+        encoding: Any = encode(conversation, *args, **kwargs)
+        first = conversation[0]
+        is_batched = isinstance(first, (list, tuple)) or hasattr(first, "messages")
+        chats = conversation if is_batched else [conversation]
+        rendered: Any = render_jinja_template(  # annotated as text alone
+            conversations=[_without_none(getattr(chat, "messages", chat)) for chat in chats],
+            tools=asked["tools"],
+            documents=asked["documents"],
+            chat_template=self.get_chat_template(asked["chat_template"], asked["tools"]),
+            return_assistant_tokens_mask=True,
+            add_generation_prompt=asked["add_generation_prompt"],
+            **{**self.special_tokens_map, **asked["kwargs"]},
+        )
+        texts, spans = rendered
+        added = {index: token.content for index, token in self.added_tokens_decoder.items()}
+        has_rows = is_batched or asked["return_tensors"] is not None
+        attention = encoding["attention_mask"] if has_rows else [encoding["attention_mask"]]
+        masks = []
+        for text, blocks, row in zip(texts, spans, attention, strict=True):
+            ids = self.encode(text, add_special_tokens=False, truncation=False)
+            starts = token_starts(ids, text, added)
+            masks.append(assistant_mask(starts, blocks, row, self.truncation_side == "left"))
+        encoding["assistant_masks"] = masks if has_rows else masks[0]
+        if asked["return_tensors"] is not None:
+            encoding.convert_to_tensors(tensor_type=asked["return_tensors"])
         return encoding
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -152,6 +177,13 @@ class ByteTokenizer(PreTrainedTokenizer):
         for _, token in sorted(self.added_tokens_decoder.items()):
             tokenizer.add_tokens([token])
         return tokenizer
+
+
+def _without_none(messages: Any) -> list[dict[str, Any]]:
+    """As transformers does before it renders them."""
+    return [
+        {key: value for key, value in message.items() if value is not None} for message in messages
+    ]
 
 
 AutoTokenizer.register(MLAConfig, slow_tokenizer_class=ByteTokenizer, exist_ok=True)
