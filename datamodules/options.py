@@ -17,6 +17,8 @@ SUFFIXES = {
 # Each may follow a suffix of text and JSON Lines; parquet compresses by itself.
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FORMATS = ("auto", *SUFFIXES)
+# `ic.datamodules.chat_templates` holds them.
+CHAT_TEMPLATES = ("ic", "chatml")
 DOCUMENT_UNITS = ("file", "paragraph", "line")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ic.datamodules.chat_templates import set_chat_template
 from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
 # One of them is in every folder that holds a tokenizer.
@@ -18,17 +19,24 @@ TOKENIZER_FILES = (
 )
 
 
-def build_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """`bytes`, or a folder with a Hugging Face tokenizer.
+
+    Args:
+        chat_template: in place of the tokenizer's own, as `set_chat_template` takes it.
 
     Raises:
         ValueError: neither.
     """
     if name == "bytes":
-        return ByteTokenizer()
-    if not name or not Path(name).is_dir():
+        tokenizer: PreTrainedTokenizerBase = ByteTokenizer()
+    elif Path(name).is_dir():
+        tokenizer = load_tokenizer(Path(name))
+    else:
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
-    return load_tokenizer(Path(name))
+    if chat_template is not None:
+        set_chat_template(tokenizer, chat_template)
+    return tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

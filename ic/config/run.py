@@ -38,6 +38,8 @@ class RunConfig:
         output_dir: folder of all runs.
         seed: of the initial weights and of dropout; the data has its own.
         tokenizer: `bytes`, or a folder that holds a Hugging Face tokenizer.
+        chat_template: of conversations: `ic`, `chatml`, or a file with a Jinja template; null is
+            the tokenizer's own. Checkpoints keep it.
         ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run;
             `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
@@ -60,6 +62,7 @@ class RunConfig:
     output_dir: str = field(default="runs", metadata=MAY_CHANGE)
     seed: int = 0
     tokenizer: str = "bytes"
+    chat_template: str | None = None
     ckpt_path: str | None = field(default=None, metadata=MAY_CHANGE)
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     allow_config_change: bool = field(default=False, metadata=MAY_CHANGE)

@@ -45,7 +45,7 @@ class Planner:
     def __init__(self, config: PlanConfig, measurements: Measurements | None = None) -> None:
         self.config = config
         self.measurements = measurements or Measurements.packaged()
-        tokenizer = build_tokenizer(config.tokenizer)
+        tokenizer = build_tokenizer(config.tokenizer, config.chat_template)
         self.model_config: MLAConfig = config.model.mla_config(vocabulary_size(tokenizer))
         self.gpu = GPUS[config.plan.gpu]
         self.layout = _layout(config)

@@ -50,7 +50,7 @@ def build_run(config: RunConfig, start: Start | None = None) -> Run:
     seed_everything(config.seed, workers=True, verbose=False)
     if start is not None and start.checkpoint is not None:
         load_config(start.checkpoint)  # fail before anything is built
-    tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer, config.chat_template)
     datamodule = config.data.build(tokenizer)
     model = config.model.build(tokenizer)
     module = build_module(config, model, tokenizer)

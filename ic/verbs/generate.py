@@ -13,6 +13,9 @@ class Config(InferenceOptions):
 
     Attributes:
         prompt: text to continue; `-` reads standard input.
+        chat: take the prompt as a user's message and let the model reply, in the tokenizer's chat
+            template.
+        system: with `chat`, a system message in front.
         max_new_tokens: tokens after which the continuation ends at the latest.
         temperature: of sampling; 0 takes the likeliest token.
         top_p: share of the probability that the tokens to sample from hold together.
@@ -21,6 +24,8 @@ class Config(InferenceOptions):
     """
 
     prompt: str = "???"
+    chat: bool = False
+    system: str | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
@@ -32,6 +37,10 @@ class Config(InferenceOptions):
         for name in ("max_new_tokens", "prefill_chunk_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.system is not None and not self.chat:
+            raise ValueError(
+                "system is the first message of a chat: set chat=true, or leave it out"
+            )
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}: must be at least 0 (0 is greedy)")
         if not 0 < self.top_p <= 1:
@@ -46,6 +55,8 @@ def run(config: Config) -> int:
     import torch
     from transformers import GenerationConfig, TextStreamer
 
+    from ic.datamodules.chat_templates import stop_tokens
+    from ic.datamodules.conversations import apply_template, check_template
     from ic.inference.loading import load_source
 
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
@@ -54,7 +65,14 @@ def run(config: Config) -> int:
     loaded = load_source(config)
     model: Any = loaded.model
     tokenizer = loaded.tokenizer
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    if config.chat:
+        turns = [("system", config.system), ("user", prompt)]
+        messages = [{"role": role, "content": text} for role, text in turns if text is not None]
+        check_template(tokenizer, "chat=true", mask=False)
+        tokens, _ = apply_template(tokenizer, messages, "chat=true", prompt=True)
+        ids = torch.tensor([tokens], device=model.device)
+    else:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     total = ids.shape[1] + config.max_new_tokens
     if total > model.config.max_position_embeddings:
         raise ValueError(
@@ -75,7 +93,7 @@ def run(config: Config) -> int:
             top_p=None if greedy else config.top_p,
             prefill_chunk_size=chunk,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=(stop_tokens(tokenizer) if config.chat else []) or tokenizer.eos_token_id,
         ),
     )
     return 0
