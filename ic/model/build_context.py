@@ -184,7 +184,7 @@ class ContextBuilder:
             mask_BTS = static_mask(attention_mask, position_BT, capacity)
             visible_BT = mask_BTS.sum(-1)
         else:
-            lengths_B = (past + tokens).int().expand(batch)
+            lengths_B = (past + tokens).clamp(max=capacity).int().repeat(batch)
         if position_ids is None:
             is_padded = attention_mask is not None and attention_mask.dim() == 2
             position_ids = visible_BT - 1 if is_padded else position_BT
@@ -300,7 +300,9 @@ class ContextBuilder:
         if isinstance(cache, StaticLatentCache):
             capacity, _ = cache.get_mask_sizes(tokens, 0)
             first_B1 = torch.arange(0, batch * capacity, capacity, device=device)[:, None]
-            return (first_B1 + past + torch.arange(tokens, device=device)).flatten()
+            place_T = past + torch.arange(tokens, device=device)
+            # A token past the end must not fall into the next row: -1 is written nowhere.
+            return torch.where(place_T < capacity, first_B1 + place_T, -1).flatten()
         # Every row has one page, and they are its end.
         slots = torch.arange(batch * PAGE_TOKENS, device=device)
         return slots.view(batch, PAGE_TOKENS)[:, -tokens:].reshape(-1).contiguous()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ic.model.config import MLAConfig, yarn_mscale
 
 
-def inverse_frequencies(config: MLAConfig) -> Tensor:
+def inverse_frequencies(config: MLAConfig, device: torch.device | None = None) -> Tensor:
     """Rotation per position of each pair, float64 (P/2,), with YaRN's interpolation if configured.
 
     YaRN follows arXiv 2309.00071 and DeepSeek-V3's `precompute_freqs_cis`: pairs that turn more
@@ -25,7 +25,8 @@ def inverse_frequencies(config: MLAConfig) -> Tensor:
     """
     rope = config.rope_parameters or {}
     dim, theta = config.qk_rope_head_dim, float(rope["rope_theta"])
-    inv_freq = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    pair = torch.arange(dim // 2, dtype=torch.float64, device=device)
+    inv_freq = theta ** (-2 * pair / dim)
     if rope.get("rope_type", "default") == "default":
         return inv_freq
     original = rope["original_max_position_embeddings"]
@@ -35,7 +36,7 @@ def inverse_frequencies(config: MLAConfig) -> Tensor:
 
     low = max(math.floor(pair_at(rope.get("beta_fast") or 32)), 0)
     high = min(math.ceil(pair_at(rope.get("beta_slow") or 1)), dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float64) - low) / max(high - low, 0.001)
+    ramp = (pair - low) / max(high - low, 0.001)
     keep = 1 - ramp.clamp(0, 1)
     return inv_freq / rope["factor"] * (1 - keep) + inv_freq * keep
 
@@ -64,8 +65,9 @@ class DecoupledRotaryEmbedding(nn.Module):
     @torch.no_grad()
     def forward(self, position_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (B, T) int64 -> cos, sin (B, T, P/2) float32."""
-        # Not a buffer: `module.to(dtype)` would cast it, and P/2 numbers cost nothing to make.
-        inv_freq = inverse_frequencies(self.config).to(position_ids_BT.device)
+        # Not a buffer: `module.to(dtype)` would cast it, and P/2 numbers cost nothing to make. On
+        # the device itself, because a CUDA graph takes no copy from the host.
+        inv_freq = inverse_frequencies(self.config, position_ids_BT.device)
         angle = position_ids_BT[..., None].double() * inv_freq
         return (angle.cos() * self.scale).float(), (angle.sin() * self.scale).float()
 
