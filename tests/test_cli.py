@@ -411,18 +411,45 @@ def test_a_package_that_is_missing(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ic: {message}")
 
 
-def test_the_first_process_refuses_for_all() -> None:
-    """The others wait with the same line, and torchrun ends them."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "-m"]
+@pytest.mark.parametrize(
+    ("launcher", "args", "message"),
+    [
+        (
+            ("torch.distributed.run", "--nproc-per-node=3", "-m", "ic"),
+            ("optimizer.lr=-1",),
+            "optimizer.lr=-1.0: must be above 0",
+        ),
+        # Lightning starts the second process itself, before the data is looked for.
+        (
+            ("ic",),
+            (
+                *SHORT[1:],
+                "data=text",
+                "data.train_files=[nope]",
+                "callbacks.context_length=null",
+                "trainer.accelerator=cpu",
+                "strategy=ddp",
+            ),
+            "data.train_files: there is no file 'nope'",
+        ),
+    ],
+    ids=["torchrun", "lightning"],
+)
+def test_the_first_process_refuses_for_all(
+    tmp_path: Path, launcher: tuple[str, ...], args: tuple[str, ...], message: str
+) -> None:
+    """The others wait with the same line until their launcher ends them, or has ended."""
+    given = tuple(each for each in args if not each.startswith(("data.val_", "data.tok")))
+    devices = "trainer.devices=3" if "torch.distributed.run" in launcher else "trainer.devices=2"
     done = subprocess.run(
-        [*torchrun, "ic", "fit", "optimizer.lr=-1", "trainer.devices=3"],
-        capture_output=True,
+        [sys.executable, "-m", *launcher, "fit", *given, devices, f"output_dir={tmp_path}"],
+        capture_output=True,  # until every process has closed it
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
     )
-    assert done.stderr.count("optimizer.lr=-1.0: must be above 0") == 1
-    assert "ic: optimizer.lr=-1.0" in done.stderr
+    assert done.stderr.count(message) == 1, done.stderr
+    assert f"ic: {message}" in done.stderr
 
 
 def test_another_process_says_what_it_alone_refuses(

@@ -1,13 +1,18 @@
-"""Processes of a verb that is no training run."""
+"""The processes of a verb: which one leads, how they start, and how a refusal ends them."""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
+from lightning import Trainer
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from ic.machine.devices import check_accelerator
 from ic.machine.slurm_job import SlurmJob
@@ -54,3 +59,18 @@ def launch_ranks(
     )
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def refusing_for_all(trainer: Trainer) -> Iterator[None]:
+    """A refusal ends the processes that Lightning started from this one: they would refuse too.
+
+    torchrun and srun end theirs themselves.
+    """
+    try:
+        yield
+    except ValueError:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)
+        raise
