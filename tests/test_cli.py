@@ -185,8 +185,15 @@ BAD = {
     ),
     "devices": (
         ["fit", "trainer.accelerator=cpu", "trainer.devices=0"],
-        "trainer.devices=0: on the CPU choose auto or a number of processes from 1 on",
+        "trainer.devices=0: on the CPU choose auto or a number of processes from 1 to",
     ),
+    "more processes than cores": (
+        ["fit", "trainer.accelerator=cpu", "trainer.devices=100000"],
+        f"from 1 to {os.cpu_count()}, the cores of this host",
+    ),
+    "a folder above": (["fit", "name=..", "run_id=.."], "name='..': a folder name"),
+    "this folder": (["fit", "run_id=."], "run_id='.': a folder name"),
+    "Hydra's settings": (["fit", "hydra.run.dir=x"], "Hydra's own settings have no effect here"),
     "a list of CPUs": (
         ["fit", "trainer.accelerator=cpu", "trainer.devices=[0,1]"],
         "trainer.devices=[0, 1]:",

@@ -34,6 +34,12 @@ def compose_config(
         ValueError: an unknown group, option or key, a value of the wrong type or out of range.
     """
     register_schemas(verb, schema)
+    for override in overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise UsageError(
+                f"{override}: Hydra's own settings have no effect here; a run's folder is "
+                "output_dir=, name= and run_id="
+            )
     overrides = spell_values(schema, overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -75,9 +75,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for key in ("name", "run_id"):
             value = getattr(self, key)
-            if not re.fullmatch(r"[\w.,=+@-]+", value):
+            # Unless it fits into a folder's name, and is none of the folders `.` and `..`.
+            if not re.fullmatch(r"(?!\.{1,2}$)[\w.,=+@-]{1,200}", value):
                 raise ValueError(
-                    f"{key}={value!r}: a folder name of letters, digits and any of . , = + @ _ -"
+                    f"{key}={value!r}: a folder name of letters, digits and any of . , = + @ _ -, "
+                    "not . or .. and at most 200 characters"
                 )
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must be at least 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -51,7 +52,10 @@ def check_devices(accelerator: str, devices: Any) -> None:
                 f"trainer.devices={devices}: this host has {gpus} GPUs; choose auto, a number "
                 f"from 1 to {gpus}, or indices such as [{gpus - 1}]"
             )
-    elif devices != "auto" and not (type(devices) is int and devices >= 1):
+        return
+    cores = os.cpu_count() or 1
+    if devices != "auto" and not (type(devices) is int and 1 <= devices <= cores):
         raise ValueError(
-            f"trainer.devices={devices}: on the CPU choose auto or a number of processes from 1 on"
+            f"trainer.devices={devices}: on the CPU choose auto or a number of processes from 1 to "
+            f"{cores}, the cores of this host"
         )

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.folder import FolderCheckpointIO, load_config
 from ic.config.run import RunConfig
+from ic.config.trainer import TrainerConfig
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder
@@ -107,7 +108,7 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
         gradient_clip_val=t.gradient_clip_val,
         check_val_every_n_epoch=None,
         # Lightning counts micro-batches here, and optimizer steps everywhere else.
-        val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
+        val_check_interval=_validate_every(t) * t.accumulate_grad_batches,
         limit_val_batches=t.limit_val_batches,
         num_sanity_val_steps=t.num_sanity_val_steps,
         log_every_n_steps=t.log_every_n_steps,
@@ -120,6 +121,13 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
         inference_mode=config.strategy.name not in ("fsdp", "fsdp2"),
     )
     return use_resumable_loops(trainer)
+
+
+def _validate_every(trainer: TrainerConfig) -> int:
+    """Optimizer steps between validations; a run that is shorter is validated at its end."""
+    if trainer.max_steps < 1:
+        return trainer.val_check_interval
+    return min(trainer.val_check_interval, trainer.max_steps)
 
 
 def write_config(config: RunConfig) -> None:

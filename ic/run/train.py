@@ -16,6 +16,7 @@ from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.parallel.watchdog import naming_lost_ranks
 from ic.run.build import adapt_to_gpu, build_run, write_config
 from ic.run.copied import restore_links
+from ic.run.notices import notices, trained
 from ic.run.resume import forget_results, nothing_left, starting_checkpoint
 from ic.tracking.never_fails import NeverFails
 
@@ -51,8 +52,10 @@ def _train(config: RunConfig) -> int:
             forget_results(folder)
         write_config(config)
     model_config = run.module.model.config
+    for notice in notices(config, start):
+        rank_zero_info(f"warning: {notice}")
     rank_zero_info(
-        f"{config.name}: {num_parameters(model_config):,} parameters, "
+        f"{config.name}: {num_parameters(model_config):,} parameters, {trained(run.module.model)}"
         f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache per token, "
         f"run in {folder.path}"
     )

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 from lightning.pytorch.utilities.seed import isolate_rng
 
 
@@ -65,10 +66,20 @@ class ResumableFitLoop(_FitLoop):
         trainer.training = True
 
 
+class FirstAndLastStepLogs(_LoggerConnector):
+    """Logs the first and the last step too, so that the shortest run has a loss."""
+
+    @property
+    def should_update_logs(self) -> bool:
+        step = self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+        return step in (1, self.trainer.max_steps) or super().should_update_logs
+
+
 def use_resumable_loops(trainer: Trainer) -> Trainer:
     """Give a new trainer the loops of this module."""
     given = trainer.fit_loop
     loop = ResumableFitLoop(trainer, min_epochs=given.min_epochs, max_epochs=given.max_epochs)
     loop.epoch_loop = StepLoop(trainer, min_steps=given.min_steps, max_steps=given.max_steps)
     trainer.fit_loop = loop
+    trainer._logger_connector = FirstAndLastStepLogs(trainer)
     return trainer

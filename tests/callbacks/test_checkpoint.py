@@ -67,7 +67,7 @@ def test_refuses_to_overwrite_a_run(
 
 def test_unknown_monitor(ic: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert ic(*RUN, "callbacks.checkpoint.monitor=val/los") == 2
-    assert "the validation logs val/answer_accuracy, val/loss" in capsys.readouterr().err
+    assert "the validation logs val/loss, val/answer_accuracy" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:

@@ -92,8 +92,12 @@ def test_a_restart_ignores_where_the_job_first_started(
 
 
 def test_beginning_anew_forgets_the_old_checkpoints(ic: Run, tmp_path: Path) -> None:
+    """But not before the new run's configuration is known to be right."""
     assert ic(*RUN, "trainer.max_steps=2") == 0
     checkpoints = tmp_path / "runs/debug/default/checkpoints"
+    wrong = ("overwrite=true", "callbacks.checkpoint.monitor=val/nothing")
+    assert ic(*RUN, *wrong) == 2
+    assert (checkpoints / "last").exists()
     run_and_die(
         tmp_path, (*RUN, "overwrite=true"), kill_in, LanguageModelingModule, "training_step"
     )
