@@ -147,6 +147,7 @@ def test_the_keys_that_may_change(data: str) -> None:
         "callbacks.profiler",
         "callbacks.progress",
         "callbacks.requeue",
+        "callbacks.samples",
         "callbacks.throughput",
         "callbacks.watchdog",
         "ckpt_path",
