@@ -38,6 +38,8 @@ class DataOptions:
     HAS_PAIRS: ClassVar[bool] = False
     # Whether batches hold an `answer_mask`: what a curriculum over the length grows on.
     MARKS_ANSWERS: ClassVar[bool] = False
+    # What the validation logs of it below `val/`; of pairs the objective says.
+    VALIDATION_METRICS: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
 
     name: str = "???"
     context_length: int = 2048
@@ -73,6 +75,7 @@ class PasskeyDataOptions(DataOptions):
     """
 
     MARKS_ANSWERS = True
+    VALIDATION_METRICS = ("loss", "answer_accuracy")
 
     name: str = "passkey"
     max_position: int = 2**20
@@ -154,6 +157,8 @@ class TextDataOptions(DataOptions):
         ignore_checkpoint_position: on resume begin with the first document, rather than refuse when
             the checkpoint's position does not fit these files and settings.
     """
+
+    VALIDATION_METRICS = ("loss", "perplexity", "bits_per_byte")
 
     name: str = "text"
     train_files: list[str] = field(default_factory=list)

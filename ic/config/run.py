@@ -131,9 +131,9 @@ class RunConfig:
     @property
     def validation_metrics(self) -> list[str]:
         """Names of what the validation logs."""
-        if self.preference is not None:
-            return [f"val/{name}" for name in self.preference.metric_names]
-        return ["val/loss", *(["val/answer_accuracy"] if self.data.MARKS_ANSWERS else [])]
+        pairs = self.preference
+        names = self.data.VALIDATION_METRICS if pairs is None else pairs.metric_names
+        return [f"val/{name}" for name in names]
 
 
 def _check_lengths(grid: PasskeyGridConfig, positions: int) -> None:

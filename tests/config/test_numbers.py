@@ -77,7 +77,11 @@ def test_every_bound_is_some_fields() -> None:
     ("data", "logged"),
     [
         (["data=passkey"], ["val/loss", "val/answer_accuracy"]),
-        (["data=text", "callbacks.context_length=null"], ["val/loss"]),
+        (
+            ["data=text", "callbacks.context_length=null"],
+            ["val/loss", "val/perplexity", "val/bits_per_byte"],
+        ),
+        (["data=sft", "callbacks.context_length=null"], ["val/loss", "val/perplexity"]),
         (["data=preference", "preference=dpo", "callbacks.context_length=null"], None),
     ],
 )
@@ -100,16 +104,21 @@ def test_best_is_decided_by_what_is_logged(data: list[str], logged: list[str] | 
         )
 
 
-def test_the_validation_logs_what_it_says(ic: Callable[..., int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["text", "sft"])
+def test_the_validation_logs_what_it_says(
+    ic: Callable[..., int], tmp_path: Path, data: str
+) -> None:
     (tmp_path / "a.txt").write_text("one line of text\n" * 99)
     (tmp_path / "b.txt").write_text("another line of text\n" * 20)
-    text = ("data=text", "data.train_files=a.txt", "data.val_files=b.txt")
-    data = (*text, "data.context_length=128", "data.tokens_per_batch=128")
-    short = ("trainer.max_steps=1", "trainer.val_check_interval=1", "logger.csv=true")
+    files = {"text": "{}.txt", "sft": "bundled:conversations-{}.jsonl"}[data]
+    names = ("a", "b") if data == "text" else ("train", "val")
+    train, val = (files.format(name) for name in names)
+    given = (f"data={data}", f"data.train_files={train}", f"data.val_files={val}")
+    short = ("data.context_length=512", "data.tokens_per_batch=512", "trainer.max_steps=1")
     off = ("callbacks.context_length=null", "callbacks.memory=null", "callbacks.passkey=null")
-    assert ic("fit", "debug=default", *data, *short, *off) == 0
+    assert ic("fit", "debug=default", *given, *short, *off) == 0
     (metrics,) = tmp_path.rglob("metrics.csv")
     header = metrics.read_text().partition("\n")[0].split(",")
-    config, _ = compose_config("fit", RunConfig, [*data, off[0]])
+    config, _ = compose_config("fit", RunConfig, [*given, off[0]])
     logged = [name for name in header if name.startswith("val/")]
     assert sorted(logged) == sorted(config.validation_metrics)
