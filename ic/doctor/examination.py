@@ -8,11 +8,20 @@ from pathlib import Path
 from ic.doctor import filesystem, gpu, machine, slurm, versions
 from ic.doctor.check import Check, examine, show
 from ic.doctor.options import DoctorOptions
+from ic.doctor.step_time import longest_step
+from ic.files.run_folder import RunFolder
 
 
 def checks(config: DoctorOptions) -> list[Check]:
+    """
+    Raises:
+        ValueError: `run` is no folder of a run that has measured its steps.
+    """
     output = partial(filesystem.output_directory, Path(config.output_dir))
     update_wrapper(output, filesystem.output_directory)
+    step_s = None if config.run is None else longest_step(RunFolder(config.run))
+    controller = partial(slurm.controller, step_s)
+    update_wrapper(controller, slurm.controller)
     return [
         versions.python_version,
         versions.package_versions,
@@ -23,7 +32,7 @@ def checks(config: DoctorOptions) -> list[Check]:
         machine.shared_memory,
         machine.limits,
         machine.clock,
-        slurm.controller,
+        controller,
     ]
 
 

@@ -11,8 +11,11 @@ class DoctorOptions:
 
     Attributes:
         output_dir: where runs will be written.
+        run: a run's folder; what SLURM leaves a job to end is compared with the longest step that
+            it measured.
         json: print findings for a program.
     """
 
     output_dir: str = "runs"
+    run: str | None = None
     json: bool = False

@@ -11,10 +11,15 @@ from ic.doctor.check import Finding
 
 TIMEOUT_S = 30
 GOOD_KILL_WAIT_S = 5
+SIGNAL_S = 300  # before the time limit: `--signal` of slurm/*.sbatch
 
 
-def controller() -> Iterator[Finding]:
-    """slurmctld, its settings, the partitions and munge; one line where there is no SLURM."""
+def controller(step_s: float | None = None) -> Iterator[Finding]:
+    """slurmctld, its settings, the partitions and munge; one line where there is no SLURM.
+
+    Args:
+        step_s: seconds of a run's longest step, if one is known.
+    """
     if shutil.which("scontrol") is None:
         yield Finding(
             "SLURM",
@@ -43,8 +48,11 @@ def controller() -> Iterator[Finding]:
     else:
         yield Finding("slurmctld", "ok", ping.stdout.strip().splitlines()[0])
         configuration = _call("scontrol", "show", "config").stdout
+        shown = _call("scontrol", "show", "partition", "--oneliner").stdout
         yield from settings(configuration)
-        yield from partitions(_call("scontrol", "show", "partition", "--oneliner").stdout)
+        yield from partitions(shown)
+        if step_s is not None:
+            yield from grace(configuration, shown, step_s)
         socket = re.search(r"^AuthInfo\s*=.*socket=([^,\s]+)", configuration, re.M)
         yield munge(f"--socket={socket[1]}" if socket else None)
         return
@@ -89,6 +97,42 @@ def partitions(text: str) -> Iterator[Finding]:
             yield Finding(what, "warn", found, "scontrol update PartitionName=... State=UP")
         else:
             yield Finding(what, "ok", found)
+
+
+def grace(configuration: str, shown: str, step_s: float) -> Iterator[Finding]:
+    """Whether a job that is told to end can finish its step and save first.
+
+    SIGTERM comes `KillWait` before SIGKILL at the time limit and from `scancel`; a preempted job of
+    a partition has its `GraceTime` besides. A run answers at the end of a step.
+
+    Args:
+        configuration, shown: what `scontrol` shows of the cluster and of its partitions.
+    """
+    wait = re.search(r"^KillWait\s*= (\d+)", configuration, re.M)
+    kill_wait_s = int(wait[1]) if wait else 0
+    yield _grace("SIGTERM (KillWait)", kill_wait_s, step_s)
+    for line in shown.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S+)", line))
+        if values.get("PreemptMode", "OFF").startswith("OFF"):
+            continue
+        what = f"preemption in {values.get('PartitionName', '?')} (GraceTime)"
+        yield _grace(what, int(values.get("GraceTime", "0")) + kill_wait_s, step_s)
+    yield _grace("SIGUSR1 of our sbatch files (--signal)", SIGNAL_S, step_s)
+
+
+def _grace(what: str, grace_s: int, step_s: float) -> Finding:
+    # The signal may come at the beginning of a step; what is left over is for the save.
+    found = f"{grace_s} s, and a step takes {step_s:.3g} s"
+    if grace_s > 2 * step_s:
+        return Finding(what, "ok", found)
+    return Finding(
+        what,
+        "warn",
+        f"{found}: a run may be killed before it has saved",
+        f"sbatch --signal=USR1@{max(SIGNAL_S, round(3 * step_s))}, a shorter step "
+        "(trainer.accumulate_grad_batches, data.tokens_per_batch), a larger KillWait or GraceTime, "
+        "or a smaller callbacks.checkpoint.every_n_steps",
+    )
 
 
 def munge(option: str | None = None) -> Finding:

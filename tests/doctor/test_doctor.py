@@ -14,6 +14,10 @@ from packaging.requirements import Requirement
 
 from ic.doctor import filesystem, gpu, machine, slurm, versions
 from ic.doctor.check import Finding, examine
+from ic.doctor.step_time import longest_step
+from ic.files.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def by_name(findings: Iterator[Finding]) -> dict[str, Finding]:
@@ -156,6 +160,42 @@ def test_slurm_settings() -> None:
     (partition,) = slurm.partitions("PartitionName=a MaxTime=1-00:00:00 State=DOWN TotalNodes=2\n")
     assert (partition.what, partition.status) == ("partition a", "warn")
     assert partition.found == "DOWN, 2 nodes, at most 1-00:00:00"
+
+
+def test_the_grace_of_slurm_beside_a_measured_step(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    lengths = [
+        {"context_length_tokens": n, "step_time_p90_s": s} for n, s in ((256, 0.2), (2**20, 188.0))
+    ]
+    run.throughput.write_text(json.dumps({"by_context_length": [*lengths, {"num_steps": 1}]}))
+    step_s = longest_step(run)
+    assert step_s == 188.0
+    settings = "KillWait                = 30 sec\n"
+    partitions = (
+        "PartitionName=a PreemptMode=OFF GraceTime=0\n"
+        "PartitionName=b PreemptMode=REQUEUE GraceTime=600\n"
+        "PartitionName=c PreemptMode=CANCEL GraceTime=0\n"
+    )
+    found = by_name(slurm.grace(settings, partitions, step_s))
+    assert {what: (each.status, each.found.partition(",")[0]) for what, each in found.items()} == {
+        "SIGTERM (KillWait)": ("warn", "30 s"),
+        "preemption in b (GraceTime)": ("ok", "630 s"),
+        "preemption in c (GraceTime)": ("warn", "30 s"),
+        "SIGUSR1 of our sbatch files (--signal)": ("warn", "300 s"),
+    }
+    assert "sbatch --signal=USR1@564" in found["SIGTERM (KillWait)"].fix
+    for script in (ROOT / "slurm").glob("train_*.sbatch"):
+        assert f"#SBATCH --signal=USR1@{slurm.SIGNAL_S}\n" in script.read_text()
+    short = by_name(slurm.grace(settings, partitions, 14.9))
+    assert {each.status for each in short.values()} == {"ok"}
+
+
+def test_a_run_without_measured_steps(
+    ic: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert ic("doctor", "run=nothing") == 2
+    error = capsys.readouterr().err
+    assert "run=nothing: throughput.json there tells of no timed step; give the folder" in error
 
 
 def test_a_controller_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
