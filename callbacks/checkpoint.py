@@ -30,6 +30,7 @@ from ic.checkpoint.commit import check_file_system
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
+from ic.datamodules.workers import DataWorkerError
 from ic.files.run_folder import RunFolder
 from ic.parallel.agreement import Agreement
 from ic.training.find_callback import find_callback
@@ -124,6 +125,8 @@ class FolderCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._restore_handler()
+        if isinstance(exception, DataWorkerError):
+            self._save_between_steps(trainer)
         if not self._links or isinstance(exception, KeyboardInterrupt):
             return
         # The ranks' writing threads finish a save without the training loop, so it is not lost.
@@ -201,6 +204,19 @@ class FolderCheckpoint(Checkpoint):
             self._saved_step = step
         self._links.update(links)
         self._settle(trainer, wait_for_it=False)
+
+    def _save_between_steps(self, trainer: Trainer) -> None:
+        """Save what one process has when it asks for its next batch in vain."""
+        micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        amid_a_step = micro_batches % trainer.accumulate_grad_batches
+        if trainer.world_size > 1 or amid_a_step or not trainer.training:
+            return
+        with contextlib.suppress(CheckpointError):
+            self.save(trainer)
+            rank_zero_info(
+                f"the checkpoint of step {trainer.global_step} is saved; continue with "
+                "ckpt_path=last"
+            )
 
     def _worth_saving(self, trainer: Trainer, *, at_end: bool) -> bool:
         """Whether the weights are numbers. If not, the guardrails can still go back to some."""

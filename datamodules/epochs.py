@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from ic.datamodules.batch import Batch, without
 from ic.datamodules.conversations import source_files
 from ic.datamodules.file_contents import refuse_shared_files
 from ic.datamodules.options import EpochDataOptions
+from ic.datamodules.workers import WorkerLoader, make_loader
 from ic.parallel.replica import data_replica, length_multiple
 
 Example = TypeVar("Example")
@@ -167,13 +167,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
             (self.next_step, self.place),
         )
         workers = self.config.num_workers
-        return DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-        )
+        return make_loader(WorkerLoader, stream, self.config, workers, self.trainer)
 
     def val_dataloader(self) -> list[DataLoader] | DataLoader:
         return self._fixed("val_files") if self.config.val_files else []

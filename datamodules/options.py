@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ class DataOptions:
         context_length: longest sequence in tokens.
         tokens_per_batch: tokens of one micro-batch and rank.
         num_workers: processes that make batches ahead; the batches do not depend on it.
+        worker_timeout_s: how long to wait for a batch of theirs before the run ends.
         seed: of the data: which samples are drawn, and in which order.
     """
 
@@ -45,7 +47,14 @@ class DataOptions:
     context_length: int = 2048
     tokens_per_batch: int = 4096
     num_workers: int = field(default=0, metadata=MAY_CHANGE)
+    worker_timeout_s: float = field(default=600.0, metadata=MAY_CHANGE)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.worker_timeout_s < math.inf:
+            raise ValueError(
+                f"data.worker_timeout_s={self.worker_timeout_s}: must be above 0, and finite"
+            )
 
     @property
     def mixes_lengths(self) -> bool:
@@ -97,6 +106,7 @@ class PasskeyDataOptions(DataOptions):
         return "max_position", self.max_position
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.context_length < 2 * SLOT_BYTES:
             raise ValueError(
                 f"data.context_length={self.context_length}: must be at least {2 * SLOT_BYTES}, "
@@ -175,6 +185,7 @@ class TextDataOptions(DataOptions):
     ignore_checkpoint_position: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("train_files", "val_files", "test_files"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(
@@ -239,6 +250,7 @@ class EpochDataOptions(DataOptions):
     shuffle: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.too_long not in self.TOO_LONG:
             raise ValueError(
                 f"data.too_long={self.too_long!r}: choose from {', '.join(self.TOO_LONG)}"

@@ -19,6 +19,7 @@ from ic.datamodules.batch import Batch
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.options import SLOT_BYTES, PasskeyDataOptions
 from ic.datamodules.synthetic import draw_sequence
+from ic.datamodules.workers import WorkerLoader, make_loader
 from ic.model.byte_tokenizer import ByteTokenizer
 from ic.parallel.replica import data_replica
 
@@ -124,7 +125,9 @@ class PasskeyDataModule(LightningDataModule):
         # A tensor: the stream, and each worker when an epoch begins, reads it from the same memory.
         self._next_step = torch.tensor(0)
         # Shared with the workers, so that a new length reaches batches not yet begun.
-        self._context_length = torch.tensor(config.context_length).share_memory_()
+        self._context_length = torch.tensor(config.context_length)
+        if config.num_workers:
+            self._context_length.share_memory_()
 
     @property
     def next_step(self) -> int:
@@ -146,13 +149,7 @@ class PasskeyDataModule(LightningDataModule):
     def train_dataloader(self) -> Iterable[Batch]:
         stream = _TrainStream(self.config, self._rank, self._next_step, self._context_length)
         workers = self.config.num_workers
-        loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
-        )
+        loader = make_loader(WorkerLoader, stream, self.config, workers, self.trainer)
         return with_lookahead(loader, self.trainer)
 
     def val_dataloader(self) -> DataLoader:

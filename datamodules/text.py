@@ -32,6 +32,7 @@ from ic.datamodules.text_stream import (
     TokenStream,
     TrainingBatches,
 )
+from ic.datamodules.workers import make_loader
 from ic.parallel.replica import data_replica
 
 
@@ -289,9 +290,7 @@ class TextDataModule(LightningDataModule):
         return self._loader(batches, min(1, self.config.num_workers))
 
     def _loader(self, batches: TextBatches, num_workers: int) -> DataLoader:
-        return TextLoader(
-            batches, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available()
-        )
+        return make_loader(TextLoader, batches, self.config, num_workers, self.trainer)
 
     def _order(self) -> dict[str, Any]:
         """What fixes the order of the documents and the meaning of a position."""

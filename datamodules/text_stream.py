@@ -16,13 +16,14 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.batch import Batch
 from ic.datamodules.held_out import Part
 from ic.datamodules.packing import PackedRow, collate_text, pack_documents
 from ic.datamodules.text_files import TextFiles
+from ic.datamodules.workers import WorkerLoader
 
 _FILE_ORDER, _BLOCK_ORDER = 0, 1  # keep the two draws of a seed apart
 
@@ -254,7 +255,7 @@ class TextBatches(IterableDataset):
         raise NotImplementedError
 
 
-class TextLoader(DataLoader):
+class TextLoader(WorkerLoader):
     """Raises for broken data here; else the loader adds a worker's traceback to the message."""
 
     def __iter__(self) -> Any:

@@ -99,7 +99,7 @@ def naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if isinstance(error, MissingRanksError) or not (
+        if isinstance(error, RunFailedError) or not (
             isinstance(error, dist.DistError) or any(sign in text for sign in _OF_A_LOST_RANK)
         ):
             raise

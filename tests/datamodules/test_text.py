@@ -32,7 +32,7 @@ def make(tokenizer: ByteTokenizer, files: list[str], **settings: Any) -> TextDat
 def on_rank(datamodule: TextDataModule, rank: int, num_replicas: int) -> TextDataModule:
     kwargs = {"rank": rank, "num_replicas": num_replicas}
     datamodule.trainer = SimpleNamespace(
-        distributed_sampler_kwargs=kwargs, accumulate_grad_batches=1
+        distributed_sampler_kwargs=kwargs, accumulate_grad_batches=1, num_devices=1
     )  # type: ignore[assignment]
     return datamodule
 
