@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test upstream compile slurm lint types bench tables clean
+.PHONY: help demo test upstream compile slurm lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ lint: $(VENV)/.dev  ## ruff and codespell
 
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
+
+mutants: $(VENV)/.dev  ## plant small faults and count those that the tests notice (hours on two cores)
+	$(INSTALL) -e ".[mutants]"
+	$(BIN)/python tests/mutants.py
 
 bench: $(VENV)/.run  ## check and time the Triton kernels; needs a GPU
 	$(BIN)/python -m ic benchmark

@@ -17,7 +17,6 @@ from ic.model.cache import PAGE_TOKENS, LatentCache
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.masks import (
-    document_mask,
     given_mask,
     needs_no_mask,
     num_unpadded,
@@ -90,13 +89,9 @@ class ContextBuilder:
             check_branches(branches, batch, tokens)
         elif document_ids is None:
             self._check_length(past + tokens)
-        is_compiling = torch.compiler.is_compiling()
-        if document_ids is not None and (past or (attention_mask is not None and not is_compiling)):
+        if document_ids is not None and (past or attention_mask is not None):
             raise ValueError("document_ids goes with neither a cache nor an attention_mask")
         mask_BTS, visible_BT = self._masked(attention_mask, batch, past, tokens)
-        if document_ids is not None and is_compiling:
-            mask_BTS = document_mask(document_ids, mask_BTS)
-            visible_BT, document_ids = mask_BTS.sum(-1), None
         if mask_BTS is not None and self.parallel is not None:
             raise ValueError(
                 "padding (attention_mask) does not go with strategy.context_parallel_size above 1; "

@@ -61,8 +61,7 @@ def marked_documents(
             f"{' and '.join(marks)} mark several texts in a row, and the next token over a cache "
             "would see all of them: give no past_key_values"
         )
-    may_ask = not torch.compiler.is_compiling()
-    if attention_mask is not None and may_ask and not bool(attention_mask.all()):
+    if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError(
             f"{' and '.join(marks)} go without padding (attention_mask): pack the texts without "
             "it, or give one text per row"
@@ -93,8 +92,6 @@ def _by_positions(
     if attention_mask is not None and attention_mask.shape != (batch, tokens):
         return None  # of another form, or it covers cached tokens
     again = position_ids[:, 1:] <= position_ids[:, :-1]
-    if torch.compiler.is_compiling():  # which cannot ask, and hides padding besides
-        return F.pad(again, (1, 0)).cumsum(-1, dtype=torch.int32).expand(batch, tokens)
     if not bool(again.any()):
         return None
     if attention_mask is None or bool(attention_mask.all()):

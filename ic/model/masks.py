@@ -88,21 +88,6 @@ def static_mask(attention_mask: Tensor | None, position_BT: Tensor, capacity: in
     return causal & (real_BS[:, None] | (index == query))
 
 
-def document_mask(document_ids_BT: Tensor, mask_BTS: Tensor | None) -> Tensor:
-    """Documents as a mask (B, T, T), for a graph that cannot read where they begin.
-
-    Args:
-        mask_BTS: what else hides keys, or None.
-    """
-    edges_BT = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
-    run_BT = F.pad(edges_BT, (1, 0)).cumsum(-1)
-    same_BTS = (run_BT[:, :, None] == run_BT[:, None]).tril()
-    if mask_BTS is None:
-        return same_BTS
-    index = torch.arange(run_BT.shape[1], device=run_BT.device)
-    return (same_BTS & mask_BTS) | (index[:, None] == index)
-
-
 def num_unpadded(attention_mask: Tensor, tokens: int) -> Tensor:
     """Keys that each new token sees, itself included, in rows with padding: (B, T)."""
     return attention_mask.long().cumsum(-1)[:, -tokens:].clamp(min=1)

@@ -159,7 +159,7 @@ class MLAModel(MLAPreTrainedModel):
                 cache=past_key_values,
                 **named,
             )
-            if document_ids is not None and not torch.compiler.is_compiling():
+            if document_ids is not None:
                 attention_mask = None  # it hid nothing
         elif any(value is not None for value in named.values()):
             raise ValueError(

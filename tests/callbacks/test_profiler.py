@@ -6,9 +6,12 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.profiler import ProfilerActivity, profile
 
+from ic.callbacks import profiler
 from ic.callbacks.options import ProfilerOptions
 from tests.conftest import SHORT
 
@@ -52,3 +55,18 @@ def test_a_run_too_short_says_so(
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"callbacks\.profiler\.warmup_steps=0"):
         ProfilerOptions(warmup_steps=0)
+
+
+def test_a_cpu_is_profiled_without_cuda(
+    ic: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[ProfilerActivity]] = []
+
+    class Traced(profile):
+        def __init__(self, **settings: Any) -> None:
+            asked.append(settings["activities"])
+            super().__init__(**settings)
+
+    monkeypatch.setattr(profiler, "profile", Traced)
+    assert ic(*QUIET, "trainer.max_steps=6", "callbacks.profiler.active_steps=2") == 0
+    assert asked == [[ProfilerActivity.CPU]]

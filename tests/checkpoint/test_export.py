@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 
+from ic.checkpoint import export
 from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import (
@@ -215,3 +218,15 @@ def test_the_trained_length_survives(ic: Callable[..., int], four: Path, tmp_pat
     state.pop("PasskeyDataModule")
     torch.save(state, last / "trainer.pt")
     assert trained_length(last) is None
+
+
+def test_a_refusal_of_the_file_system_is_named_and_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(export, "commit_folder", refused)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        export_checkpoint(find_source(checkpoint), tmp_path / "new" / "out")
+    assert not list((tmp_path / "new").iterdir())

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from ic.checkpoint.checksums import CHECKSUMS
-from ic.checkpoint.commit import check_file_system, commit_folder
+from ic.checkpoint.commit import check_file_system, commit_folder, sync_folder
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import load_model
@@ -213,3 +213,20 @@ def test_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert problem is not None
     assert "Operation not permitted" in problem
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_every_file_and_the_list_of_names_reach_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def traced(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", traced)
+    sync_folder(tmp_path)
+    assert sorted(flushed) == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "b")]

@@ -138,3 +138,11 @@ def test_context_length_is_checked() -> None:
     data = PasskeyDataModule(PasskeyDataOptions(), ByteTokenizer())
     with pytest.raises(ValueError, match="must lie between 128 and data.context_length=2048"):
         data.set_context_length(4096)
+
+
+def test_a_task_of_weight_zero_is_not_drawn_and_changes_no_draw() -> None:
+    config = PasskeyDataOptions(task_weights={"single": 1.0}, tokens_per_batch=8192)
+    with_zero = PasskeyDataOptions(
+        task_weights={"single": 1.0, "multi_key": 0.0}, tokens_per_batch=8192
+    )
+    assert batch(with_zero)["input_ids"].equal(batch(config)["input_ids"])

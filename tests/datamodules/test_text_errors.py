@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
+from ic.datamodules.text_files import resolve_files
 from ic.model.byte_tokenizer import ByteTokenizer
 
 GOOD = json.dumps({"text": "a good row of some length"})
@@ -213,3 +214,17 @@ def test_a_context_length_that_does_not_divide(tokenizer: ByteTokenizer, tokens:
     datamodule = TextDataModule(TextDataOptions(context_length=16, tokens_per_batch=16), tokenizer)
     with pytest.raises(ValueError, match=rf"context length {tokens}: .* data\.context_length=16"):
         datamodule.set_context_length(tokens)
+
+
+def test_a_sequence_of_two_tokens_is_the_shortest(tokenizer: ByteTokenizer) -> None:
+    datamodule = TextDataModule(TextDataOptions(context_length=16, tokens_per_batch=16), tokenizer)
+    datamodule.set_context_length(2)
+    assert datamodule.context_length == 2
+
+
+def test_two_stars_find_files_in_folders_of_folders(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c.jsonl"
+    deep.parent.mkdir(parents=True)
+    deep.write_text('{"text": "x"}\n')
+    found = resolve_files([str(tmp_path / "**" / "*.jsonl")], "data.train_files")
+    assert found == [str(deep)]

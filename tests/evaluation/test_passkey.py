@@ -326,3 +326,26 @@ def test_published_cells_stay_valid(cells: str, results: str) -> None:
     assert {row["settings"] for row in rows} == {settings_hash(suite)}
     assert len(rows) == len(list(suite.cells()))
     assert suite.rows(rows) == [row for row in published["rows"] if row["what"] == "passkey"]
+
+
+def test_controls_count_for_no_accuracy(oracle: Oracle, tmp_path: Path) -> None:
+    suite = PasskeySuite(PasskeyGridConfig(**GRID))
+    rows = suite.rows(run_suite(oracle, TOKENIZER, suite, tmp_path / "a" / "b" / "cells.jsonl"))
+    assert {row["depth"] for row in suite.counted(rows)} == {0.0, 0.5, 1.0}
+    heads, lines = suite.published(rows)
+    shown = [dict(zip(heads, line, strict=True)) for line in lines]
+    assert [(line["tokens"], line["exact answers"], line["no needle"]) for line in shown] == [
+        ("256", "18/18", "0/4"),
+        ("512", "18/18", "0/4"),
+    ]
+
+
+def test_the_length_that_a_refusal_names_is_enough() -> None:
+    grid = PasskeyGridConfig(tasks=["multi_key"], num_needles=8)
+    with pytest.raises(ValueError, match="it takes") as refused:
+        build_prompt(TOKENIZER, grid, Cell("multi_key", 128, 0.5, "noise", 1), 0)
+    enough = int(str(refused.value).rsplit(" ", 1)[1])
+    prompt = build_prompt(TOKENIZER, grid, Cell("multi_key", enough, 0.5, "noise", 1), 0)
+    assert len(prompt.ids) == enough
+    with pytest.raises(ValueError, match=f"it takes {enough}"):
+        build_prompt(TOKENIZER, grid, Cell("multi_key", enough - 1, 0.5, "noise", 1), 0)

@@ -274,3 +274,9 @@ def test_refuses_prompts_shared_by_some(
 def test_refuses_other_tasks() -> None:
     with pytest.raises(ValueError, match=r"tasks=\['multi_value'\].*share_haystack takes single"):
         shared(tasks=["multi_value"])
+
+
+def test_work_grows_with_the_square_of_the_length() -> None:
+    suite = PasskeySuite(shared(share_haystack=False))
+    cells = [Cell("single", 256, 0.5, "random", 3), Cell("single", 512, 0.5, "random", 2)]
+    assert suite.work(cells) == 3 * 256**2 + 2 * 512**2

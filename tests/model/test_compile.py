@@ -102,29 +102,6 @@ def test_a_pass_is_one_graph_for_every_length(masked: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("masked", [True, False])
-def test_texts_packed_in_a_row_stay_apart_in_a_graph(masked: bool) -> None:
-    """Marked by positions; with a mask, of a batch that has padding or that has none."""
-    whole = model(num_hidden_layers=1, length_temperature="ssmax").eval()
-    ids = padded(2, 40)["input_ids"]
-    texts = torch.tensor([[*range(15), *range(25)], [*range(40)]])
-    compiled = torch.compile(whole, fullgraph=True, backend="eager")
-    cases = [{"position_ids": texts}]
-    if masked:
-        mask = padded(2, 40)["attention_mask"]
-        counted = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
-        cases = [
-            {"position_ids": texts, "attention_mask": torch.ones_like(ids)},
-            {"position_ids": counted, "attention_mask": mask},
-        ]
-    for case in cases:
-        expected = whole(ids, **case, use_cache=False).logits
-        got = compiled(ids, **case, use_cache=False).logits
-        real = case.get("attention_mask", torch.ones_like(ids)).bool()
-        torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
 def test_decoding_over_a_static_cache_is_one_graph() -> None:
     whole = model(length_temperature="ssmax").eval()
     ids = padded(2, 40)["input_ids"]

@@ -302,6 +302,7 @@ def test_the_command_prints_what_json_says(
     assert row("tensors") == [f"{peak / GIB:.2f}" for peak in peaks]
     assert row("activations") == [f"{of['activations'] / GIB:.2f}" for of in parts]
     needed = [peak * (1 + overhead.slack_share) + overhead.context_bytes for peak in peaks]
+    assert row("CUDA context") == [f"{overhead.context_bytes / GIB:.2f}"] * 2
     assert row("needed") == [f"{size / GIB:.2f}" for size in needed]
     assert plan["needed_bytes"] == int(max(needed))
     assert plan["fits"] is False
@@ -323,6 +324,7 @@ def test_the_report_says_whether_the_overhead_was_measured(
         text = capsys.readouterr().out
         assert f"(slack and context: {words}); longest" in text
         assert "fits 22.35 GiB" in text
+        assert "linear scaling" not in text
         assert "tokens/s: unknown, no run of this model yet" in text
 
 
