@@ -15,18 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 def is_bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is of this very class, without hooks and with its class's `forward`.
 
     Parametrizations change the class; accelerate's offloading replaces `forward`.
     """
-    return (
-        type(layer) is kind
-        and "forward" not in layer.__dict__
-        and not any(layer.__dict__[name] for name in _HOOKS)
+    if type(layer) is not kind:
+        return False
+    # Every decoded token asks every layer: nn.Module's own look-up takes longer than the rest.
+    own = layer.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
 
 
@@ -34,9 +38,13 @@ def plain_weight(layer: nn.Module) -> Tensor | None:
     """The weight (X, R) of a layer that computes `x @ weight.T` and nothing else; None if it may
     compute anything else.
     """
-    if not is_bare(layer, nn.Linear) or layer.bias is not None:
+    if not is_bare(layer, nn.Linear):
         return None
-    return None if _is_quantised(layer.weight) else layer.weight
+    weight: Any = layer.weight
+    is_quantised = type(weight) is not nn.Parameter and _is_quantised(weight)
+    if is_quantised or layer.bias is not None:
+        return None
+    return weight
 
 
 def matrix_of(layer: nn.Module, num_inputs: int, dtype: torch.dtype) -> Tensor | None:

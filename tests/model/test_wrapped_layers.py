@@ -106,6 +106,15 @@ def test_another_adapter_for_each_row(model: MLAForCausalLM) -> None:
             torch.testing.assert_close(got[row], whole, rtol=0, atol=1e-4)
 
 
+def test_a_weight_that_is_no_parameter_is_read(model: MLAForCausalLM) -> None:
+    """As FSDP leaves a layer: its weight a view of a larger parameter."""
+    layer = model.model.layers[0].self_attn.kv_b_proj
+    view = layer.weight.detach().clone()
+    del layer.weight
+    layer.weight = view
+    assert matrix_of(layer, 32, torch.float32) is view
+
+
 def test_a_lora_layer_is_absorbed_and_others_are_called(model: MLAForCausalLM) -> None:
     """LoRA decodes at the speed of its matrix; what may be no matrix is applied to the latents."""
     layer = model.model.layers[0].self_attn.kv_b_proj
