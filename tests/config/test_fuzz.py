@@ -125,6 +125,7 @@ def test_every_key_of_a_verb(name: str) -> None:
     needed = [
         f"{key}=x.jsonl" for key in ("checkpoint", "output", "prompt") if _needed(schema, key)
     ]
+    needed += ["files=[x.txt]"] if "files" in schema.__dataclass_fields__ else []
     keys = ((key, kind) for key, kind in walk(schema) if key not in dict(walk(RunConfig)))
     check(name, schema, needed, keys)
 
