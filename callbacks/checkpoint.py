@@ -12,6 +12,7 @@ has written.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -110,7 +111,7 @@ class FolderCheckpoint(Checkpoint):
             if self.config.mode == "max"
             else float(score) < self.best_score
         )
-        if better:
+        if better and math.isfinite(score):  # after a NaN nothing would ever be better
             self.best_score = float(score)
             self._save(trainer, "last", "best")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from lightning import Trainer
 
 from ic.callbacks.checkpoint import FolderCheckpoint
@@ -47,6 +49,21 @@ def test_keeps_last_best_and_every_nth(ic: Callable[..., int], tmp_path: Path) -
     last = tmp_path / "runs/debug/default/checkpoints/last"
     assert RunFolder(tmp_path / "runs/debug/default").resolve_checkpoint("last") == last.resolve()
     assert trained_length(last) == 256
+
+
+def test_a_score_that_is_no_number_is_not_the_best(
+    ic: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {2: math.nan, 4: 2.0, 6: 3.0}
+    metrics = Trainer.callback_metrics.fget
+
+    def poisoned(trainer: Trainer) -> dict[str, torch.Tensor]:
+        found = dict(metrics(trainer))
+        return found | {"val/loss": torch.tensor(scores.get(trainer.global_step, 9.0))}
+
+    monkeypatch.setattr(Trainer, "callback_metrics", property(poisoned))
+    assert ic(*RUN, "trainer.max_steps=6", "trainer.val_check_interval=2") == 0
+    assert os.readlink(tmp_path / "runs/debug/default/checkpoints/best") == "step=4"
 
 
 def test_refuses_to_overwrite_a_run(
