@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -73,6 +74,10 @@ def complaint(verb: str, schema: type, cfg: DictConfig, override: str) -> str | 
         return one_line(wrong_value(error))
     except ValueError as error:
         return one_line(error)
+    except OSError as error:  # a path that no file system takes; the command line names it
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return override.partition("=")[0]
     return None
 
 
