@@ -35,8 +35,9 @@ from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.datamodules.batch import Batch
 from ic.errors import RunFailedError
-from ic.files.json_lines import append_row
+from ic.files.json_lines import append_row, read_rows, write_rows
 from ic.files.run_folder import RunFolder
+from ic.training.continues_run import continues_run
 
 # Standard deviations per median absolute deviation of a normal distribution.
 _MAD_TO_STD = 1.4826
@@ -66,6 +67,14 @@ class Guardrails(Callback):
         self._first_bad_step = 0
         self._num_rollbacks = 0
         self._rollback_due = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out the lines of steps that are taken again, or of a run that is begun anew."""
+        file = RunFolder(trainer.default_root_dir).guardrails
+        if not trainer.is_global_zero or not (rows := read_rows(file)):
+            return
+        first = trainer.global_step if continues_run(trainer) else 0
+        write_rows(file, [row for row in rows if row["global_step"] < first])
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int

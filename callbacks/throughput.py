@@ -166,7 +166,10 @@ class Throughput(Callback):
         self._step.interrupted = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)
+        if (
+            self._seen
+        ):  # else only the evaluation was left, of a run that an earlier version trained
+            self._finish(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -47,7 +47,9 @@ def _train(config: RunConfig) -> int:
     trainer, folder = run.trainer, run.folder
     if trainer.is_global_zero:
         if start.continues:
-            set_status(folder.results, RunStatus.TRAINING)
+            all_steps = start.first_step == config.trainer.max_steps
+            status = RunStatus.EVALUATION_INCOMPLETE if all_steps else RunStatus.TRAINING
+            set_status(folder.results, status)
         else:
             forget_results(folder)
         write_config(config)

@@ -53,8 +53,12 @@ def write_predictions(config: RunConfig) -> int:
         return 0
     write_rows(path, rows)
     Console().print(f"{len(rows)} predictions: {path}", soft_wrap=True, highlight=False)
-    right = sum(row["correct"] for row in rows)
-    summary = {"what": "predict", "n": len(rows), "correct": right, "predictions": str(path)}
+    means = {
+        f"mean_{name}": sum(row[name] for row in rows) / len(rows)
+        for name, value in (rows[0] if rows else {}).items()
+        if isinstance(value, bool | float)
+    }
+    summary = {"what": "predict", "n": len(rows), **means, "predictions": str(path)}
     _save(run, config, "predict", checkpoint, [summary])
     return 0
 

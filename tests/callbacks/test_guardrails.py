@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from ic.config.compose import compose_config
 from ic.config.run import RunConfig
 from ic.datamodules.passkey import PasskeyDataModule
 from ic.datamodules.tokenizers import build_tokenizer
+from ic.files.json_lines import read_rows, write_rows
 from ic.model import MLAForCausalLM
 from ic.parallel.fsdp2 import FSDP2Strategy
 from ic.run.build import build_module, build_run
@@ -381,3 +383,16 @@ def test_robust_z_score() -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GuardrailsOptions(**settings)
+
+
+def test_steps_that_are_taken_again_have_one_line(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        default_root_dir=tmp_path, is_global_zero=True, global_step=4, ckpt_path=None
+    )
+    file = tmp_path / "guardrails.jsonl"
+    guardrails: Any = Guardrails()
+    for checkpoint, kept in ((tmp_path / "checkpoints/step=4", [1, 3]), (Path("other/step=4"), [])):
+        write_rows(file, [{"global_step": step} for step in (1, 3, 4, 7)])
+        trainer.ckpt_path = checkpoint
+        guardrails.on_train_start(trainer, None)
+        assert [row["global_step"] for row in read_rows(file)] == kept

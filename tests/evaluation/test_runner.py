@@ -25,9 +25,9 @@ from ic.evaluation.report import write_report
 from ic.evaluation.runner import run_suite
 from ic.evaluation.shares import share_of_cells
 from ic.evaluation.statistics import wilson_interval
-from ic.files.json_lines import read_rows
+from ic.files.json_lines import rank_file, read_rows
 from ic.files.run_folder import SuiteFolder
-from ic.inference.greedy import GreedyDecoder
+from ic.inference.greedy import GreedyDecoder, StoppedError
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SHORT
 from tests.evaluation.copy_word.grid import Cell, Config
@@ -145,6 +145,32 @@ def test_ranks_share_the_cells(copier: Copier, calls: list, tmp_path: Path) -> N
     assert len(calls) == 6
     assert first == second
     assert [{**row, "seconds": 0} for row in first] == [{**row, "seconds": 0} for row in alone]
+
+
+def test_one_rank_that_is_stopped_stops_all_and_what_is_done_is_kept(
+    copier: Copier, calls: list, tmp_path: Path
+) -> None:
+    suite, file = CopyWord(Config()), tmp_path / "cells.jsonl"
+    copiers = [Copier(copier.config) for _ in range(2)]
+    for other in copiers:
+        other.load_state_dict(copier.state_dict())
+    # Rank 1 is asked to stop once it has answered its first cell.
+    stops = [lambda: False, lambda: rank_file(file, 1).is_file()]
+
+    def run(rank: int) -> None:
+        with pytest.raises(StoppedError):
+            run_suite(
+                copiers[rank], TOKENIZER, suite, file, ranks=ThreadRanks(rank), stop=stops[rank]
+            )
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, range(2)))
+    assert [row["length_tokens"] for row in read_rows(file)] == [32, 64, 32]  # of rank 0, then 1
+    assert not rank_file(file, 1).exists()
+    calls.clear()
+    rows = run_suite(copier, TOKENIZER, suite, file)
+    assert calls == [(2, 64), (1, 64)]
+    assert [row["length_tokens"] for row in rows] == [32, 32, 64, 64]
 
 
 def test_refuses_before_it_computes(copier: Copier, calls: list, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_a_run_by_its_folder(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     (row,) = json.loads((moved / "predict/step=3.json").read_text())["rows"]
     answers = (moved / "predictions.jsonl").read_text().splitlines()
     assert row["n"] == len(answers) > 0
-    assert row["correct"] == sum(json.loads(line)["correct"] for line in answers)
+    right = sum(json.loads(line)["correct"] for line in answers)
+    assert row["mean_correct"] == right / row["n"]
 
 
 def test_a_new_run_from_the_configuration_of_one(ic: Run, capsys: Capture, tmp_path: Path) -> None:
