@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.guardrails import Guardrails, first_bad_weight
 from ic.callbacks.options import CheckpointOptions
-from ic.checkpoint.commit import check_file_system
+from ic.checkpoint.commit import check_file_system, partial_path
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.rng import rng_state, set_rng_state
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
@@ -57,6 +57,7 @@ class FolderCheckpoint(Checkpoint):
         self._saved_step = -1
         self._links: set[str] = set()  # to move once the checkpoint of _saved_step is on disk
         self._rng_states: list[dict[str, Any]] | None = None  # of every rank, until the first batch
+        self._rng_of_step: dict[str, Any] | None = None  # as the last step left it
         self._previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -69,6 +70,9 @@ class FolderCheckpoint(Checkpoint):
         problem = None
         if trainer.is_global_zero:
             problem = check_file_system(self.run.checkpoints)
+            if problem is None and self._rng_states is not None:
+                # A kill may have come between a save and this.
+                self._remove_old(trainer.global_step, among_later=False)
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
             raise CheckpointError(problem)
@@ -87,6 +91,8 @@ class FolderCheckpoint(Checkpoint):
         self._settle(trainer, wait_for_it=False)
 
     def on_step_end(self, trainer: Trainer) -> None:
+        # A `best` is saved within the validation, whose draws are undone behind it.
+        self._rng_of_step = rng_state()
         self.agree(trainer)
         if self.interrupted:
             trainer.should_stop = True
@@ -138,7 +144,7 @@ class FolderCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states: list[Any] = [rng_state()]
+        states: list[Any] = [self._rng_of_step or rng_state()]
         if trainer.world_size > 1:
             states *= trainer.world_size
             torch.distributed.all_gather_object(states, states[0])
@@ -282,16 +288,21 @@ class FolderCheckpoint(Checkpoint):
             f"{trainer.world_size}: seeded anew with {seed}"
         )
 
-    def _remove_old(self, step: int) -> None:
+    def _remove_old(self, step: int, *, among_later: bool = True) -> None:
         kept = {os.readlink(p) for p in self.run.checkpoints.iterdir() if p.is_symlink()}
         every = self.config.keep_every_n_steps
         steps = set(self.run.saved_steps())
         # Later steps are of a run that was begun anew, or rolled back.
-        newest = sorted(s for s in steps if s <= step)[-self.config.keep_last :]
-        for old in steps.difference(newest):
+        so_far = {s for s in steps if s <= step}
+        newest = sorted(so_far)[-self.config.keep_last :]
+        for old in (steps if among_later else so_far).difference(newest):
             folder = self.run.checkpoint(old)
             if folder.name not in kept and not (every and old % every == 0):
-                shutil.rmtree(folder, ignore_errors=True)
+                # Renamed first: what a kill leaves of it must not look like a whole checkpoint.
+                gone = partial_path(folder)
+                with contextlib.suppress(OSError):
+                    folder.rename(gone)
+                    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _end_step(fit_loop: dict[str, Any], step: int) -> None:

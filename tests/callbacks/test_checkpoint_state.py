@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.folder import read_trainer_state
+from ic.files.run_folder import RunFolder
 from tests.conftest import SHORT
 
 Run = Callable[..., int]
@@ -104,6 +105,7 @@ def test_the_interrupt_handler_is_given_back(tmp_path: Path, ending: str) -> Non
     trainer = SimpleNamespace(
         default_root_dir=tmp_path,
         global_step=0,
+        world_size=1,
         is_global_zero=True,
         strategy=SimpleNamespace(broadcast=lambda value: value),
     )
@@ -113,9 +115,44 @@ def test_the_interrupt_handler_is_given_back(tmp_path: Path, ending: str) -> Non
         callback.on_train_start(trainer, None)
         assert signal.getsignal(signal.SIGINT) not in (own, signal.default_int_handler)
         if ending == "at its end":
-            callback.on_train_end(trainer, None)
+            callback.teardown(trainer, None, "fit")
         else:
             callback.on_exception(trainer, None, ArithmeticError())
         assert signal.getsignal(signal.SIGINT) is own
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_a_kill_leaves_of_an_old_checkpoint_is_not_taken_for_one(
+    ic: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut at the first file that is removed; the next start removes the rest."""
+    args = (*RUN, "callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.monitor=null")
+    args = (*args, "trainer.val_check_interval=100")
+    folder = tmp_path / "runs/debug/default/checkpoints"
+
+    class Killed(BaseException):
+        pass
+
+    def die(path: object, **kwargs: object) -> None:
+        if Path(str(path)).name.partition(".")[0] == "step=2" and "old" not in str(path):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ic.callbacks.checkpoint.shutil.rmtree", die)
+        with pytest.raises(Killed):
+            ic(*args, "trainer.max_steps=4")
+    assert RunFolder(folder.parent).saved_steps() == [4]
+    assert ic(*args, "trainer.max_steps=4", "ckpt_path=last") == 0
+    assert names(folder) == {"last": "step=4", "step=4": None}
+
+
+def test_a_best_holds_the_generators_of_training(ic: Run, tmp_path: Path) -> None:
+    """It is saved within a validation, whose own draws a run without a stop does not see."""
+    args = (*RUN, "callbacks.checkpoint.every_n_steps=2", "trainer.val_check_interval=3")
+    args = (*args, "trainer.max_steps=4")
+    assert ic(*args) == 0
+    folder = tmp_path / "runs/debug/default/checkpoints"
+    best, last = (read_trainer_state(folder / name)["rng_states"][0] for name in ("best", "last"))
+    assert names(folder)["best"] == "step=3"
+    assert best["torch"].equal(last["torch"])  # no step of this model draws
