@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
@@ -170,7 +171,10 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         return make_loader(WorkerLoader, stream, self.config, workers, self.trainer)
 
     def val_dataloader(self) -> list[DataLoader] | DataLoader:
-        return self._fixed("val_files") if self.config.val_files else []
+        if not self.config.val_files:
+            rank_zero_info("no validation: name data.val_files to have it")
+            return []
+        return self._fixed("val_files")
 
     def test_dataloader(self) -> DataLoader:
         return self._fixed("test_files")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -126,7 +126,13 @@ class TextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         # Training without validation is a choice; setup() refuses `validate` without files.
-        return self._evaluation_loader("val") if self._validates else []
+        if not self._validates:
+            rank_zero_info(
+                "no validation: name data.val_files, or hold documents out with "
+                "data.val_fraction=0.05"
+            )
+            return []
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         return self._evaluation_loader("test")

@@ -33,6 +33,7 @@ def quieten() -> None:
         ".*weights_only.*",
         ".*mid-epoch.*",
         ".*logger.*already.*",
+        ".*Total length of `list` across ranks is zero.*",  # the datamodules say it in their words
         ".*in eval mode at the start.*",
         ".*gradient_checkpointing_(en|dis)able.* is deprecated.*",
     ):

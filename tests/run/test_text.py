@@ -114,6 +114,17 @@ def test_passkeys_are_asked_where_they_are_asked_for(
     assert "\n  passkey:\n    every_n_steps: 0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("data", ["text", "sft"])
+def test_a_run_without_validation_says_so(ic: Run, capsys: Capture, data: str) -> None:
+    row = {"text": WORDS, "prompt": "a?", "completion": "b"}
+    Path("rows.jsonl").write_text("\n".join([json.dumps(row)] * 9))
+    size = ("data.context_length=64", "data.tokens_per_batch=64", "trainer.max_steps=1")
+    assert ic("fit", f"data={data}", *TINY, *size, "data.train_files=[rows.jsonl]") == 0
+    shown = capsys.readouterr().err
+    assert "no validation: name data.val_files" in shown
+    assert "across ranks" not in shown
+
+
 def test_losses_of_text_are_logged_and_saved(text_run: Path) -> None:
     """Every token is a byte here but the end of a document: what a byte costs can be counted."""
     rows = list(csv.DictReader((text_run / "csv/metrics.csv").open()))
