@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ic.config.data import DATA_SCHEMAS
 from ic.config.run import RunConfig
@@ -32,10 +33,10 @@ def complete_run(overrides: list[str]) -> list[str]:
     Raises:
         UsageError: no run in the folder, or something beside it that would name another run.
     """
-    given = _read(overrides)
+    given = given_values(overrides)
     if "run" not in given:
         return overrides
-    folder = Path(given["run"]).absolute()
+    folder = Path(str(given["run"])).absolute()
     for key in ("experiment", *_OF_THE_FOLDER):
         if key in given:
             raise UsageError(
@@ -53,7 +54,7 @@ def complete_from(overrides: list[str]) -> list[str]:
     Raises:
         UsageError: no run in the folder, or no name for the new one.
     """
-    given = _read(overrides)
+    given = given_values(overrides)
     if "from" not in given:
         return overrides
     for key in ("run", "experiment"):
@@ -64,13 +65,14 @@ def complete_from(overrides: list[str]) -> list[str]:
             f"from={given['from']} begins a new run: give it a run_id=, or continue that run with "
             f"run={given['from']}"
         )
-    saved = _saved("from", Path(given["from"]))
+    saved = _saved("from", Path(str(given["from"])))
     return [*_as_experiment(saved, given), *_without("from", overrides)]
 
 
-def _read(overrides: list[str]) -> dict[str, str]:
-    pairs = (override.partition("=") for override in overrides)
-    return {key.lstrip("+~"): value.strip("'\"") for key, _, value in pairs}
+def given_values(overrides: list[str]) -> dict[str, Any]:
+    """What Hydra reads on a command line, by key: a path without its quotes, a list as one."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group: override.value() for override in parsed}
 
 
 def _without(key: str, overrides: list[str]) -> list[str]:
@@ -90,7 +92,7 @@ def _saved(key: str, folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _as_experiment(saved: dict[str, Any], given: Mapping[str, str]) -> list[str]:
+def _as_experiment(saved: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Store the configuration -> the override that chooses it."""
     data = {kind.name: schema for schema, kind in DATA_SCHEMAS.items()}
     name = saved["data"]["name"]

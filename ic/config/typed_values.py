@@ -152,7 +152,7 @@ def _element(key: str, value: str, declared: Any) -> str:
 def _scalar(value: str, kind: type) -> str:
     if _PLAIN[kind].fullmatch(value) or _QUOTED.fullmatch(value):
         return value
-    return _quote(_without_references(value))
+    return quoted(_without_references(value))
 
 
 def _list(key: str, value: str, kind: Any) -> str:
@@ -205,8 +205,8 @@ def _split(key: str, text: str, separator: str) -> Iterator[str]:
     begins = True
     while place < len(text):
         char = text[place]
-        if begins and char in "'\"" and (quoted := _QUOTED.match(text, place)):
-            place = quoted.end()
+        if begins and char in "'\"" and (match := _QUOTED.match(text, place)):
+            place = match.end()
             begins = False
             continue
         if char in _BRACKETS:
@@ -232,10 +232,10 @@ def _guessed(value: str) -> str:
     too_long = len(value) > 18 and value.lstrip("-").isdigit()  # Python reads no endless number
     if value[:1] in ("'", '"', "$") or not (too_long or any(c in value for c in _SPECIAL)):
         return value
-    return _quote(value)
+    return quoted(value)
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """Text in Hydra's quotes; a backslash counts as one unless a quote follows it."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text)
     return f"'{escaped}'"

@@ -63,18 +63,19 @@ def complete(overrides: list[str]) -> list[str]:
         UsageError: no run in the folder; a suite that is given twice.
     """
     from hydra.core.config_store import ConfigStore
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    from ic.config.from_run import given_values
+    from ic.config.typed_values import quoted
     from ic.files.saved_config import forgotten_keys
 
-    parsed = {o.get_key_element(): o for o in OverridesParser.create().parse_overrides(overrides)}
-    if "suite" in parsed and isinstance(suites := parsed["suite"].value(), list):
+    given_here = given_values(overrides)
+    if isinstance(suites := given_here.get("suite"), list):
         for name in suites:
             if suites.count(name) > 1:
                 raise UsageError(f"suite: {name} is given twice; give each suite once")
-    if "run" not in parsed:
+    if "run" not in given_here:
         return overrides
-    folder = str(parsed["run"].value())
+    folder = str(given_here["run"])
     saved = _saved_configuration(folder)
     given = [
         f"{key}={saved[part][key]}"
@@ -85,9 +86,9 @@ def complete(overrides: list[str]) -> list[str]:
         )
         if key in (saved.get(part) or {})  # a key of a later version has its default
     ]
-    if "checkpoint" not in parsed:
-        given.append(f"checkpoint='{folder}'")
-    if "evaluation" not in parsed:
+    if "checkpoint" not in given_here:
+        given.append(f"checkpoint={quoted(folder)}")
+    if "evaluation" not in given_here:
         own: dict[str, Any] = saved.get("evaluation") or {}
         for forgotten in forgotten_keys(own, PasskeyGridConfig(), "evaluation."):
             print(f"run={folder}: this version has no {forgotten}: left out", file=sys.stderr)

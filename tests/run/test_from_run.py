@@ -110,6 +110,24 @@ def test_a_new_run_from_the_configuration_of_one(ic: Run, capsys: Capture, tmp_p
     assert "from=old: this version has no optimizer.also_gone: left out" in said
 
 
+def test_a_folder_of_any_name(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    assert ic(*RUN, "output_dir=plain") == 0
+    odd = tmp_path / "it's \\ a, b=c [x] (y) {z} 'q' \"r\""
+    (tmp_path / "plain").rename(odd)
+    run = odd / "debug/default"
+    capsys.readouterr()
+
+    assert ic("fit", f"run={run}") == 0
+    assert "2 of 2 steps are done" in capsys.readouterr().err
+    assert ic("validate", f"run={run}") == 0
+    assert (run / "validate/step=2.json").is_file()
+    assert shown(ic, capsys, "fit", f"from={run}", "run_id=new")["run_id"] == "new"
+    short = ("evaluation.lengths=[256]", "evaluation.depths=[0]", "evaluation.samples=1")
+    assert ic("evaluate", f"run={run}", *short) == 0
+    assert (run / "evaluate/step=2/passkey/cells.jsonl").is_file()
+    assert ic("generate", f"checkpoint={run}", "prompt=hi", "max_new_tokens=1") == 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
