@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ic.errors import check_once
+
 
 @dataclass
 class CheckpointOptions:
@@ -191,6 +193,7 @@ class PasskeyEvaluationOptions:
             )
         if self.every_n_steps and not self.cheap_lengths:
             raise ValueError("callbacks.passkey.cheap_lengths: needed with every_n_steps above 0")
+        check_once("callbacks.passkey.cheap_lengths", self.cheap_lengths or [])
 
 
 @dataclass

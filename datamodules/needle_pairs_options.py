@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ic.datamodules.needle_names import FILLERS, PROMPTS, SPLITS
+from ic.errors import check_once
 
 REJECTED = ("distractor", "near_miss", "refusal")
 
@@ -54,6 +55,8 @@ class MakePreferencesOptions:
             raise ValueError(f"lengths={self.lengths}: at least one, each at least 128")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"depths={self.depths}: at least one, each in [0, 1]")
+        check_once("lengths", self.lengths)
+        check_once("depths", self.depths)
         for name, least in (
             ("samples", 1),
             ("tokens_per_length", 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -16,6 +16,14 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"{name}={value!r}: {hint}choose one of {', '.join(allowed)}")
+
+
+def check_once(name: str, values: Collection[object]) -> None:
+    """Raises:
+    ValueError: a value is given twice, where each stands for a row or a cell of its own.
+    """
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={values}: give each one once")
 
 
 class RunFailedError(RuntimeError):

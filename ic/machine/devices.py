@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from ic.errors import check_once
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 
 
@@ -47,6 +48,8 @@ def check_devices(accelerator: str, devices: Any) -> None:
     if gpus:
         whole = devices in ("auto", -1) or (type(devices) is int and 1 <= devices <= gpus)
         listed = isinstance(devices, list) and bool(devices) and set(devices) <= set(range(gpus))
+        if listed:
+            check_once("trainer.devices", devices)
         if not whole and not listed:
             raise ValueError(
                 f"trainer.devices={devices}: this host has {gpus} GPUs; choose auto, a number "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ic.errors import check_once
+
 TWICE = "ours, prompt twice"
 SIDES = ("ours", TWICE, "trl")
 
@@ -40,5 +42,6 @@ class PreferenceBenchmarkOptions:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not self.lengths or min(self.lengths) < 128:
             raise ValueError(f"lengths={self.lengths}: at least one, each at least 128")
+        check_once("lengths", self.lengths)
         if self.side is not None and (self.side not in SIDES or len(self.lengths) != 1):
             raise ValueError(f"side={self.side!r}: one of {', '.join(SIDES)}, with a single length")

@@ -58,6 +58,7 @@ def test_no_number_is_infinite(key: str) -> None:
         ("model.rms_norm_eps=-1", "rms_norm_eps=-1.0: must be above 0 and at most 1"),
         ("model.absorbed_max_queries=-1", "absorbed_max_queries=-1: must be at least 0"),
         ("evaluation.lengths=[512,512]", "evaluation.lengths=[512, 512]: give each one once"),
+        ("callbacks.passkey.cheap_lengths=[512,512]", "cheap_lengths=[512, 512]: give each one"),
         ("evaluation.tasks=[single,single]", "give each one once"),
         ("evaluation.fillers=[noise,noise]", "give each one once"),
         ("evaluation.fillers_by_length={512: [noise, noise]}", "give each one once"),

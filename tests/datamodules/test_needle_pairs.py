@@ -118,6 +118,8 @@ def test_verb(ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixt
     ("override", "message"),
     [
         ("output=pairs.csv", "name a .jsonl or .parquet"),
+        ("lengths=[700,700]", "lengths=[700, 700]: give each one once"),
+        ("depths=[0.5,0.5]", "depths=[0.5, 0.5]: give each one once"),
         ("lengths=[130]", "130 tokens cannot hold 9 keys"),
         ("rejected={refusal:0,near_miss:0,distractor:0}", "one above 0"),
         ("num_distractors=0 rejected={distractor:1}", "needs num_distractors above 0"),

@@ -23,3 +23,5 @@ def test_a_host_of_two_gpus_refuses(monkeypatch: pytest.MonkeyPatch, devices: An
         check_devices("gpu", devices)
     with pytest.raises(ValueError, match="on the CPU"):
         check_devices("cpu", -1)
+    with pytest.raises(ValueError, match=r"trainer.devices=\[1, 1\]: give each one once"):
+        check_devices("gpu", [1, 1])

@@ -251,6 +251,13 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         ScalingOptions(**options)
 
 
+def test_a_row_is_measured_once() -> None:
+    with pytest.raises(ValueError, match=r"'a': devices=\[2, 2\]: give each one once"):
+        ScalingCase("a", devices=[2, 2])
+    with pytest.raises(ValueError, match=r"lengths=\[512, 512\]: give each one once"):
+        PreferenceBenchmarkOptions(lengths=[512, 512])
+
+
 def test_without_a_measured_row_there_is_no_plot(tmp_path: Path) -> None:
     draw_scaling([{"status": "failed", "name": "a"}], tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())

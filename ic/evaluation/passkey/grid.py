@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ic.datamodules.needle_names import FILLERS, PROMPTS, SPLITS, TASKS
+from ic.errors import check_once
 
 # The needle is left out: whatever the model answers, it should not be the key.
 CONTROL = -1.0
@@ -73,8 +74,7 @@ class PasskeyGridConfig:
             )
         once: list[tuple[str, list[Any]]] = [("lengths", self.lengths), ("depths", self.depths)]
         for name, given in (*once, *((name, values) for name, values, _ in chosen)):
-            if len(set(given)) < len(given):
-                raise ValueError(f"evaluation.{name}={given}: give each one once")
+            check_once(f"evaluation.{name}", given)
         if self.split not in SPLITS[1:]:
             raise ValueError(f"evaluation.split={self.split!r}: choose validation or test")
         if not self.lengths or min(self.lengths) < 128:

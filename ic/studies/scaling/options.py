@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ic.errors import UsageError
+from ic.errors import UsageError, check_once
 
 
 @dataclass
@@ -31,6 +31,7 @@ class ScalingCase:
                 raise ValueError(
                     f"scaling.cases: {self.name!r}: devices={self.devices}: each at least 1"
                 )
+        check_once(f"scaling.cases: {self.name!r}: devices", self.devices)
         for name, least in (("warmup_steps", 0), ("timed_steps", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
