@@ -37,7 +37,7 @@ from ic.config.groups import CONF, register_schemas
 from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
-from ic.errors import RunFailedError, UsageError, one_line
+from ic.errors import RunFailedError, UsageError, lacks_memory, one_line
 from ic.terminal import is_first_process, launched_rank, quieten
 
 FAILED_EXIT_CODE = 1
@@ -121,15 +121,15 @@ def main(argv: list[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(args)
-    except (ValueError, OSError) as error:
-        code = _complain(error)
     except RunFailedError as error:
         code = _say(error, FAILED_EXIT_CODE)
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch's CPU allocator raises a RuntimeError; a GPU's has its own report.
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+    except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
+        if lacks_memory(error) and not isinstance(error, ValueError):
+            code = _say(error, FAILED_EXIT_CODE, _no_memory(error))
+        elif isinstance(error, ValueError | OSError):
+            code = _complain(error)
+        else:
             raise
-        code = _say(error, FAILED_EXIT_CODE, f"not enough host memory: {error or 'none is left'}")
     except KeyboardInterrupt:
         code = _interrupted()
     except SystemExit as error:  # what Lightning's trainer makes of Ctrl-C, with another code
@@ -142,6 +142,13 @@ def main(argv: list[str] | None = None) -> None:
 def _interrupted() -> int:
     print("ic: interrupted", file=sys.stderr)
     return INTERRUPTED_EXIT_CODE
+
+
+def _no_memory(error: Exception) -> str:
+    return (
+        f"not enough host memory: {str(error) or 'none is left'}; free some, or raise what limits "
+        "it: `ulimit -v`, the container's limit, SLURM's --mem"
+    )
 
 
 def _complain(error: ValueError | OSError) -> int:

@@ -44,6 +44,21 @@ class UsageError(ValueError):
         return cls(f"unknown {kind} {given!r}; {hint}")
 
 
+# What the loader, PyTorch's allocator, the operating system and Python's threads say of it; some
+# of them raise a RuntimeError, an ImportError or an OSError without a number.
+_OF_NO_MEMORY = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the host's memory did not suffice; a GPU's has its own report."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _OF_NO_MEMORY)
+
+
 def one_line(error: BaseException | str) -> str:
     """What an error says, in one line; the middle of an endless word is left out."""
     text = " ".join(str(error).split())

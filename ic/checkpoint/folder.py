@@ -26,12 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.checkpoint.architecture import check_names, check_same_architecture, check_tensors
 from ic.checkpoint.checksums import check_intact, write_checksums
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
 from ic.checkpoint.errors import CheckpointError, damaged_error, not_finite_error, save_error
 from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.hugging_face import CONFIG, WEIGHTS, weight_files
 from ic.checkpoint.storage import MODEL, OPTIMIZER, ShardReader, is_sharded, read_tensors
+from ic.errors import lacks_memory
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.adapter import (
@@ -120,12 +122,13 @@ class FolderCheckpointIO(CheckpointIO):
                 state["optimizer_states"] = [_optimizer_state(reader, groups)]
         else:
             weights = read_weights(folder)
+        check_tensors(self.config, weights, folder)
         if self.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         weights = join_adapter(weights, self.read_adapter(folder))
         if (name := first_not_finite(weights)) is not None:
             raise not_finite_error(folder, name)
-        state["state_dict"] = {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
+        state["state_dict"] = _under_prefix(weights)
         return state
 
     def note_trained_length(self, checkpoint: dict[str, Any]) -> None:
@@ -282,20 +285,16 @@ def _base_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
         )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise
         raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
-    _check_names(folder, info["missing_keys"], info["unexpected_keys"])
+    check_names(folder, info["missing_keys"], info["unexpected_keys"])
     loaded_model: MLAForCausalLM = model
     return loaded_model
 
 
-def _check_names(folder: Path, missing: set[str], unexpected: set[str]) -> None:
-    if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} tensors, the first is {min(missing)}")
-    if unexpected:
-        raise CheckpointError(
-            f"{folder} holds {len(unexpected)} tensors that the model has no place for, the first "
-            f"is {min(unexpected)}: is it of another architecture than its {CONFIG} says?"
-        )
+def _under_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {MODULE_PREFIX + name: tensor for name, tensor in weights.items()}
 
 
 def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
@@ -303,10 +302,7 @@ def _load_sharded_model(folder: Path, config: MLAConfig) -> MLAForCausalLM:
     weights = read_tensors(reader, MODEL)
     model: Any = MLAForCausalLM(config)  # transformers wraps `to` past its types
     model = model.to(next(iter(weights.values())).dtype)
-    wanted = set(model.state_dict())
-    if config.tie_word_embeddings:
-        wanted.remove("lm_head.weight")
-    _check_names(folder, wanted - set(weights), set(weights) - wanted)
+    check_tensors(config, weights, folder)
     try:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
@@ -332,36 +328,6 @@ def _optimizer_state(reader: ShardReader, groups: list[dict[str, Any]]) -> dict[
     }
 
 
-def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -> None:
-    """Refuse weights of other dimensions, naming each that differs."""
-    keys = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-        "tie_word_embeddings",
-        "rope_interleave",
-        "length_temperature",
-        "nope_layers",
-    )
-    different = [
-        f"{key} {getattr(found, key)} (configured {getattr(wanted, key)})"
-        for key in keys
-        if getattr(found, key) != getattr(wanted, key)
-    ]
-    if different:
-        raise CheckpointError(
-            f"{folder} is of another architecture: {', '.join(different)}. Use the experiment that "
-            "it was trained with, or another checkpoint"
-        )
-
-
 def _read(file: Path, load: Any) -> Any:
     if not file.is_file():
         raise CheckpointError(
@@ -370,6 +336,8 @@ def _read(file: Path, load: Any) -> Any:
     try:
         return load(file)
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise  # the file is as it was
         raise damaged_error(file, error) from error
 
 

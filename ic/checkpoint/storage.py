@@ -32,6 +32,7 @@ from torch.futures import Future
 from ic.checkpoint.checksums import sha256, write_checksums
 from ic.checkpoint.commit import commit_folder, sync_folder
 from ic.checkpoint.errors import CheckpointError, damaged_error
+from ic.errors import lacks_memory
 from ic.files.retry_io import operating_system_error, retrying
 
 METADATA = ".metadata"
@@ -117,6 +118,8 @@ class ShardReader(dcp.FileSystemReader):
             retrying(lambda: self._check_intact(name))
             retrying(lambda: super(ShardReader, self).read_data(plan, planner))
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            if lacks_memory(error):
+                raise  # the file is as it was
             raise damaged_error(self.folder / name, error) from error
 
     def _check_sizes(self, metadata: Metadata) -> None:

@@ -148,12 +148,8 @@ def _take_over(wanted: MLAConfig, given: str) -> dict[str, Any]:
     Raises:
         ValueError: no checkpoint folder, or one of another architecture.
     """
-    from ic.checkpoint.folder import (
-        check_same_architecture,
-        load_config,
-        load_model,
-        trained_length,
-    )
+    from ic.checkpoint.architecture import check_same_architecture
+    from ic.checkpoint.folder import load_config, load_model, trained_length
     from ic.checkpoint.source import find_source
 
     source = find_source(given)

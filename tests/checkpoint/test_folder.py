@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ic.checkpoint.checksums import CHECKSUMS
+from ic.checkpoint.checksums import CHECKSUMS, write_checksums
 from ic.checkpoint.folder import (
     CheckpointError,
     FolderCheckpointIO,
@@ -159,6 +160,22 @@ def test_more_layers_than_the_configuration(saved: Path) -> None:
         CheckpointError, match=r"no place for, the first is model\.layers\.1\.input"
     ):
         load_model(saved)
+
+
+def test_a_lost_tensor_is_named(model: MLAForCausalLM, saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    lost = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, saved / "model.safetensors", {"format": "pt"})
+    write_checksums(saved)
+    named = "lacks 1 tensors, the first is model.layers.1.mlp.up_proj.weight$"
+    for load in (io_of(model).load_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=named):
+            load(saved)
+    weights |= {"model.layers.1.mlp.up_proj.weight": lost, "other": lost.clone()}
+    save_file(weights, saved / "model.safetensors", {"format": "pt"})
+    write_checksums(saved)
+    with pytest.raises(CheckpointError, match="no place for, the first is other: is it of another"):
+        io_of(model).load_checkpoint(saved)
 
 
 def test_other_model_type(saved: Path) -> None:
