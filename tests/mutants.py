@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import Queue
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cosmic_ray.commands.init import _all_work_items
@@ -144,6 +145,38 @@ def commit() -> str:
     return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
 
 
+def summary(
+    options: argparse.Namespace,
+    records: list[dict[str, Any]],
+    possible: dict[str, int],
+    without: list[str],
+) -> dict[str, Any]:
+    """What the results file holds, also of a campaign that is cut short.
+
+    A fault whose tests took too long is undecided: it counts neither as planted nor as seen.
+    """
+    judged = [r for r in records if not r["timed_out"]]
+    shares = {}
+    for area in options.areas:
+        of_area = [r for r in judged if r["area"] == area]
+        seen = sum(not r["lived"] for r in of_area)
+        shares[area] = {"possible": possible[area], "planted": len(of_area), "seen": seen}
+    return {
+        "command": "python tests/mutants.py " + " ".join(sys.argv[1:]),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{options.jobs} of {os.cpu_count()} CPU cores, {platform.machine()}",
+        "python": platform.python_version(),
+        "seed": options.seed,
+        "planted": len(judged),
+        "seen": sum(not r["lived"] for r in judged),
+        "areas": shares,
+        "left_out": without,
+        "lived": [r for r in records if r["lived"]],
+        "undecided": [f"{r['module']}:{r['line']}" for r in records if r["timed_out"]],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=60, help="faults per area")
@@ -198,37 +231,12 @@ def main() -> None:
                 if not future.cancelled():
                     records.append({"area": area, **future.result()})
                     print(f"{len(records)}/{len(chosen)}", *records[-1].values(), flush=True)
+                    found = summary(options, records, possible, without)
+                    options.output.write_text(json.dumps(found, indent=1) + "\n")
 
-    # A fault whose tests took too long is undecided: it counts neither as planted nor as seen.
-    judged = [r for r in records if not r["timed_out"]]
-    shares = {}
-    for area in options.areas:
-        of_area = [r for r in judged if r["area"] == area]
-        seen = sum(not r["lived"] for r in of_area)
-        shares[area] = {"possible": possible[area], "planted": len(of_area), "seen": seen}
-        print(f"{area}: {seen} of {len(of_area)} seen")
-    seen = sum(not r["lived"] for r in judged)
-    print(f"all: {seen} of {len(judged)} seen, {time.perf_counter() - began:.0f} s")
-    options.output.write_text(
-        json.dumps(
-            {
-                "command": "python tests/mutants.py " + " ".join(sys.argv[1:]),
-                "commit": commit(),
-                "date": datetime.date.today().isoformat(),
-                "machine": f"{options.jobs} of {os.cpu_count()} CPU cores, {platform.machine()}",
-                "python": platform.python_version(),
-                "seed": options.seed,
-                "seen": seen,
-                "planted": len(judged),
-                "areas": shares,
-                "left_out": without,
-                "lived": [r for r in records if r["lived"]],
-                "undecided": [f"{r['module']}:{r['line']}" for r in records if r["timed_out"]],
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    for area, share in summary(options, records, possible, without)["areas"].items():
+        print(f"{area}: {share['seen']} of {share['planted']} seen")
+    print(f"{time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
