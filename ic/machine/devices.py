@@ -57,8 +57,19 @@ def check_devices(accelerator: str, devices: Any) -> None:
             )
         return
     cores = os.cpu_count() or 1
+    if "LOCAL_RANK" in os.environ and type(devices) is int and devices >= 1:
+        return  # a launcher has started them already, as many as it was told
     if devices != "auto" and not (type(devices) is int and 1 <= devices <= cores):
         raise ValueError(
             f"trainer.devices={devices}: on the CPU choose auto or a number of processes from 1 to "
             f"{cores}, the cores of this host"
         )
+
+
+def num_devices(accelerator: str, devices: Any) -> int:
+    """How many of this host's devices `trainer.devices` names, once they are checked."""
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1):
+        return max(1, torch.cuda.device_count()) if accelerator != "cpu" else 1
+    return int(devices)
