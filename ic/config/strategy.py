@@ -11,23 +11,24 @@ if TYPE_CHECKING:
 
 
 class StrategyConfig(StrategyOptions):
-    def build(self, precision: str) -> str | Strategy:
-        """The strategy, or the name of Lightning's own choice.
+    def build(self, precision: str, num_processes: int) -> str | Strategy:
+        """The strategy, or the name of Lightning's own choice for one process.
 
         Args:
             precision: the trainer's.
+            num_processes: over all hosts.
         """
-        backend = self.process_group_backend
-        if self.name == "ddp":
-            from lightning.pytorch.strategies import DDPStrategy
+        backend, wait_s = self.process_group_backend, self.rendezvous_timeout_s
+        if self.name == "ddp" or (self.name == "auto" and num_processes > 1):
+            from ic.parallel.ddp import MeetingDDPStrategy
 
-            return DDPStrategy(process_group_backend=backend)
+            return MeetingDDPStrategy(backend, wait_s)
         if self.name == "fsdp":
             from ic.parallel.fsdp import LayerFSDPStrategy
 
-            return LayerFSDPStrategy(precision, backend)
+            return LayerFSDPStrategy(precision, backend, wait_s)
         if self.name == "fsdp2":
             from ic.parallel.fsdp2 import FSDP2Strategy
 
-            return FSDP2Strategy(self.context_parallel_size, backend)
+            return FSDP2Strategy(self.context_parallel_size, backend, wait_s)
         return "auto"

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.model.decoder_layer import MLADecoderLayer
+from ic.parallel.meeting import all_met
 
 
 class ClippingFSDPPrecision(FSDPPrecision):
@@ -34,7 +35,10 @@ class LayerFSDPStrategy(ShardedCheckpointStrategy, FSDPStrategy):
     Inputs of the layers are not cast: the rotation's cosines stay float32.
     """
 
-    def __init__(self, precision: str, process_group_backend: str | None = None) -> None:
+    def __init__(
+        self, precision: str, process_group_backend: str | None, rendezvous_timeout_s: float
+    ) -> None:
+        self.rendezvous_timeout_s = rendezvous_timeout_s
         dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
         super().__init__(
             precision_plugin=ClippingFSDPPrecision(cast(Any, precision)),
@@ -47,6 +51,11 @@ class LayerFSDPStrategy(ShardedCheckpointStrategy, FSDPStrategy):
                 cast_root_forward_inputs=False,
             ),
         )
+
+    def setup_environment(self) -> None:
+        self.set_world_ranks()
+        with all_met(self.cluster_environment, self.rendezvous_timeout_s):
+            super().setup_environment()
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
         wrapped = super()._setup_model(model)

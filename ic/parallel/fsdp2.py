@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 from ic.checkpoint.sharded_checkpoint import ShardedCheckpointStrategy
 from ic.model import MLAForCausalLM
 from ic.parallel.context_parallel import ContextParallel
+from ic.parallel.meeting import all_met
 from ic.parallel.mesh import ParallelMesh, build_mesh
 
 
@@ -37,11 +38,16 @@ class FSDP2Strategy(ShardedCheckpointStrategy, ModelParallelStrategy):
     Args:
         context_parallel_size: ranks that share each sequence; must divide the number of processes.
         process_group_backend: null for the device's usual one.
+        rendezvous_timeout_s: how long the ranks wait for each other at the start.
     """
 
     def __init__(
-        self, context_parallel_size: int = 1, process_group_backend: str | None = None
+        self,
+        context_parallel_size: int = 1,
+        process_group_backend: str | None = None,
+        rendezvous_timeout_s: float = 600.0,
     ) -> None:
+        self.rendezvous_timeout_s = rendezvous_timeout_s
         super().__init__(process_group_backend=process_group_backend)
         self.context_parallel_size = context_parallel_size
         self._mesh: ParallelMesh | None = None
@@ -57,7 +63,9 @@ class FSDP2Strategy(ShardedCheckpointStrategy, ModelParallelStrategy):
         return {"num_replicas": self.mesh.data_size, "rank": self.mesh.data_rank}
 
     def setup_environment(self) -> None:
-        self._setup_distributed()
+        self.set_world_ranks()
+        with all_met(self.cluster_environment, self.rendezvous_timeout_s):
+            self._setup_distributed()
         self._mesh = build_mesh(self.root_device.type, self.world_size, self.context_parallel_size)
         self._device_mesh = self._mesh.batch
         assert self.lightning_module is not None

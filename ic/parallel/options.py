@@ -20,11 +20,13 @@ class StrategyOptions:
             (fully sharded over a mesh data x context, docs/parallel.md).
         process_group_backend: `nccl`, `gloo`, ...; null for the device's usual one.
         context_parallel_size: ranks that share each sequence; `fsdp2` alone takes more than 1.
+        rendezvous_timeout_s: how long the ranks wait for each other at the very start.
     """
 
     name: str = "auto"
     process_group_backend: str | None = None
     context_parallel_size: int = 1
+    rendezvous_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         if self.name not in STRATEGIES:
@@ -32,6 +34,10 @@ class StrategyOptions:
         size = self.context_parallel_size
         if size < 1:
             raise ValueError(f"strategy.context_parallel_size={size}: must be at least 1")
+        if not self.rendezvous_timeout_s > 0:
+            raise ValueError(
+                f"strategy.rendezvous_timeout_s={self.rendezvous_timeout_s}: must be above 0"
+            )
         if size > 1 and self.name != "fsdp2":
             raise ValueError(
                 f"strategy.context_parallel_size={size} needs strategy=fsdp2, not {self.name!r}; "

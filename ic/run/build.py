@@ -15,7 +15,7 @@ from ic.config.trainer import TrainerConfig
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder
-from ic.machine.devices import check_accelerator, check_devices, runnable_backends
+from ic.machine.devices import check_accelerator, check_devices, num_devices, runnable_backends
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
@@ -81,6 +81,9 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
     job = SlurmJob.current()
     if job is None:
         check_devices(t.accelerator, t.devices)
+        num_processes = num_devices(t.accelerator, t.devices) * t.num_nodes
+    else:
+        num_processes = job.tasks_per_node * job.num_nodes
     config.strategy.check_run(
         accelerator=t.accelerator,
         gpus=torch.cuda.device_count(),
@@ -95,7 +98,7 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
         default_root_dir=config.folder.path,
         callbacks=callbacks,
         logger=loggers,
-        strategy=config.strategy.build(t.precision),
+        strategy=config.strategy.build(t.precision, num_processes),
         plugins=[io] if job is None else [io, job.environment()],
         max_epochs=-1,
         max_steps=t.max_steps,

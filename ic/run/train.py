@@ -11,8 +11,8 @@ from ic.config.run import RunConfig
 from ic.files.leftovers import clear_leftovers
 from ic.files.results import RunStatus, set_status, write_results
 from ic.files.run_lock import locked
-from ic.machine.launch import leads_the_run, refusing_for_all
 from ic.model.cost import cache_bytes_per_token, num_parameters
+from ic.parallel.launch import ending_together, leads_the_run
 from ic.parallel.watchdog import naming_lost_ranks
 from ic.run.build import adapt_to_gpu, build_run, write_config
 from ic.run.copied import restore_links
@@ -61,7 +61,7 @@ def _train(config: RunConfig) -> int:
         f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache per token, "
         f"run in {folder.path}"
     )
-    with refusing_for_all(trainer), naming_lost_ranks():
+    with ending_together(trainer.strategy), naming_lost_ranks():
         trainer.fit(
             run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint, weights_only=True
         )

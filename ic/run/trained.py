@@ -15,7 +15,9 @@ from rich.table import Table
 from ic.config.run import RunConfig
 from ic.files.json_lines import write_rows
 from ic.files.results import write_results
+from ic.parallel.launch import ending_together
 from ic.parallel.replica import sharing_ranks
+from ic.parallel.watchdog import naming_lost_ranks
 from ic.run.build import Run, adapt_to_gpu, build_run
 
 
@@ -23,7 +25,10 @@ def show_metrics(config: RunConfig, verb: str) -> int:
     """Loss and answer accuracy of a checkpoint on the data of `verb`, as a table and a file."""
     config, checkpoint = _with_weights(config)
     run = build_run(config)
-    (metrics,) = getattr(run.trainer, verb)(run.module, datamodule=run.datamodule, verbose=False)
+    with ending_together(run.trainer.strategy), naming_lost_ranks():
+        (metrics,) = getattr(run.trainer, verb)(
+            run.module, datamodule=run.datamodule, verbose=False
+        )
     if not run.trainer.is_global_zero:
         return 0
     table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
@@ -46,7 +51,8 @@ def write_predictions(config: RunConfig) -> int:
         )
     config, checkpoint = _with_weights(config)
     run = build_run(config)
-    batches = run.trainer.predict(run.module, datamodule=run.datamodule)
+    with ending_together(run.trainer.strategy), naming_lost_ranks():
+        batches = run.trainer.predict(run.module, datamodule=run.datamodule)
     path = run.folder.predictions
     rows = _rows_of_all_ranks(run.trainer, batches or [])
     if not run.trainer.is_global_zero:

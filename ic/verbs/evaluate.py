@@ -12,7 +12,10 @@ from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.inference.options import InferenceOptions
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
     from ic.checkpoint.source import Source
+    from ic.evaluation.suite import Suite
     from ic.files.run_folder import SuiteFolder
 
 
@@ -34,6 +37,7 @@ class Config(InferenceOptions):
             the cells. `devices=auto` is all GPUs of the host. In a SLURM job both are the job's.
         context_parallel_size: 1, or the number of processes: they then share each prompt and its
             cache instead of the cells, for prompts that are too long for one.
+        rendezvous_timeout_s: how long the processes wait for each other at the very start.
     """
 
     run: str | None = None
@@ -44,6 +48,7 @@ class Config(InferenceOptions):
     devices: Any = 1
     num_nodes: int = 1
     context_parallel_size: int = 1
+    rendezvous_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +57,8 @@ class Config(InferenceOptions):
         for name in ("num_nodes", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not self.rendezvous_timeout_s > 0:
+            raise ValueError(f"rendezvous_timeout_s={self.rendezvous_timeout_s}: must be above 0")
         if not self.suite:
             raise ValueError("suite: choose at least one, for example suite=passkey")
 
@@ -116,25 +123,37 @@ def _saved_configuration(folder: str) -> dict[str, Any]:
 def run(config: Config) -> int:
     """Evaluate each suite: its cells, CSV file, picture and results file, and a table."""
     import torch
-    from rich.console import Console
 
     from ic.checkpoint.source import find_source
-    from ic.evaluation.progress import cell_progress
     from ic.evaluation.registry import build_suite
-    from ic.evaluation.report import write_report
-    from ic.evaluation.runner import run_suite
-    from ic.files.results import write_results
-    from ic.inference.loading import load_source
-    from ic.machine.launch import launch_ranks
-    from ic.parallel.context_parallel import ContextParallel
+    from ic.parallel.launch import launched_ranks
 
     suites = [build_suite(name, options) for name, options in config.suite.items()]
     source, sharing = find_source(config.checkpoint), config.context_parallel_size
     gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
     devices = max(1, gpus) if config.devices == "auto" else config.devices
-    ranks = launch_ranks(
-        config.accelerator, devices, config.num_nodes, exchange_tensors=sharing > 1
-    )
+    with launched_ranks(
+        config.accelerator,
+        devices,
+        config.num_nodes,
+        exchange_tensors=sharing > 1,
+        rendezvous_timeout_s=config.rendezvous_timeout_s,
+    ) as ranks:
+        _evaluate(config, suites, source, ranks)
+    return 0
+
+
+def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: Fabric) -> None:
+    from rich.console import Console
+
+    from ic.evaluation.progress import cell_progress
+    from ic.evaluation.report import write_report
+    from ic.evaluation.runner import run_suite
+    from ic.files.results import write_results
+    from ic.inference.loading import load_source
+    from ic.parallel.context_parallel import ContextParallel
+
+    sharing = config.context_parallel_size
     if sharing not in (1, ranks.world_size):
         raise ValueError(
             f"context_parallel_size={sharing} with {ranks.world_size} processes: choose 1 or "
@@ -172,7 +191,6 @@ def run(config: Config) -> int:
         write_results(folder.results, {**asdict(config), **options}, suite.rows(cells))
         console.print(suite.table(cells))
         console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
-    return 0
 
 
 def _folder(config: Config, source: Source, suite: str) -> SuiteFolder:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from subprocess import Popen, TimeoutExpired
 
 import torch
-from lightning import Trainer
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
+from lightning.fabric.strategies import Strategy as FabricStrategy
+from lightning.fabric.strategies.launchers import (
+    _SubprocessScriptLauncher as _FabricSubprocessScriptLauncher,
+)
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from ic.machine.devices import check_accelerator
 from ic.machine.slurm_job import SlurmJob
+from ic.parallel.ddp import MeetingFabricDDPStrategy
 from ic.terminal import launched_rank
+
+_END_WITHIN_S = 10.0
 
 
 def leads_the_run() -> bool:
@@ -26,16 +33,24 @@ def leads_the_run() -> bool:
     return launched_rank() == 0 and int(node) == 0
 
 
-def launch_ranks(
-    accelerator: str, devices: int, num_nodes: int, *, exchange_tensors: bool
-) -> Fabric:
-    """The processes of a verb that is no training run, all of them started.
+@contextmanager
+def launched_ranks(
+    accelerator: str,
+    devices: int,
+    num_nodes: int,
+    *,
+    exchange_tensors: bool,
+    rendezvous_timeout_s: float,
+) -> Iterator[Fabric]:
+    """The processes of a verb that is no training run, all of them started; they end together.
 
     Args:
+        rendezvous_timeout_s: how long they wait for each other at the start.
         exchange_tensors: they need a fast exchange of tensors on their devices, too.
 
     Raises:
         ValueError: more devices than there are.
+        MissingRanksError: some of them did not come.
     """
     check_accelerator(accelerator)
     gpus, job = torch.cuda.device_count(), SlurmJob.current()
@@ -54,23 +69,37 @@ def launch_ranks(
         if alone
         # Without an exchange they meet only before and after their work, which may take one of them
         # much longer than the others.
-        else FabricDDPStrategy(process_group_backend=backend, timeout=timedelta(days=1)),
+        else MeetingFabricDDPStrategy(backend, rendezvous_timeout_s, timedelta(days=1)),
         plugins=[] if job is None else [job.environment()],
     )
-    fabric.launch()
-    return fabric
+    with ending_together(fabric.strategy):
+        fabric.launch()
+        yield fabric
 
 
 @contextmanager
-def refusing_for_all(trainer: Trainer) -> Iterator[None]:
-    """A refusal ends the processes that Lightning started from this one: they would refuse too.
+def ending_together(strategy: Strategy | FabricStrategy) -> Iterator[None]:
+    """An error of this process ends those that Lightning started from it: they wait for it.
 
     torchrun and srun end theirs themselves.
     """
     try:
         yield
-    except ValueError:
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGTERM)
+    except Exception:
+        launcher = strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher | _FabricSubprocessScriptLauncher):
+            _end(launcher.procs)
         raise
+
+
+def _end(processes: list[Popen[bytes]]) -> None:
+    ended = list(processes)
+    processes.clear()  # a thread of Lightning's watches this list and kills this process for one
+    for process in ended:
+        process.terminate()
+    until = time.monotonic() + _END_WITHIN_S
+    for process in ended:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except TimeoutExpired:  # it hangs in a collective, where Python handles no signal
+            process.kill()
