@@ -266,6 +266,21 @@ def test_without_a_measured_row_there_is_no_plot(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_without_a_gpu_nothing_is_written(
+    ic: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert ic("ablation") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "ic: ablation, variant 'base': trainer.accelerator=gpu, but PyTorch sees no CUDA GPU here; "
+        "add trainer.accelerator=cpu and trainer.precision=32-true to ablation.common"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
