@@ -60,11 +60,13 @@ RUN = (
 )
 RUN_FOLDER = Path("runs/chaos/run")
 # Name of a kind of run: its ranks, and what it is given beyond RUN.
+# Ranks have no launcher here: one that a signal ends before they meet is given up after a while.
+MEETING = "strategy.rendezvous_timeout_s=60"
 KINDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one rank": (1, ()),
     "one rank, dropout": (1, ("model/adapter=lora", "model.adapter.lora_dropout=0.2")),
-    "two ranks, ddp": (2, ("strategy=ddp",)),
-    "two ranks, fsdp2": (2, ("strategy=fsdp2",)),
+    "two ranks, ddp": (2, ("strategy=ddp", MEETING)),
+    "two ranks, fsdp2": (2, ("strategy=fsdp2", MEETING)),
 }
 SIGNALS = {signal.SIGKILL: 14, signal.SIGTERM: 3, signal.SIGINT: 3}
 # A process that takes longer hangs; the machine may be busy.
