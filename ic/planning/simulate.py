@@ -161,7 +161,7 @@ class FakeRun:
                 layers: list[Any] = cache.layers  # transformers types them as its base class
                 for layer in layers:
                     memory.move(layer.buffer, "cache")
-                cache.reset()
+                cache.keep(0)  # the tokens go, their place stays: `reset` would drop both
                 memory.forget_peak(shards)
                 chunks = [c for c in ids.split(chunk_tokens, dim=1) if c.shape[1] >= least]
                 # Each sees more keys than the one before, and the last may be short: no other
