@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import shutil
 import signal
 from types import FrameType
@@ -180,7 +181,7 @@ class FolderCheckpoint(Checkpoint):
 
     def finish(self, trainer: Trainer) -> int:
         """Say how to go on -> exit code of an interrupted run."""
-        rank_zero_info(f"interrupted; continue with ckpt_path=last (run in {self.run.path})")
+        rank_zero_info(f"interrupted; continue with fit run={shlex.quote(str(self.run.path))}")
         return INTERRUPTED_EXIT_CODE
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -38,6 +39,7 @@ from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
 from ic.errors import RunFailedError, UsageError, lacks_memory, one_line
+from ic.files.run_folder import RunFolder
 from ic.terminal import is_first_process, launched_rank, quieten
 
 FAILED_EXIT_CODE = 1
@@ -94,7 +96,12 @@ class Verb:
             where = "" if folder is None else f" in {folder.path}"
             print(f"{self.name}{where}: loading PyTorch ...", file=sys.stderr, flush=True)
         quieten()
-        return int(self.module.run(config))
+        try:
+            return int(self.module.run(config))
+        except (KeyboardInterrupt, SystemExit) as error:
+            if self.name == "fit" and _is_interrupt(error):
+                error.add_note(_where_to_continue(config.folder))
+            raise
 
 
 def find_verbs() -> dict[str, Verb]:
@@ -130,18 +137,26 @@ def main(argv: list[str] | None = None) -> None:
             code = _complain(error)
         else:
             raise
-    except KeyboardInterrupt:
-        code = _interrupted()
-    except SystemExit as error:  # what Lightning's trainer makes of Ctrl-C, with another code
-        if not isinstance(error.__context__, KeyboardInterrupt):
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not _is_interrupt(error):
             raise
-        code = _interrupted()
+        notes = getattr(error, "__notes__", [])
+        print("; ".join(["ic: interrupted", *notes]), file=sys.stderr)
+        code = INTERRUPTED_EXIT_CODE
     sys.exit(code)
 
 
-def _interrupted() -> int:
-    print("ic: interrupted", file=sys.stderr)
-    return INTERRUPTED_EXIT_CODE
+def _is_interrupt(error: BaseException) -> bool:
+    """Ctrl-C, or what Lightning's trainer makes of it, with another exit code."""
+    return any(isinstance(each, KeyboardInterrupt) for each in (error, error.__context__))
+
+
+def _where_to_continue(run: RunFolder) -> str:
+    """What a `fit` that ended at once leaves, and the command that goes on from it."""
+    if not run.last.exists():
+        return "no checkpoint is saved: the same command begins again"
+    path = shlex.quote(str(run.path))
+    return f"continue from {os.readlink(run.last)} with fit run={path}"
 
 
 def _no_memory(error: Exception) -> str:

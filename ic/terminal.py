@@ -51,6 +51,7 @@ class _NoAdvice(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(
             (
+                "\nDetected KeyboardInterrupt",  # the command line says what to do
                 "💡 Tip",
                 "TPU available",
                 "GPU available",

@@ -81,19 +81,35 @@ def run_sweep(name: str, verb: ModuleType, overrides: Sequence[str]) -> int:
         )
     jobs = plan_jobs(name, verb, overrides)
     is_first = is_first_process()
-    code = 0
+    code, cut_short = 0, False
     with passing_signals_on() as run:
         for number, job in enumerate(jobs, 1):
             if is_first:
                 print(f"sweep: job {number} of {len(jobs)}: {job}", file=sys.stderr, flush=True)
             job.exit_code, stopped = run([sys.executable, "-m", "ic", name, *job.arguments])
             code = max(code, job.exit_code)
-            if stopped or job.exit_code in _STOPPED or _is_to_go_on(name, job):
+            cut_short = stopped or job.exit_code in _STOPPED
+            if cut_short or _is_to_go_on(name, job):
                 code = job.exit_code
                 break
     if is_first:
         _report(name, jobs)
+        if name == "fit" and cut_short:
+            print(f"sweep: {how_to_continue(overrides)}", file=sys.stderr)
     return code
+
+
+def how_to_continue(overrides: Sequence[str]) -> str:
+    """How a sweep of `fit` that ended early goes on: `last` would fail in a job not yet begun."""
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    change = "the same command"
+    if "overwrite" in given:  # it would begin the finished jobs anew, too
+        change += " without overwrite="
+    return (
+        f"continue with {change} and ckpt_path=auto"
+        + (" in place of its ckpt_path=" if "ckpt_path" in given else "")
+        + ": a job goes on from its last checkpoint, or begins where it has none"
+    )
 
 
 def plan_jobs(name: str, verb: ModuleType, overrides: Sequence[str]) -> list[PlannedJob]:

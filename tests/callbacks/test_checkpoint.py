@@ -115,7 +115,7 @@ def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     output = running.communicate()[0]
     assert running.returncode == 130, output
-    assert "continue with ckpt_path=last" in output
+    assert f"interrupted; continue with fit run={tmp_path}/runs/debug/broken\n" in output
     folder = tmp_path / "runs/debug/broken/checkpoints"
     step = int(os.readlink(folder / "last").removeprefix("step="))
     assert 1 <= step < 25
@@ -153,7 +153,10 @@ def test_second_interrupt_ends_at_once(
         assert ic(*RUN, "callbacks.checkpoint.every_n_steps=1") == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-    assert capsys.readouterr().err.endswith("ic: interrupted\n")
+    said = capsys.readouterr().err
+    folder = tmp_path / "runs/debug/default"
+    assert said.endswith(f"ic: interrupted; continue from step=1 with fit run={folder}\n")
+    assert "Detected KeyboardInterrupt" not in said
     assert os.readlink(tmp_path / "runs/debug/default/checkpoints/last") == "step=1"
 
 

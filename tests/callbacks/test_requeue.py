@@ -188,7 +188,7 @@ def test_sigterm_saves_and_stops_without_a_requeue(
     ("number", "code", "said"),
     [
         (signal.SIGUSR1, 75, "stopped by a signal; continue with ckpt_path=last"),
-        (signal.SIGINT, 130, "interrupted; continue with ckpt_path=last"),
+        (signal.SIGINT, 130, "interrupted; continue with fit run="),
     ],
 )
 def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -281,3 +282,34 @@ while True:
         assert run([sys.executable, "-c", killed]) == (137, False)
         assert run([sys.executable, "-c", job]) == (75, True)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("given", "how"),
+    [
+        ((), "the same command and ckpt_path=auto"),
+        (("ckpt_path=last",), "the same command and ckpt_path=auto in place of its ckpt_path="),
+        (("overwrite=true",), "the same command without overwrite= and ckpt_path=auto"),
+    ],
+)
+def test_a_sweep_that_is_stopped_says_how_it_goes_on(
+    ic: Run, tmp_path: Path, capfd: Capture, given: tuple[str, ...], how: str
+) -> None:
+    """Not with `last`, which the jobs that have not begun do not have."""
+
+    def stop(alarm: int, frame: FrameType | None) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)  # no job runs yet
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        assert ic(*SHORT, *given, "-m", "seed=0,1") != 0
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    captured = capfd.readouterr()
+    assert f"sweep: continue with {how}: a job goes on from its last" in captured.err
+    assert "job 2 of 2" not in captured.err
+    assert "not begun" in captured.out

@@ -168,7 +168,7 @@ def test_killed_in_the_final_evaluation(ic: Run, whole: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGINT, 130, "interrupted; continue with ckpt_path=last"),
+        (signal.SIGINT, 130, "interrupted; continue with fit run="),
         (signal.SIGTERM, 143, "terminated; the checkpoint is saved, continue with ckpt_path=last"),
         (signal.SIGUSR1, 75, "stopped by a signal; continue with ckpt_path=last"),
     ],
