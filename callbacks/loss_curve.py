@@ -9,14 +9,16 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from ic.callbacks.context_length import AdaptiveContextLength
 from ic.callbacks.throughput import throughput_paused
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
 from ic.files.run_folder import RunFolder
 from ic.tracking.csv_logger import read_metrics
+from ic.training.find_callback import find_callback
 
 TRAIN_COLOR, VAL_COLOR, MARK_COLOR = "#5B8DB8", "#D1495B", "#888888"
-TRAIN, VAL, LENGTH = "train/loss", "val/loss", "train/context_length"
+TRAIN, VAL = "train/loss", "val/loss"
 _DOTS_UP_TO = 60  # points of a line that are marked one by one
 
 
@@ -40,16 +42,24 @@ class LossCurve(Callback):
         if logger is None or not trainer.is_global_zero:
             return
         folder = RunFolder(trainer.default_root_dir)
+        curriculum = find_callback(trainer, AdaptiveContextLength)
+        history = [] if curriculum is None else curriculum.history
+        lengths = [(step, length) for step, length, _ in history]
         with throughput_paused(trainer):
             logger.save()
             rows = read_metrics(folder.metrics)
             try:
-                draw_losses(rows, folder.path.parent.name, folder.loss_curve)
+                draw_losses(rows, folder.path.parent.name, folder.loss_curve, lengths)
             except OSError as error:
                 rank_zero_warn(f"{folder.loss_curve} is not drawn: {error}")
 
 
-def draw_losses(rows: Sequence[Mapping[str, str]], name: str, path: Path) -> None:
+def draw_losses(
+    rows: Sequence[Mapping[str, str]],
+    name: str,
+    path: Path,
+    lengths: Sequence[tuple[int, int]] = (),
+) -> None:
     """Write a PNG of the training and validation loss by step; none without a loss.
 
     A dotted line marks each step at which a curriculum changed the context length.
@@ -57,6 +67,8 @@ def draw_losses(rows: Sequence[Mapping[str, str]], name: str, path: Path) -> Non
     Args:
         rows: of `metrics.csv`.
         name: the model's.
+        lengths: (steps done, context length in tokens from there on) of the curriculum. A row's
+            own length is none of it: unpacked data and preferences have another in each batch.
     """
     train, val = _series(rows, TRAIN), _series(rows, VAL)
     if not train and not val:
@@ -69,17 +81,19 @@ def draw_losses(rows: Sequence[Mapping[str, str]], name: str, path: Path) -> Non
             axis.plot(
                 *zip(*points, strict=True), label=label, color=color, marker=mark, markersize=3
             )
-    for step, length in _changes(_series(rows, LENGTH)):
+    marked = lengths if len(lengths) > 1 else ()
+    for step, length in marked:
         axis.axvline(step, color=MARK_COLOR, linestyle=":", linewidth=1)
         axis.annotate(
-            f" {tokens(int(length))}",
+            f" {tokens(length)}",
             (step, 1),
             xycoords=("data", "axes fraction"),
             va="top",
             fontsize=8,
             color=MARK_COLOR,
         )
-    axis.set_xlabel("optimizer step; dotted: context length in tokens from there on")
+    dotted = "; dotted: context length in tokens from there on" if marked else ""
+    axis.set_xlabel(f"optimizer step{dotted}")
     axis.set_ylabel("loss")
     axis.set_title(f"{name}: loss", loc="left", fontsize=11)
     axis.grid(axis="y", color="#E6E6E6")
@@ -90,13 +104,3 @@ def draw_losses(rows: Sequence[Mapping[str, str]], name: str, path: Path) -> Non
 
 def _series(rows: Sequence[Mapping[str, str]], metric: str) -> list[tuple[int, float]]:
     return [(int(row["step"]) + 1, float(row[metric])) for row in rows if row.get(metric)]
-
-
-def _changes(lengths: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The first step of each length, where there are several."""
-    firsts = [
-        point
-        for point, before in zip(lengths, [(0, 0.0), *lengths], strict=False)
-        if point[1] != before[1]
-    ]
-    return firsts if len(firsts) > 1 else []

@@ -118,6 +118,7 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
         deterministic=t.deterministic,
         detect_anomaly=t.detect_anomaly,
         enable_checkpointing=config.callbacks.checkpoint is not None and start is not None,
+        enable_progress_bar=config.callbacks.progress,  # without ours Lightning would add its own
         enable_model_summary=False,
         use_distributed_sampler=False,
         # FSDP's gathered parameters, once made in inference mode, could not be trained.

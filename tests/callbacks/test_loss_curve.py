@@ -33,7 +33,7 @@ def lines_of(figure: Figure) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_it_shows_both_losses_and_the_lengths(figures: list[Figure], tmp_path: Path) -> None:
-    draw_losses(ROWS, "mla_tiny", tmp_path / "loss.png")
+    draw_losses(ROWS, "mla_tiny", tmp_path / "loss.png", [(0, 128), (15, 256)])
     (figure,) = figures
     assert lines_of(figure) == {
         "training": [(1, 6.5), (10, 5.0), (20, 4.0)],
@@ -41,7 +41,18 @@ def test_it_shows_both_losses_and_the_lengths(figures: list[Figure], tmp_path: P
     }
     axis = figure.axes[0]
     assert axis.get_title(loc="left") == "mla_tiny: loss"
-    assert [(text.get_text(), text.xy[0]) for text in axis.texts] == [(" 128", 1), (" 256", 20)]
+    assert [(text.get_text(), text.xy[0]) for text in axis.texts] == [(" 128", 0), (" 256", 15)]
+    assert "dotted: context length" in axis.get_xlabel()
+
+
+def test_lengths_of_batches_are_no_curriculum(figures: list[Figure], tmp_path: Path) -> None:
+    """Unpacked data has another length in each row of the metrics; so have preferences."""
+    for lengths in ([], [(0, 256)]):
+        draw_losses(ROWS, "sft", tmp_path / "loss.png", lengths)
+        axis = figures[-1].axes[0]
+        assert len(axis.lines) == 2
+        assert not axis.texts
+        assert axis.get_xlabel() == "optimizer step"
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:

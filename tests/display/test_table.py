@@ -81,6 +81,18 @@ def test_passkeys_fit(name: str) -> None:
     assert {*shown} <= {"single", "multi_key"}, lines
 
 
+def test_the_widest_passkey_row_fits() -> None:
+    """A hundred questions a depth, all the way down; the depth does not read as an accuracy."""
+    base = {"task": "multi_key", "length_tokens": 2**20, "n": 100}
+    rows = [{**base, "depth": depth, "correct": 100} for depth in (0.0, 0.125)]
+    rows += [{**base, "depth": 1.0, "correct": 99}, {**base, "depth": "control", "correct": 0}]
+    console = terminal()
+    console.print(terminal_table(rows))
+    (line,) = (line for line in lines_of(console) if "multi_key" in line)
+    shown = "multi_key 1,048,576 299/300 99.7 98-100 99/100, depth 100 % 0/100"
+    assert " ".join(line.split()) == shown
+
+
 def test_kernels_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     run = json.loads((RESULTS / "kernels-decode.json").read_text())

@@ -241,6 +241,24 @@ def test_the_scale_grows_lighter_all_the_way() -> None:
     assert (np.diff(lightness) > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("trained", "says", "marks"),
+    [
+        (512, "dashed: trained to 512 tokens", 1),
+        (128, "trained to 128 tokens; every length here is beyond that", 0),
+        (2**20, "", 0),
+    ],
+)
+def test_the_picture_says_what_was_trained(
+    trained: int, says: str, marks: int, figures: list[Figure], tmp_path: Path
+) -> None:
+    assert min(row["length_tokens"] for row in ROWS) > 128
+    write_png(ROWS, tmp_path / "heatmap.png", title="t", trained_length=trained)
+    axis = figures[0].axes[0]
+    assert axis.get_title(loc="right") == says
+    assert len(axis.lines) == marks
+
+
 def test_the_picture_says_what_its_cells_hold(figures: list[Figure], tmp_path: Path) -> None:
     write_png(ROWS, tmp_path / "heatmap.png", title="mla_tiny, step 5: passkeys")
     (figure,) = figures

@@ -147,3 +147,23 @@ def test_refuses(
     (tmp_path / "old/config.yaml").write_text("data: {name: passkey}\n")
     assert ic(*args) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_override_beside_run_stays_and_hides_every_bar(
+    ic: Run, capsys: Capture, tmp_path: Path
+) -> None:
+    """As docs/checkpoints.md says; without our progress there is no bar of Lightning's either."""
+    quick = ("callbacks.memory=null", "callbacks.passkey=null", "trainer.max_steps=1")
+    assert ic(*SHORT, *quick) == 0
+    capsys.readouterr()
+    run = tmp_path / "runs/debug/default"
+    more = ("trainer.max_steps=2", "allow_config_change=true")
+    assert ic("fit", "run=runs/debug/default", "callbacks.progress=false", *more) == 0
+    said = "".join(capsys.readouterr())
+    assert "it/s" not in said
+    assert "step 2/2" not in said
+    assert saved(run)["callbacks"]["progress"] is False
+    assert ic("validate", "run=runs/debug/default") == 0
+    assert "it/s" not in "".join(capsys.readouterr())
+    resumed = shown(ic, capsys, "fit", "run=runs/debug/default")
+    assert resumed["callbacks"]["progress"] is False

@@ -30,8 +30,8 @@ def write_png(
     """Draw a panel for each task: exact tokens on a log2 axis, depth from 0 at the top, n and
     interval in each cell.
 
-    A dashed line marks the longest length that was trained; the grey strip below shows the control
-    without needle.
+    A dashed line marks the longest length that was trained, or the title says that all lengths are
+    beyond it; the grey strip below shows the control without needle.
     """
     import matplotlib
     from matplotlib.colors import ListedColormap
@@ -79,13 +79,15 @@ def write_png(
         axis.tick_params(length=0)
         axis.minorticks_off()
         axis.spines[:].set_visible(False)
-        if trained_length and edges[0] < trained_length < edges[-1]:
+        note = ""
+        if trained_length and trained_length < lengths[0]:
+            note = f"trained to {trained_length:,} tokens; every length here is beyond that"
+        elif trained_length and trained_length < edges[-1]:
             mark = _just_after(trained_length, lengths, edges)
             axis.axvline(mark, color="#222222", linestyle="--", linewidth=1.4)
-            if panel == 0:
-                axis.set_title(
-                    f"dashed: trained to {trained_length:,} tokens", fontsize=8, loc="right"
-                )
+            note = f"dashed: trained to {trained_length:,} tokens"
+        if panel == 0:
+            axis.set_title(note, fontsize=8, loc="right")
         if not is_control:
             axis.set_ylabel(
                 f"{task}\ndepth of the needle" if len(tasks) > 1 else "depth of the needle"

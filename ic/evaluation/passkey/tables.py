@@ -15,11 +15,11 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     """Accuracy by length with n, interval, worst depth, and the control."""
     table = Table(
         title="passkey retrieval, greedy decoding, synthetic data",
-        caption="interval: 95 %, Wilson's",
+        caption="acc. %: exact answers per cent, and Wilson's 95 % interval",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with a prompt of 1,048,576 tokens it fits 80 columns
     )
-    for name in ("task", "tokens", "correct", "accuracy", "interval", "worst cell", "no needle"):
+    for name in ("task", "tokens", "correct", "acc. %", "95 %", "worst cell", "no needle"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for shown in pool_depths(rows):
         low, high = shown.accuracy.interval
@@ -27,9 +27,9 @@ def terminal_table(rows: Sequence[Row]) -> Table:
             shown.task,
             f"{shown.length_tokens:,}",
             str(shown.accuracy),
-            f"{100 * shown.accuracy.share:.1f} %",
-            f"{100 * low:.0f}-{100 * high:.0f} %",
-            f"{shown.worst.accuracy} at {100 * shown.worst.depth:g} %",
+            f"{100 * shown.accuracy.share:.1f}",
+            f"{100 * low:.0f}-{100 * high:.0f}",
+            f"{shown.worst.accuracy}, depth {100 * shown.worst.depth:.3g} %",
             str(shown.control or "-"),
         )
     return table
