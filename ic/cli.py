@@ -305,6 +305,7 @@ def _help(verb: Verb, overrides: list[str]) -> str:
             "",
             "configuration:",
             explained(text, schema, data, width),
+            "# Every key in full: docs/configuration.md",
         ]
     )
 

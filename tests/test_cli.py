@@ -116,6 +116,19 @@ BAD = {
         ["fit", "trainer.max_step=3"],
         "unknown key 'trainer.max_step'; did you mean trainer.max_steps",
     ),
+    "key below a value": (
+        ["fit", "--callbacks.progress.every_seconds", "1"],
+        "unknown key 'callbacks.progress.every_seconds'; did you mean callbacks.",
+    ),
+    "key below a number": (
+        ["fit", "optimizer.lr.rate=1"],
+        "unknown key 'optimizer.lr.rate'; did you mean optimizer.lr",
+    ),
+    "checkpoint of a run": (
+        ["validate", "checkpoint=runs/x/y"],
+        "name the run by run=runs/x/y (its folder), and a checkpoint other than its last by ckpt_",
+    ),
+    "nothing to evaluate": (["evaluate"], "evaluate needs checkpoint=... or run=FOLDER; see"),
     "added key": (
         ["fit", "++evaluation.depth=[0]"],
         "unknown key 'evaluation.depth'; did you mean evaluation.depths",

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ic.config.explain import explain, known_keys, unknown_option, wrong_value
 from ic.config.groups import CONF, groups_of, register_schemas
 from ic.config.numbers import check_numbers
-from ic.config.switched_off import below_null, switch_on
+from ic.config.switched_off import below_null, below_value, switch_on
 from ic.config.typed_values import spell_values
 from ic.errors import UsageError
 
@@ -53,9 +53,10 @@ def compose_config(
             extended = _extend_tables(overrides, known)
             if extended != overrides:
                 return compose_config(verb, schema, extended, check=check)
-            raise explain(error, known) from error
+            raise below_value(schema, overrides, known) or explain(error, known) from error
         except OmegaConfBaseException as error:
-            raise wrong_value(error) from error
+            known = known_keys(verb, overrides)
+            raise below_value(schema, overrides, known) or wrong_value(error) from error
         except AssertionError as error:  # OmegaConf's, for a key below null
             raise below_null(verb, overrides) or error from error
     _refuse_additions(cfg)
@@ -69,7 +70,10 @@ def to_dataclasses(verb: str, cfg: DictConfig) -> Any:
         return OmegaConf.to_object(cfg)
     except MissingMandatoryValue as error:
         key = re.findall(r"full_key: (\S+)", str(error))[0]
-        raise UsageError(f"{verb} needs {key}=...; see python -m ic {verb} --help") from error
+        other = " or run=FOLDER" if key == "checkpoint" and "run" in cfg else ""
+        raise UsageError(
+            f"{verb} needs {key}=...{other}; see python -m ic {verb} --help"
+        ) from error
     except OmegaConfBaseException as error:
         raise wrong_value(error) from error
 

@@ -34,6 +34,11 @@ def complete_run(overrides: list[str]) -> list[str]:
         UsageError: no run in the folder, or something beside it that would name another run.
     """
     given = given_values(overrides)
+    if "checkpoint" in given:
+        raise UsageError(
+            f"unknown key 'checkpoint': name the run by run={given['checkpoint']} (its folder), "
+            "and a checkpoint other than its last by ckpt_path="
+        )
     if "run" not in given:
         return overrides
     folder = Path(str(given["run"])).absolute()

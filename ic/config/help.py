@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import textwrap
+from collections.abc import Iterator
 
 from ic.config.data import DATA_SCHEMAS
 from ic.config.meaning import keys_of
@@ -45,9 +45,34 @@ def _beside(line: str, meaning: str, width: int) -> list[str]:
     if not meaning:
         return [line]
     room = width - _MEANING_COLUMN - 2
-    words = textwrap.shorten(
-        re.split(r"[;:] |\. ", meaning)[0].rstrip("."), room, placeholder="..."
-    )
+    words = _first_phrase(meaning, room)
     if len(line) > _MEANING_COLUMN - 2:
         return [line, f"{'':{_MEANING_COLUMN}}# {words}"]
     return [f"{line:{_MEANING_COLUMN}}# {words}"]
+
+
+def _first_phrase(meaning: str, room: int) -> str:
+    """The meaning up to where its first phrase ends, in `room` characters, else with `...`.
+
+    It is never cut inside brackets or backticks.
+    """
+    spaces = list(_open_spaces(meaning))
+    ends = [place for place in spaces if meaning[place - 1] in ";:."]
+    words = meaning[: ends[0]] if ends else meaning
+    words = words.rstrip(";:., ")
+    if len(words) <= room:
+        return words
+    before = [place for place in spaces if place <= room - len("...")]
+    return f"{words[: before[-1]].rstrip(',;:') if before else ''}..."
+
+
+def _open_spaces(text: str) -> Iterator[int]:
+    """Places of the spaces outside of brackets and backticks."""
+    depth, quoted = 0, False
+    for place, char in enumerate(text):
+        if char == "`":
+            quoted = not quoted
+        elif not quoted:
+            depth += (char in "([{") - (char in ")]}")
+            if char == " " and depth == 0:
+                yield place

@@ -1,4 +1,7 @@
-"""Parts of the configuration that are null: switched on by a table, refused below."""
+"""Parts of the configuration that are null: switched on by a table, refused below.
+
+A key below one that holds a value, such as `optimizer.lr.x`, is refused here too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from ic.config.groups import CONF, groups_of
-from ic.config.typed_values import part_type
+from ic.config.typed_values import field_type, is_single, part_type
 from ic.errors import UsageError
 
 _GROUP = "switched_on"
@@ -59,4 +62,18 @@ def below_null(verb: str, overrides: list[str]) -> UsageError | None:
                 f"{override}: {part} is null (switched off) here, so there is nothing to set; "
                 f"leave it out{switch} or switch it on with {table!r}"
             )
+    return None
+
+
+def below_value(schema: type, overrides: list[str], known: list[str]) -> UsageError | None:
+    """The first override of a key below one that holds a single value or a list.
+
+    Args:
+        known: every key that is there.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        path = key.split(".")
+        if any(is_single(field_type(schema, path[:end])) for end in range(1, len(path))):
+            return UsageError.unknown("key", key, known)
     return None

@@ -20,7 +20,7 @@ class TrainerConfig:
         max_time: `DD:HH:MM:SS`; the schedule follows whichever of steps and time is further.
         accelerator: `auto`, `cpu` or `gpu`.
         devices: processes of a host: `auto`, a number or, on GPUs, a list of their indices.
-        num_nodes: hosts; in a SLURM job both are the job's.
+        num_nodes: hosts; in a SLURM job this and `devices` are the job's.
         precision: `32-true`, `bf16-mixed` or another of Lightning's.
         accumulate_grad_batches: micro-batches of one optimizer step.
         gradient_clip_val: largest norm of the gradient; null does not clip.

@@ -73,6 +73,12 @@ def part_type(schema: type, key: str) -> type | None:
     return kind if optional and is_dataclass(kind) and isinstance(kind, type) else None
 
 
+def is_single(declared: Any) -> bool:
+    """Whether a field holds a value or a list, which have no keys."""
+    kind, _ = _without_none(declared)
+    return kind in _PLAIN or get_origin(kind) is list
+
+
 @cache
 def _fields(kind: type) -> dict[str, Any]:
     """Types of the fields of a dataclass, and of what the options of its group add to it."""

@@ -18,7 +18,7 @@ class StrategyOptions:
     Attributes:
         name: `auto` (one device alone, else DDP), `ddp`, `fsdp` (Lightning's, GPU only) or `fsdp2`
             (fully sharded over a mesh data x context, docs/parallel.md).
-        process_group_backend: `nccl`, `gloo`, ...; null for the device's usual one.
+        process_group_backend: `nccl` or `gloo`; null for the device's usual one.
         context_parallel_size: ranks that share each sequence; `fsdp2` alone takes more than 1.
         rendezvous_timeout_s: how long the ranks wait for each other at the very start.
     """

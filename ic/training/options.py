@@ -44,7 +44,7 @@ class OptimizerOptions:
         lr: peak rate of both; Muon's update is scaled to AdamW's size (`match_rms_adamw`).
         weight_decay: decoupled from the gradient, of everything that is trained.
         betas: AdamW's two averaging factors.
-        momentum: Muon's.
+        momentum: share of Muon's running mean of gradients that stays at each step.
         warmup_steps: linear warm-up.
         decay_fraction: last share of the run over which the rate falls linearly to zero.
     """

@@ -33,8 +33,9 @@ class Config(InferenceOptions):
             the checkpoints in the run's folder, `evaluate/step=<n>/<suite>`, and for a model of no
             run `runs/evaluate/<name>/<suite>`.
         trained_length: marked in pictures; default from the checkpoint.
-        devices, num_nodes: processes of a host, each with the whole model, and hosts; they share
-            the cells. `devices=auto` is all GPUs of the host. In a SLURM job both are the job's.
+        devices: processes of a host, each with the whole model, which share the cells; `auto` is
+            all GPUs of the host. In a SLURM job it is the job's.
+        num_nodes: hosts, whose processes share the cells; in a SLURM job it is the job's.
         context_parallel_size: 1, or the number of processes: they then share each prompt and its
             cache instead of the cells, for prompts that are too long for one.
         rendezvous_timeout_s: how long the processes wait for each other at the very start.

@@ -17,9 +17,9 @@ class Config(InferenceOptions):
             template.
         system: with `chat`, a system message in front.
         max_new_tokens: tokens after which the continuation ends at the latest.
-        temperature: of sampling; 0 takes the likeliest token.
+        temperature: divides the logits before sampling; 0 takes the likeliest token.
         top_p: share of the probability that the tokens to sample from hold together.
-        seed: of sampling.
+        seed: of the random draws of sampling.
         prefill_chunk_tokens: longest piece of the prompt that is processed at once.
     """
 

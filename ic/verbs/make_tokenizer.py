@@ -22,8 +22,8 @@ def run(config: Config) -> int:
     print_line = Console(soft_wrap=True, highlight=False).print
     print_line(
         f"{len(tokenizer):,} tokens{fewer if len(tokenizer) < config.vocab_size else ''} from "
-        f"{corpus.num_documents:,} documents, {corpus.num_bytes:,} bytes; {per_token:.2f} bytes "
-        "per token of the first"
+        f"{corpus.num_documents:,} document{'' if corpus.num_documents == 1 else 's'}, "
+        f"{corpus.num_bytes:,} bytes; the first document has {per_token:.2f} bytes per token"
     )
     print_line(f"use it with tokenizer={config.output}")
     return 0

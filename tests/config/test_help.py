@@ -75,6 +75,22 @@ def test_help_explains_every_key_in_lines_that_fit(
     assert config["logger"]["wandb"]["mode"] == "offline"
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_meaning_is_cut_inside_brackets(ic: Run, capsys: Capture, width: int) -> None:
+    for verb in find_verbs():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", str(width))
+            assert ic(verb, "--help") == 0
+        text = capsys.readouterr().out
+        assert text.endswith("# Every key in full: docs/configuration.md\n")
+        for line in text.partition("configuration:\n")[2].splitlines():
+            meaning = line.partition("# ")[2]
+            for pair in ("()", "[]", "{}"):
+                assert meaning.count(pair[0]) == meaning.count(pair[1]), line
+            assert meaning.count("`") % 2 == 0, line
+            assert not meaning.endswith((",", ":")), line
+
+
 def test_version(ic: Run, capsys: Capture) -> None:
     for args in (("--version",), ("fit", "--version")):
         assert ic(*args) == 0
