@@ -156,11 +156,13 @@ def summary(
     A fault whose tests took too long is undecided: it counts neither as planted nor as seen.
     """
     judged = [r for r in records if not r["timed_out"]]
-    shares = {}
+    rows = []
     for area in options.areas:
         of_area = [r for r in judged if r["area"] == area]
         seen = sum(not r["lived"] for r in of_area)
-        shares[area] = {"possible": possible[area], "planted": len(of_area), "seen": seen}
+        rows.append(
+            {"area": area, "possible": possible[area], "planted": len(of_area), "seen": seen}
+        )
     return {
         "command": "python tests/mutants.py " + " ".join(sys.argv[1:]),
         "commit": commit(),
@@ -170,7 +172,7 @@ def summary(
         "seed": options.seed,
         "planted": len(judged),
         "seen": sum(not r["lived"] for r in judged),
-        "areas": shares,
+        "rows": rows,
         "left_out": without,
         "lived": [r for r in records if r["lived"]],
         "undecided": [f"{r['module']}:{r['line']}" for r in records if r["timed_out"]],
@@ -234,8 +236,8 @@ def main() -> None:
                     found = summary(options, records, possible, without)
                     options.output.write_text(json.dumps(found, indent=1) + "\n")
 
-    for area, share in summary(options, records, possible, without)["areas"].items():
-        print(f"{area}: {share['seen']} of {share['planted']} seen")
+    for row in summary(options, records, possible, without)["rows"]:
+        print(f"{row['area']}: {row['seen']} of {row['planted']} seen")
     print(f"{time.perf_counter() - began:.0f} s")
 
 

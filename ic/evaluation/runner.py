@@ -124,7 +124,9 @@ def merge_rank_files(results_file: Path, ranks: Ranks | None = None) -> None:
         files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
         rows = [row for file in (results_file, *files) for row in read_rows(file)]
         if files:
-            write_rows(results_file, rows)
+            # A kill after a merge may have left files whose rows are already in.
+            once = {json.dumps(row, sort_keys=True): row for row in rows}
+            write_rows(results_file, list(once.values()))
         for file in files:
             file.unlink()
     if ranks is not None:
