@@ -30,7 +30,7 @@ def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTo
     """
     if name == "bytes":
         tokenizer: PreTrainedTokenizerBase = ByteTokenizer()
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         tokenizer = load_tokenizer(Path(name))
     else:
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")

@@ -64,9 +64,12 @@ def load_source(options: InferenceOptions) -> Loaded:
     else:
         tokenizer = load_tokenizer(source.path) if file is None else file.tokenizer()
     vocabulary = (load_config(source.path) if file is None else file.config).vocab_size
-    if len(tokenizer) > vocabulary:  # with added tokens
+    # With added tokens; but transformers adds one of its own to those that a GGUF file holds.
+    own = file is not None and options.tokenizer is None
+    size = tokenizer.vocab_size if own else len(tokenizer)
+    if size > vocabulary:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the vocabulary of {source.path} "
+            f"the tokenizer has {size} tokens, but the vocabulary of {source.path} "
             f"{vocabulary}: give the tokenizer that the model was trained with"
         )
     model: Any  # transformers wraps `to` past its types

@@ -152,6 +152,7 @@ def test_the_keys_that_may_change(data: str) -> None:
         "callbacks.watchdog",
         "ckpt_path",
         "data.num_workers",
+        "data.worker_timeout_s",
         "logger",
         "model.attention",
         "model.compile",
