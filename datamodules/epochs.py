@@ -133,15 +133,24 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
             self._splits[setting] = self._read(setting)
         return self._splits[setting]
 
+    def check_files(self) -> None:
+        """See `ReadsFiles`."""
+        self._refuse_no_files("train_files")
+        for setting in ("train_files", "val_files"):
+            source_files(getattr(self.config, setting), setting)
+
     def setup(self, stage: str) -> None:
         wanted = {"fit": "train_files", "validate": "val_files"}.get(stage, "test_files")
-        if not getattr(self.config, wanted):
-            raise ValueError(
-                f"data.{wanted} is empty: name the files, for example [{self.file_example}]"
-            )
+        self._refuse_no_files(wanted)
         self._refuse_shared_files(["val_files", "test_files"] if stage == "fit" else [wanted])
         for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
             self.examples(setting)
+
+    def _refuse_no_files(self, setting: str) -> None:
+        if not getattr(self.config, setting):
+            raise ValueError(
+                f"data.{setting} is empty: name the files, for example [{self.file_example}]"
+            )
 
     def _refuse_shared_files(self, settings: list[str]) -> None:
         """Refuse evaluation on training files, where those are at hand."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,18 @@ from ic.files.retry_io import retrying
 _PIECE_BYTES = 2**20
 _BEGINNING_BYTES = 2**16
 _THREADS = 8  # hashing lets other threads run; more than a disk gives at once
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A datamodule of files."""
+
+    def check_files(self) -> None:
+        """Look whether the files of a training are there, before its run writes anything.
+
+        Raises:
+            ValueError: none is named, or one is not there.
+        """
 
 
 @dataclass(frozen=True)

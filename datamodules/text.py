@@ -95,6 +95,11 @@ class TextDataModule(LightningDataModule):
             )
         self._curriculum_length = None if tokens == longest else tokens
 
+    def check_files(self) -> None:
+        """See `ReadsFiles`."""
+        for split in ("train", "val") if self.config.val_files else ("train",):
+            self._text_files(split)
+
     def setup(self, stage: str) -> None:
         """Resolve the files and read the first sequence, so that bad input ends the run here."""
         needed = {TrainerFn.VALIDATING: "val", TrainerFn.TESTING: "test"}.get(TrainerFn(stage))

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ic.checkpoint.folder import FolderCheckpointIO, load_config
 from ic.config.run import RunConfig
 from ic.config.trainer import TrainerConfig
+from ic.datamodules.file_contents import ReadsFiles
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder
@@ -53,6 +54,8 @@ def build_run(config: RunConfig, start: Start | None = None) -> Run:
         load_config(start.checkpoint)  # fail before anything is built
     tokenizer = build_tokenizer(config.tokenizer, config.chat_template)
     datamodule = config.data.build(tokenizer)
+    if start is not None and isinstance(datamodule, ReadsFiles):
+        datamodule.check_files()  # before the model is built, and anything written
     model = config.model.build(tokenizer)
     module = build_module(config, model, tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)

@@ -167,3 +167,19 @@ def test_an_override_beside_run_stays_and_hides_every_bar(
     assert "it/s" not in "".join(capsys.readouterr())
     resumed = shown(ic, capsys, "fit", "run=runs/debug/default")
     assert resumed["callbacks"]["progress"] is False
+
+
+@pytest.mark.parametrize("data", ["text", "sft", "preference"])
+@pytest.mark.parametrize("setting", ["train_files", "val_files"])
+def test_a_missing_file_is_refused_before_anything_is_written(
+    ic: Run, capsys: Capture, tmp_path: Path, data: str, setting: str
+) -> None:
+    (tmp_path / "here.jsonl").write_text('{"text": "a"}\n')
+    files = {"train_files": "here.jsonl", "val_files": "here.jsonl", setting: "gone.jsonl"}
+    named = [f"data.{name}=[{file}]" for name, file in files.items()]
+    objective = ["preference=dpo"] if data == "preference" else []
+    assert ic("fit", f"data={data}", "name=x", *objective, *named) == 2
+    said = capsys.readouterr().err
+    assert f"data.{setting}: there is no file 'gone.jsonl'" in said
+    assert "run in " not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["here.jsonl"]
