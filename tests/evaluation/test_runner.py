@@ -22,7 +22,7 @@ from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.report import write_report
-from ic.evaluation.runner import run_suite
+from ic.evaluation.runner import merge_rank_files, run_suite
 from ic.evaluation.shares import share_of_cells
 from ic.evaluation.statistics import wilson_interval
 from ic.files.json_lines import rank_file, read_rows
@@ -282,3 +282,14 @@ def test_a_suite_is_a_folder_and_a_yaml(ic: Callable[..., int], tmp_path: Path) 
     assert results["config"]["suite"] == "copy_word"
     assert results["config"]["evaluation"]["lengths"] == [32]
     assert {row["length_tokens"] for row in read_rows(written / "passkey/cells.jsonl")} == {256}
+
+
+def test_cells_are_merged_once_whenever_a_kill_comes(tmp_path: Path) -> None:
+    """Between the merge and the removal of the ranks' files it leaves both."""
+    file = tmp_path / "cells.jsonl"
+    rows = [{"cell": 1, "correct": 1}, {"cell": 2, "correct": 0}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rank_file(file, 1).write_text(json.dumps(rows[1]) + "\n")
+    merge_rank_files(file)
+    assert read_rows(file) == rows
+    assert not rank_file(file, 1).exists()
