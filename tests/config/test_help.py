@@ -111,7 +111,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["ic", "abl"], ["ablation"]),
+        (["ic", "abla"], ["ablation"]),
         (["ic", "fit", "optimizer.l"], ["optimizer.lr="]),
         (["ic", "fit", "data.train_f"], ["data.train_files="]),
         # So bash divides `experiment=mla_t`.

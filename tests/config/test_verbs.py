@@ -100,7 +100,7 @@ def test_a_new_verb_is_a_file_and_a_yaml(tmp_path: Path) -> None:
     assert "say hello" in ic().stdout
     shown = ic("greet", "--help").stdout
     assert "example: python -m ic greet who=you\n" in shown
-    assert shown.endswith("who: world\n")
+    assert shown.endswith("who: world\n# Every key in full: docs/configuration.md\n")
     ran = ic("greet", "who=you")
     assert (ran.stdout, ran.returncode) == ("hello you\n", 3)
     wrong = ic("greet", "whom=you")
