@@ -145,8 +145,6 @@ def _mib(size_bytes: int) -> str:
 
 def _without_interruptions(begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """Start the workers; leave out the handler that raises for a dead one at any moment."""
-    if threading.current_thread() is not threading.main_thread():
-        return begin()
     before = signal.getsignal(signal.SIGCHLD)
     try:
         return begin()
