@@ -7,6 +7,7 @@ validation draws from the generators that the training uses.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from lightning import Trainer
@@ -35,7 +36,8 @@ class StepLoop(_TrainingEpochLoop):
                     callback.on_step_end(self.trainer)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        with isolate_rng():
+        # Not after every micro-batch: the states of all generators are copied out and back.
+        with isolate_rng() if self._should_check_val_fx(data_fetcher) else nullcontext():
             super().on_advance_end(data_fetcher)
 
 
