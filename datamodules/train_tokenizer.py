@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
+from ic.checkpoint.commit import whole_folder
 from ic.datamodules.chat_templates import TEMPLATES, set_chat_template
 from ic.datamodules.make_tokenizer_options import MakeTokenizerOptions
 from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
@@ -88,13 +87,5 @@ def train_tokenizer(options: MakeTokenizerOptions, corpus: Corpus) -> PreTrained
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
     """Write a tokenizer's folder whole, in place of one that is there."""
-    output = output.absolute()
-    partial = partial_path(output)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(output.absolute()) as partial:
         tokenizer.save_pretrained(partial)
-        sync_folder(partial)
-        commit_folder(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ic.files.retry_io import retrying
 
 
 def partial_path(target: Path) -> Path:
@@ -52,6 +56,26 @@ def commit_folder(partial: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder that takes the name `target` when the block has filled it.
+
+    If the block fails, `target` is as it was, and nothing of the other is left.
+
+    Raises:
+        OSError: the folder cannot be made, flushed or renamed.
+    """
+    partial = partial_path(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        sync_folder(partial)
+        retrying(lambda: commit_folder(partial, target))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_file_system(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
+from ic.checkpoint.commit import whole_folder
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.folder import load_config, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
@@ -100,35 +100,29 @@ def export_checkpoint(
     output = output.absolute()
     _check_space(output, total)
 
-    partial = partial_path(output)
-    shutil.rmtree(partial, ignore_errors=True)
     done = 0
     try:
-        partial.mkdir(parents=True)
-        for file, names in split.filename_to_tensors.items():
-            _write_file(weights, names, target_dtype, partial / file)
-            done += sum(sizes[name].nbytes for name in names)
-            on_bytes(done, total)
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        config.dtype = target_dtype or next(iter(sizes.values())).dtype
-        _write_config(config, partial)
-        if tokenizer is None:
-            _copy_tokenizer(source.path, partial)
-        else:
-            tokenizer.save_pretrained(partial)
-        _write_manifest(partial)
-        sync_folder(partial)
-        retrying(lambda: commit_folder(partial, output))
+        with whole_folder(output) as partial:
+            for file, names in split.filename_to_tensors.items():
+                _write_file(weights, names, target_dtype, partial / file)
+                done += sum(sizes[name].nbytes for name in names)
+                on_bytes(done, total)
+            if split.is_sharded:
+                index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+                (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            config.dtype = target_dtype or next(iter(sizes.values())).dtype
+            _write_config(config, partial)
+            if tokenizer is None:
+                _copy_tokenizer(source.path, partial)
+            else:
+                tokenizer.save_pretrained(partial)
+            _write_manifest(partial)
     except (OSError, SafetensorError) as error:
         cause = operating_system_error(error) or error
         raise CheckpointError(
             f"could not export to {output}: {cause}. {source.path} is untouched; free some space "
             "or choose another output"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [output / file for file in split.filename_to_tensors]
 
 

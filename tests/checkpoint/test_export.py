@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 
-from ic.checkpoint import export
+from ic.checkpoint import commit
 from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import (
@@ -226,7 +226,7 @@ def test_a_refusal_of_the_file_system_is_named_and_leaves_nothing(
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(export, "commit_folder", refused)
+    monkeypatch.setattr(commit, "commit_folder", refused)
     with pytest.raises(CheckpointError, match="Permission denied"):
         export_checkpoint(find_source(checkpoint), tmp_path / "new" / "out")
     assert not list((tmp_path / "new").iterdir())
