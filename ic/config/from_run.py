@@ -84,14 +84,28 @@ def _without(key: str, overrides: list[str]) -> list[str]:
     return [override for override in overrides if not override.startswith(f"{key}=")]
 
 
-def _saved(key: str, folder: Path) -> dict[str, Any]:
+def config_of_run(key: str, folder: str | Path, otherwise: str = "") -> dict[str, Any]:
+    """What the `config.yaml` in a run's folder says.
+
+    Args:
+        key: by which the folder was given.
+        otherwise: what else could be given, for the error.
+
+    Raises:
+        UsageError: no run in the folder.
+    """
     file = RunFolder(folder).config
     if not file.is_file():
         raise UsageError(
             f"{key}={folder}: no run has written {file}; give a run's folder such as "
-            "runs/mla_tiny/default"
+            f"runs/mla_tiny/default{otherwise}"
         )
-    saved = {key: value for key, value in read_config(file).items() if key not in _OF_THE_START}
+    return read_config(file)
+
+
+def _saved(key: str, folder: Path) -> dict[str, Any]:
+    whole = config_of_run(key, folder)
+    saved = {key: value for key, value in whole.items() if key not in _OF_THE_START}
     for path in _prune(saved, RunConfig):
         print(f"{key}={folder}: this version has no {path}: left out", file=sys.stderr)
     return saved

@@ -72,7 +72,7 @@ def complete(overrides: list[str]) -> list[str]:
     """
     from hydra.core.config_store import ConfigStore
 
-    from ic.config.from_run import given_values
+    from ic.config.from_run import config_of_run, given_values
     from ic.config.typed_values import quoted
     from ic.files.saved_config import forgotten_keys
 
@@ -84,7 +84,7 @@ def complete(overrides: list[str]) -> list[str]:
     if "run" not in given_here:
         return overrides
     folder = str(given_here["run"])
-    saved = _saved_configuration(folder)
+    saved = config_of_run("run", folder, ", or a model with checkpoint=")
     given = [
         f"{key}={saved[part][key]}"
         for part, key in (
@@ -106,19 +106,6 @@ def complete(overrides: list[str]) -> list[str]:
         ConfigStore.instance().store(group="evaluation", name="of_run", node=node)
         given.append("evaluation=of_run")
     return [*given, *overrides]
-
-
-def _saved_configuration(folder: str) -> dict[str, Any]:
-    from ic.files.run_folder import RunFolder
-    from ic.files.saved_config import read_config
-
-    file = RunFolder(folder).config
-    if not file.is_file():
-        raise UsageError(
-            f"run={folder}: no run has written {file}; give a run's folder such as "
-            "runs/mla_tiny/default, or a model with checkpoint="
-        )
-    return read_config(file)
 
 
 def run(config: Config) -> int:
