@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from ic.datamodules.options import PreferenceDataOptions, SFTDataOptions
-from ic.datamodules.packing import pack_whole
 from ic.datamodules.preference import PreferenceDataModule
 from ic.datamodules.sft import SFTDataModule
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -177,17 +176,6 @@ def test_packed_rows(tmp_path: Path) -> None:
     targets = (first["labels"][0] != -100).nonzero().flatten().tolist()
     assert targets == [3, 4, 55, 56, 59, 60]
     assert first["labels"][0][targets].equal(first["input_ids"][0][targets])
-
-
-def test_pack_whole_cuts_nothing() -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 100, 500).tolist()
-    rows = pack_whole(lengths, 100)
-    assert sorted(index for row in rows for index in row) == list(range(500))
-    assert max(sum(lengths[i] for i in row) for row in rows) <= 100
-    assert len(rows) < 1.1 * sum(lengths) / 100
-    with pytest.raises(ValueError, match="piece 1 has 101 tokens"):
-        pack_whole([1, 101], 100)
 
 
 @pytest.mark.parametrize("kind", ["sft", "preference"])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ic.datamodules.packing import PackedRow, collate_rows, cut_rows, pack_documents
+from ic.datamodules.packing import PackedRow, collate_rows, cut_rows, pack_documents, pack_whole
 
 lengths = st.lists(st.integers(0, 30), min_size=1, max_size=12)
 
@@ -110,3 +110,14 @@ def test_cut_rows_refuses_a_length_that_leaves_a_rest() -> None:
 
 def flatten(row: PackedRow) -> tuple[list[list[int]], int, int]:
     return [run.tolist() for run in row.runs], row.mark, row.num_used_tokens
+
+
+def test_pack_whole_cuts_nothing() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 500).tolist()
+    rows = pack_whole(lengths, 100)
+    assert sorted(index for row in rows for index in row) == list(range(500))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= 100
+    assert len(rows) < 1.1 * sum(lengths) / 100
+    with pytest.raises(ValueError, match="piece 1 has 101 tokens"):
+        pack_whole([1, 101], 100)
