@@ -15,12 +15,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ic.evaluation.shares import share_of_cells
-from ic.evaluation.suite import C, Cell, Row, Sample, Score, Suite
+from ic.evaluation.suite import C, Cell, Row, Score, Suite
 from ic.files.json_lines import append_row, rank_file, read_rows, write_rows
 from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
 from ic.model import MLAForCausalLM
@@ -161,37 +160,22 @@ def _evaluate_in_turn(
             began = time.perf_counter()
             indices = range(start, min(start + size, cell.samples))
             samples = [suite.sample(tokenizer, cell, index) for index in indices]
-            scores[cell] += _answer(decoder, tokenizer, suite, samples)
+            scores[cell] += suite.answer(decoder, tokenizer, samples)
             seconds[cell] += time.perf_counter() - began
             if len(scores[cell]) == cell.samples:
                 yield cell, _row(cell, scores[cell], seconds[cell])
-
-
-def _answer(
-    decoder: GreedyDecoder,
-    tokenizer: PreTrainedTokenizerBase,
-    suite: Suite[Any],
-    samples: list[Sample],
-) -> list[Score]:
-    """The samples' scores, those of equal length answered at once."""
-    by_length: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_length.setdefault(len(sample.ids), []).append(sample)
-    scores = []
-    for group in by_length.values():
-        ids = torch.from_numpy(np.stack([sample.ids for sample in group]))
-        new_tokens = max(sample.new_tokens for sample in group)
-        answers = decoder.answers(ids.to(decoder.model.device), new_tokens)
-        for sample, tokens in zip(group, answers.tolist(), strict=True):
-            scores.append(suite.score(sample, str(tokenizer.decode(tokens))))
-    return scores
 
 
 def _row(cell: Cell, scores: list[Score], seconds: float) -> Row:
     return {
         **asdict(cell),
         "n": len(scores),
-        "correct": sum(score.correct for score in scores),
+        "correct": sum(score.correct for score in scores if score.correct is not None),
         "seconds": round(seconds, 3),
-        "answers": [asdict(score) for score in scores],
+        "answers": [_written(score) for score in scores],
     }
+
+
+def _written(score: Score) -> Row:
+    row = asdict(score)
+    return row if score.measured else {name: row[name] for name in row if name != "measured"}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 # A row of a cells file, or of a results file.
@@ -57,12 +59,25 @@ class Score:
     """What is written of an answered sample.
 
     Attributes:
-        correct: true or false, or the share that is right where an answer can be partly right.
+        correct: true or false, or the share that is right where an answer can be partly right; None
+            where nothing can be right or wrong, or nobody could tell.
+        measured: whatever else the suite's rows are made of; numbers and strings, they are written.
     """
 
     expected: Any
     text: str
-    correct: float
+    correct: float | None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+class Decoder(Protocol):
+    """What reads prompts in pieces and goes on with them, whatever the model."""
+
+    def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
+        """Greedy continuation (B, new_tokens) of prompts of equal length."""
+
+    def losses(self, ids_BT: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32."""
 
 
 class Suite(ABC, Generic[C]):
@@ -95,6 +110,22 @@ class Suite(ABC, Generic[C]):
     @abstractmethod
     def score(self, sample: Sample, text: str) -> Score:
         """How a model that continued the sample with `text` did."""
+
+    def answer(
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
+    ) -> list[Score]:
+        """The samples' scores in their order: greedy answers, those of equal length at once."""
+        by_length: dict[int, list[int]] = {}
+        for index, sample in enumerate(samples):
+            by_length.setdefault(len(sample.ids), []).append(index)
+        scores: dict[int, Score] = {}
+        for group in by_length.values():
+            ids_BT = torch.from_numpy(np.stack([samples[index].ids for index in group]))
+            new_tokens = max(samples[index].new_tokens for index in group)
+            for index, tokens in zip(group, decoder.answers(ids_BT, new_tokens), strict=True):
+                own = tokens[: samples[index].new_tokens].tolist()
+                scores[index] = self.score(samples[index], str(tokenizer.decode(own)))
+        return [scores[index] for index in range(len(samples))]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ic.model import LatentCache, MLAForCausalLM
 
+# Logits of a piece of a prompt in fp32, where all of them are needed.
+LOGITS_BYTES = 2**31
+
 # Sees each cache at its largest; the memory profiler counts it.
 OnCache = Callable[[LatentCache], None]
 
@@ -50,6 +53,7 @@ class GreedyDecoder:
     @torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
     def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
         """Greedy continuation (B, new_tokens) of prompts of equal length."""
+        ids_BT = ids_BT.to(self.model.device)
         kept = self._common_tokens(ids_BT)
         if kept:
             assert self._cache is not None
@@ -70,6 +74,29 @@ class GreedyDecoder:
             if i + 1 < new_tokens:
                 logits = self.model(out[:, i : i + 1], past_key_values=cache, use_cache=True).logits
         self._cached_BT = ids_BT
+        if self.on_cache is not None:
+            self.on_cache(cache)
+        return out
+
+    @torch.no_grad()
+    def losses(self, ids_BT: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32, on the
+        CPU.
+        """
+        ids_BT = ids_BT.to(self.model.device)
+        self._cache = self._cached_BT = None  # frees its memory before the next one is allocated
+        cache = self.model.model.new_cache(ids_BT.shape[1])
+        out = torch.empty(len(ids_BT), ids_BT.shape[1] - 1)
+        row_bytes = len(ids_BT) * self.model.config.vocab_size * 4
+        piece = min(self.prefill_chunk_tokens, max(1, LOGITS_BYTES // row_bytes))
+        for start in range(0, ids_BT.shape[1] - 1, piece):
+            if self.stop():
+                raise StoppedError
+            chunk, targets = ids_BT[:, start : start + piece], ids_BT[:, start + 1 :][:, :piece]
+            logits = self.model(chunk, past_key_values=cache, use_cache=True).logits
+            logits = logits[:, : targets.shape[1]].float().transpose(1, 2)
+            nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            out[:, start : start + piece] = nats.cpu()
         if self.on_cache is not None:
             self.on_cache(cache)
         return out

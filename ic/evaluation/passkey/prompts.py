@@ -18,6 +18,7 @@ from ic.datamodules.needles import (
     draw_sample,
     named_needle,
 )
+from ic.evaluation.framing import encode, frame_prompt
 from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
 from ic.evaluation.passkey.shares import haystack_of, num_haystacks
 from ic.evaluation.suite import Sample
@@ -52,7 +53,9 @@ def build_prompt(
     draw = (_draw_shared if grid.share_haystack else _draw)(grid, cell, index)
     needles = [encode(tokenizer, text) for text in draw.statements]
     if grid.prompt == "chat":
-        before, question, answer = _chat_turn(tokenizer, draw.sample)
+        (key,) = draw.sample.keys
+        frame = frame_prompt(tokenizer, "chat", question_of(draw.sample.name))
+        before, question, answer = frame.before, frame.after, answer_of(key)
     else:
         before, answer = np.empty(0, dtype=np.int64), draw.sample.answer
         question = encode(tokenizer, draw.sample.question)
@@ -70,13 +73,6 @@ def build_prompt(
     ids = np.concatenate([before, _insert(filler, needles, places), question])
     # One token more than the answer: "12345" and "123456" are different answers.
     return Sample(ids, draw.sample.keys, len(encode(tokenizer, answer)) + 1)
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
-    """Token ids (n,) int64 without special tokens."""
-    if isinstance(tokenizer, ByteTokenizer):  # a million bytes in a moment instead of seconds
-        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
 
 def _rng(grid: PasskeyGridConfig, cell: Cell, index: int, which: int) -> np.random.Generator:
@@ -108,22 +104,6 @@ def _draw_shared(grid: PasskeyGridConfig, cell: Cell, index: int) -> _Draw:
     depths = [*hidden_at, *[None] * (held - len(hidden_at))]
     statements = [named_needle(n, k) for n, k in zip(names[:held], keys[:held], strict=True)]
     return _Draw(rng, ask_named(names, keys, asked), statements, depths, cell.length_tokens)
-
-
-def _chat_turn(
-    tokenizer: PreTrainedTokenizerBase, sample: NeedleSample
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Token ids before the filler and from the question on, and the answer expected."""
-    (key,) = sample.keys
-    marker = "\x00"  # stands for the filler, which need not be rendered to count its tokens
-    turn = [{"role": "user", "content": marker + question_of(sample.name)}]
-    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    before, _, after = rendered.partition(marker)
-    ids = [
-        np.asarray(tokenizer(part, add_special_tokens=False)["input_ids"], dtype=np.int64)
-        for part in (before, after)
-    ]
-    return ids[0], ids[1], answer_of(key)
 
 
 def _filler_tokens(
