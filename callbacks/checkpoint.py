@@ -12,6 +12,7 @@ has written.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import shlex
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -36,6 +38,7 @@ from ic.datamodules.workers import DataWorkerError
 from ic.files.run_folder import RunFolder
 from ic.parallel.agreement import Agreement
 from ic.training.find_callback import find_callback
+from ic.training.loops import validation_is_due
 
 # What a shell reports for a program that Ctrl-C ended.
 INTERRUPTED_EXIT_CODE = 130
@@ -59,6 +62,7 @@ class FolderCheckpoint(Checkpoint):
         self._links: set[str] = set()  # to move once the checkpoint of _saved_step is on disk
         self._rng_states: list[dict[str, Any]] | None = None  # of every rank, until the first batch
         self._rng_of_step: dict[str, Any] | None = None  # as the last step left it
+        self._of_step: dict[str, Any] = {}  # loops and callbacks, if a validation follows
         self._previous_handler: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,8 +96,11 @@ class FolderCheckpoint(Checkpoint):
         self._settle(trainer, wait_for_it=False)
 
     def on_step_end(self, trainer: Trainer) -> None:
-        # A `best` is saved within the validation, whose draws are undone behind it.
+        # A `best` is saved within the validation, whose draws are undone behind it and which a
+        # resume from it repeats.
         self._rng_of_step = rng_state()
+        follows = self.config.monitor is not None and validation_is_due(trainer)
+        self._of_step = _loops_and_callbacks(trainer) if follows else {}
         self.agree(trainer)
         if self.interrupted:
             trainer.should_stop = True
@@ -150,6 +157,7 @@ class FolderCheckpoint(Checkpoint):
             states *= trainer.world_size
             torch.distributed.all_gather_object(states, states[0])
         checkpoint["rng_states"] = states
+        checkpoint.update(self._of_step)
         _end_step(checkpoint["loops"]["fit_loop"], trainer.global_step)
         # For `trained_length` in the model's configuration.
         checkpoint["context_length"] = getattr(trainer.datamodule, "context_length", None)  # type: ignore[attr-defined]
@@ -304,6 +312,12 @@ class FolderCheckpoint(Checkpoint):
                 with contextlib.suppress(OSError):
                     folder.rename(gone)
                     shutil.rmtree(gone, ignore_errors=True)
+
+
+def _loops_and_callbacks(trainer: Trainer) -> dict[str, Any]:
+    """These parts of a checkpoint, as copies that a validation leaves alone."""
+    loops = trainer._checkpoint_connector._get_loops_state_dict()
+    return copy.deepcopy({"loops": loops, "callbacks": call._call_callbacks_state_dict(trainer)})
 
 
 def _end_step(fit_loop: dict[str, Any], step: int) -> None:

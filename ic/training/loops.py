@@ -55,17 +55,23 @@ class ResumableFitLoop(_FitLoop):
     def on_run_start(self) -> None:
         super().on_run_start()
         loop, trainer = self.epoch_loop, self.trainer
-        if loop.global_step == 0 or not loop._should_check_val_epoch():
-            return
-        assert trainer.val_check_batch is not None  # no interval of ours is a time
-        due = loop.batch_progress.total.ready % trainer.val_check_batch == 0
-        if not (due or trainer.should_stop):  # a run that ends by time is validated at its end
+        if loop.global_step == 0 or not validation_is_due(trainer):
             return
         trainer.validating = True
         loop.val_loop.restarting = False
         with isolate_rng():
             loop.val_loop.run()
         trainer.training = True
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the step that has ended."""
+    loop = trainer.fit_loop.epoch_loop
+    if not loop._should_check_val_epoch():
+        return False
+    assert trainer.val_check_batch is not None  # no interval of ours is a time
+    due = loop.batch_progress.total.ready % trainer.val_check_batch == 0
+    return due or trainer.should_stop  # a run that ends by time is validated at its end
 
 
 class FirstAndLastStepLogs(_LoggerConnector):

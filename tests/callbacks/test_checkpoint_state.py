@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning import Trainer
 from safetensors.torch import load_file
 
 from ic.callbacks.checkpoint import FolderCheckpoint
 from ic.callbacks.options import CheckpointOptions
 from ic.checkpoint.folder import read_trainer_state
 from ic.files.run_folder import RunFolder
+from tests.chaos.compare import differences
 from tests.conftest import SHORT
 
 Run = Callable[..., int]
@@ -156,3 +158,35 @@ def test_a_best_holds_the_generators_of_training(ic: Run, tmp_path: Path) -> Non
     best, last = (read_trainer_state(folder / name)["rng_states"][0] for name in ("best", "last"))
     assert names(folder)["best"] == "step=3"
     assert best["torch"].equal(last["torch"])  # no step of this model draws
+
+
+def test_a_best_is_the_same_with_a_stop_before_its_validation(
+    ic: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop saves before the validation that finds the best, an undisturbed run within it."""
+    args = (*SHORT, "overwrite=false", "callbacks.context_length=null", "callbacks.passkey=null")
+    args = (*args, "trainer.max_steps=8", "trainer.val_check_interval=3")
+    args = (*args, "callbacks.checkpoint.every_n_steps=2", "callbacks.checkpoint.mode=max")
+    folders = [tmp_path / "whole", tmp_path / "stopped"]
+    for folder in folders:
+        folder.mkdir()
+    agree = FolderCheckpoint.agree
+
+    def stop(self: FolderCheckpoint, trainer: Trainer) -> None:
+        self._asked_to_stop = trainer.global_step == 3
+        agree(self, trainer)
+
+    monkeypatch.chdir(folders[0])
+    assert ic(*args) == 0
+    monkeypatch.chdir(folders[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderCheckpoint, "agree", stop)
+        assert ic(*args) == 130
+    assert ic(*args, "ckpt_path=last") == 0
+    runs = [RunFolder(folder / "runs/debug/default") for folder in folders]
+    for run in runs:
+        assert names(run.checkpoints)["best"] == "step=3"
+        state = read_trainer_state(run.checkpoints / "best")["callbacks"]
+        assert state["FolderCheckpoint"] == {"best_score": None}  # a resume finds it again
+        assert "validation" not in state["MemoryProfiler"]["records"]
+    assert differences(*(run.path for run in runs)) == []
