@@ -95,7 +95,7 @@ def cell_progress(
             shown = f"{cell.length_tokens:,} tokens, {left}".removesuffix(", ")
             bar.update(task, advance=1, description=shown)
             if not quiet and not console.is_terminal:
-                line = f"{suite.name} {cell}: {row['correct']}/{row['n']} in {row['seconds']} s"
+                line = f"{suite.name} {cell}: {suite.progress_text(row)} in {row['seconds']} s"
                 print(f"{line}, {left}".removesuffix(", "), flush=True)
 
         yield on_cell

@@ -114,7 +114,10 @@ class Suite(ABC, Generic[C]):
     def answer(
         self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
     ) -> list[Score]:
-        """The samples' scores in their order: greedy answers, those of equal length at once."""
+        """The samples' scores in their order: greedy answers, those of equal length at once.
+
+        An answer ends before the tokenizer's end token: what a model writes behind it is no part.
+        """
         by_length: dict[int, list[int]] = {}
         for index, sample in enumerate(samples):
             by_length.setdefault(len(sample.ids), []).append(index)
@@ -124,6 +127,8 @@ class Suite(ABC, Generic[C]):
             new_tokens = max(samples[index].new_tokens for index in group)
             for index, tokens in zip(group, decoder.answers(ids_BT, new_tokens), strict=True):
                 own = tokens[: samples[index].new_tokens].tolist()
+                if tokenizer.eos_token_id in own:
+                    own = own[: own.index(tokenizer.eos_token_id)]
                 scores[index] = self.score(samples[index], str(tokenizer.decode(own)))
         return [scores[index] for index in range(len(samples))]
 
@@ -160,6 +165,10 @@ class Suite(ABC, Generic[C]):
         At the lengths that take time nothing else counts.
         """
         return float(sum(cell.samples * cell.length_tokens**2 for cell in cells))
+
+    def progress_text(self, row: Row) -> str:
+        """What a line about a cell that has ended says came out: `4/5`."""
+        return f"{row['correct']}/{row['n']}"
 
     @abstractmethod
     def rows(self, cells: Sequence[Row]) -> list[Row]:

@@ -51,7 +51,9 @@ def test_processes_share_the_rest() -> None:
     assert str(left) == "about 0:00:20 left"
 
 
-def test_it_is_said_before_the_first_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_said_before_the_first_prompt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = PasskeyGridConfig(lengths=[512, 1024], depths=[0.5], samples=3, control_samples=1)
     suite = PasskeySuite(grid)
     with cell_progress(suite) as on_cell:
@@ -60,6 +62,10 @@ def test_it_is_said_before_the_first_prompt(capsys: pytest.CaptureFixture[str]) 
         on_cell(first, row(3, 6.0))
         (line,) = capsys.readouterr().out.splitlines()
         assert line.endswith("depth 0.5: 3/3 in 6.0 s, at least 0:00:42 left")
+    monkeypatch.setattr(suite, "progress_text", lambda row: f"{row['n']} texts")
+    with cell_progress(suite) as on_cell:
+        on_cell(first, row(3, 6.0))
+    assert ": 3 texts in 6.0 s" in capsys.readouterr().out
     with cell_progress(suite, quiet=True):
         pass
     assert capsys.readouterr().out == ""
