@@ -7,7 +7,7 @@ the cells over processes and writes the files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -73,11 +73,20 @@ class Score:
 class Decoder(Protocol):
     """What reads prompts in pieces and goes on with them, whatever the model."""
 
-    def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
-        """Greedy continuation (B, new_tokens) of prompts of equal length."""
+    def answers(
+        self, ids_BT: Tensor, new_tokens: int, ended: Callable[[Tensor], bool] = ...
+    ) -> Tensor:
+        """Greedy continuation (B, new_tokens) of prompts of equal length; a shorter one once
+        `ended`, which sees it after each token, says so.
+        """
 
     def losses(self, ids_BT: Tensor) -> Tensor:
         """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32."""
+
+    def targets(self, ids_BT: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Of each token from index `start` on, at least 1: its negative log-likelihood in nats,
+        (B, T - start) fp32, and whether it is the likeliest, (B, T - start) bool.
+        """
 
 
 class Suite(ABC, Generic[C]):

@@ -51,60 +51,102 @@ class GreedyDecoder:
         self._cached_BT: Tensor | None = None
 
     @torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
-    def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
-        """Greedy continuation (B, new_tokens) of prompts of equal length."""
+    def answers(
+        self, ids_BT: Tensor, new_tokens: int, ended: Callable[[Tensor], bool] = lambda _: False
+    ) -> Tensor:
+        """Greedy continuation (B, new_tokens) of prompts of equal length.
+
+        Args:
+            ended: sees the continuation (B, n) after each token; a shorter one is returned once it
+                says so.
+        """
         ids_BT = ids_BT.to(self.model.device)
-        kept = self._common_tokens(ids_BT)
+        kept = self._keep_common(ids_BT, ids_BT.shape[1] - 1, ids_BT.shape[1] + new_tokens)
+        logits = self._prefill(ids_BT[:, kept:])
+        out = ids_BT.new_empty(len(ids_BT), new_tokens)
+        for i in range(new_tokens):
+            out[:, i] = logits[:, -1].argmax(-1)
+            if i + 1 == new_tokens or ended(out[:, : i + 1]):
+                out = out[:, : i + 1]
+                break
+            logits = self._forward(out[:, i : i + 1])
+        self._done(ids_BT)
+        return out
+
+    def losses(self, ids_BT: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32, on the
+        CPU.
+        """
+        return self.targets(ids_BT, 1)[0]
+
+    @torch.no_grad()
+    def targets(self, ids_BT: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Of each token from index `start` on, at least 1: its negative log-likelihood in nats,
+        (B, T - start) fp32, and whether it is the likeliest, (B, T - start) bool; on the CPU.
+        """
+        ids_BT = ids_BT.to(self.model.device)
+        kept = self._keep_common(ids_BT, start - 1, ids_BT.shape[1])
+        if kept < start - 1:
+            self._prefill(ids_BT[:, kept : start - 1])
+        shape = (len(ids_BT), ids_BT.shape[1] - start)
+        nats_BS, likeliest_BS = torch.empty(shape), torch.empty(shape, dtype=torch.bool)
+        row_bytes = len(ids_BT) * self.model.config.vocab_size * 4
+        piece = min(self.prefill_chunk_tokens, max(1, LOGITS_BYTES // row_bytes))
+        for begin in range(0, shape[1], piece):
+            targets = ids_BT[:, start + begin :][:, :piece]
+            chunk = ids_BT[:, start + begin - 1 :][:, : targets.shape[1]]
+            logits = self._piece(chunk).float().transpose(1, 2)
+            nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            nats_BS[:, begin : begin + piece] = nats.cpu()
+            likeliest_BS[:, begin : begin + piece] = (logits.argmax(1) == targets).cpu()
+        self._done(ids_BT[:, :-1])
+        return nats_BS, likeliest_BS
+
+    def _keep_common(self, ids_BT: Tensor, at_most: int, capacity_tokens: int) -> int:
+        """Crop the cache to what the prompts have in common with those before, or begin a new one
+        -> the number of tokens that it holds.
+        """
+        kept = self._common_tokens(ids_BT, at_most)
         if kept:
             assert self._cache is not None
             self._cache.keep(kept)
         else:
             self._cache = None  # frees its memory before the next one is allocated
-            self._cache = self.model.model.new_cache(ids_BT.shape[1] + new_tokens)
-        cache, self._cached_BT = self._cache, None  # unknown, should an error interrupt the prefill
-        for chunk in ids_BT[:, kept:].split(self.prefill_chunk_tokens, dim=1):
-            if self.stop():
-                raise StoppedError
-            logits = self.model(
-                chunk, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits
-        out = ids_BT.new_empty(len(ids_BT), new_tokens)
-        for i in range(new_tokens):
-            out[:, i] = logits[:, -1].argmax(-1)
-            if i + 1 < new_tokens:
-                logits = self.model(out[:, i : i + 1], past_key_values=cache, use_cache=True).logits
-        self._cached_BT = ids_BT
-        if self.on_cache is not None:
-            self.on_cache(cache)
-        return out
+            self._cache = self.model.model.new_cache(capacity_tokens)
+        self._cached_BT = None  # unknown, should an error interrupt the prefill
+        return kept
 
-    @torch.no_grad()
-    def losses(self, ids_BT: Tensor) -> Tensor:
-        """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32, on the
-        CPU.
-        """
-        ids_BT = ids_BT.to(self.model.device)
-        self._cache = self._cached_BT = None  # frees its memory before the next one is allocated
-        cache = self.model.model.new_cache(ids_BT.shape[1])
-        out = torch.empty(len(ids_BT), ids_BT.shape[1] - 1)
-        row_bytes = len(ids_BT) * self.model.config.vocab_size * 4
-        piece = min(self.prefill_chunk_tokens, max(1, LOGITS_BYTES // row_bytes))
-        for start in range(0, ids_BT.shape[1] - 1, piece):
-            if self.stop():
-                raise StoppedError
-            chunk, targets = ids_BT[:, start : start + piece], ids_BT[:, start + 1 :][:, :piece]
-            logits = self.model(chunk, past_key_values=cache, use_cache=True).logits
-            logits = logits[:, : targets.shape[1]].float().transpose(1, 2)
-            nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-            out[:, start : start + piece] = nats.cpu()
-        if self.on_cache is not None:
-            self.on_cache(cache)
-        return out
+    def _prefill(self, ids_BT: Tensor) -> Tensor:
+        """Process prompts in pieces -> logits (B, 1, V) behind the last token."""
+        for chunk in ids_BT.split(self.prefill_chunk_tokens, dim=1):
+            logits = self._piece(chunk, logits_to_keep=1)
+        return logits
 
-    def _common_tokens(self, ids_BT: Tensor) -> int:
-        """Cached tokens that each row shares with the same row before; the last one of a prompt is
-        left to compute.
+    def _piece(self, ids_BT: Tensor, **options: int) -> Tensor:
+        """`_forward` of a piece of a prompt.
+
+        Raises:
+            StoppedError: it was asked to stop.
         """
+        if self.stop():
+            raise StoppedError
+        return self._forward(ids_BT, **options)
+
+    def _forward(self, ids_BT: Tensor, **options: int) -> Tensor:
+        """Append tokens to the cache -> their logits."""
+        output = self.model(ids_BT, past_key_values=self._cache, use_cache=True, **options)
+        logits: Tensor = output.logits
+        return logits
+
+    def _done(self, cached_BT: Tensor) -> None:
+        """Remember which tokens the cache begins with, and show it."""
+        self._cached_BT = cached_BT
+        if self.on_cache is not None:
+            assert self._cache is not None
+            self.on_cache(self._cache)
+
+    def _common_tokens(self, ids_BT: Tensor, at_most: int) -> int:
+        """Cached tokens that each row shares with the same row before, at most so many."""
         if self._cache is None or self._cached_BT is None:
             return 0
         if len(ids_BT) != len(self._cached_BT):
@@ -112,4 +154,4 @@ class GreedyDecoder:
         tokens = min(ids_BT.shape[1], self._cached_BT.shape[1])
         differs_T = (ids_BT[:, :tokens] != self._cached_BT[:, :tokens]).any(0)
         first = int(differs_T.int().argmax()) if bool(differs_T.any()) else tokens
-        return self._cache.croppable_length(min(first, ids_BT.shape[1] - 1))
+        return self._cache.croppable_length(min(first, at_most))
