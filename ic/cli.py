@@ -3,8 +3,9 @@
 A verb is a file of `ic/verbs`, found by its name, beside a root configuration `conf/NAME.yaml`. The
 file holds a docstring (its line in the list of verbs), the dataclass `Config` and `run(config)`,
 which returns the exit code; a function `complete(overrides)` adds those that files named by others
-stand for. The first line of the YAML is a comment with an example. Neither may
-import PyTorch before `run` is called, so that help and errors come at once.
+stand for, and a tuple `POSITIONAL` names the keys of paths that may stand without their names. The
+first line of the YAML is a comment with an example. Neither may import PyTorch before `run` is
+called, so that help and errors come at once.
 
 Errors end here: bad input is one readable line on stderr and exit code 2.
 """
@@ -84,6 +85,11 @@ class Verb:
     @cached_property
     def module(self) -> ModuleType:
         return importlib.import_module(f"ic.verbs.{self.name}")
+
+    @property
+    def positional(self) -> tuple[str, ...]:
+        """Keys of paths that may be given without their names, in this order."""
+        return tuple(getattr(self.module, "POSITIONAL", ()))
 
     def complete(self, overrides: list[str]) -> list[str]:
         """The overrides, and those that files which they name stand for."""
@@ -207,7 +213,7 @@ def _run(args: list[str]) -> int:
         _show(_completion(args))
         return 0
     verb = find_verb(args[0])
-    flags, overrides = split_flags(args[1:])
+    flags, overrides = split_flags(args[1:], verb.positional)
     if "version" in flags:
         _show(_versions())
         return 0
@@ -293,7 +299,8 @@ def _help(verb: Verb, overrides: list[str]) -> str:
     groups = [f"  {group:<13} {', '.join(options)}" for group, options in chosen]
     return "\n".join(
         [
-            f"usage: python -m ic {verb.name} [overrides]",
+            " ".join(["usage: python -m ic", verb.name, *map(str.upper, verb.positional)])
+            + " [overrides]",
             "",
             f"{verb.summary}",
             "",

@@ -60,7 +60,7 @@ def test_commands_compose(command: str, after: str) -> None:
     """What a document shows as refused is refused with the words that it shows."""
     name, *rest = shlex.split(command)[3:]
     verb = find_verb(name)
-    flags, overrides = split_flags(rest)
+    flags, overrides = split_flags(rest, verb.positional)
     if "multirun" in flags:
         overrides = sweep_jobs(overrides)[0].overrides
     # A run's folder stands for its checkpoint and configuration, and there is none here.

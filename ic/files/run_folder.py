@@ -139,6 +139,23 @@ class SuiteFolder:
         return self.path / f"{name}.png"
 
 
+class ComparisonFolder:
+    """What the verb `compare` writes.
+
+    Attributes:
+        path: the folder itself.
+        results: rows of every task and length, and what was compared.
+        document: the same in words and as a table.
+        picture: the same as a plot.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.results = path / "comparison.json"
+        self.document = path / "comparison.md"
+        self.picture = path / "comparison.png"
+
+
 def run_of(checkpoint: Path) -> RunFolder | None:
     """The run that a checkpoint folder, or a link to one, lies in; None for any other folder."""
     folder = checkpoint.resolve()

@@ -128,7 +128,9 @@ OTHERS = [name for name, verb in find_verbs().items() if verb.module.Config is n
 def test_every_key_of_a_verb(name: str) -> None:
     schema = find_verbs()[name].module.Config
     needed = [
-        f"{key}=x.jsonl" for key in ("checkpoint", "output", "prompt") if _needed(schema, key)
+        f"{key}=x.jsonl"
+        for key in ("checkpoint", "output", "prompt", "first", "second")
+        if _needed(schema, key)
     ]
     needed += ["files=[x.txt]"] if "files" in schema.__dataclass_fields__ else []
     keys = ((key, kind) for key, kind in walk(schema) if key not in dict(walk(RunConfig)))

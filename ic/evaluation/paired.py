@@ -1,0 +1,118 @@
+"""Two models on the same samples: how far apart they are, and how sure that is.
+
+Source: B. Efron, "Better Bootstrap Confidence Intervals" (1987), for the interval; R. A. Fisher's
+permutation of signs, for the probability; S. Holm, "A Simple Sequentially Rejective Multiple Test
+Procedure" (1979), for many comparisons at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from ic.evaluation.statistics import wilson_interval
+
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Scores of two models on the same samples.
+
+    Attributes:
+        n: samples.
+        first, second: their mean scores.
+        low_95, high_95: 95 % interval of `difference`.
+        p: probability of a difference at least as large if the two models did not differ.
+    """
+
+    n: int
+    first: float
+    second: float
+    low_95: float
+    high_95: float
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """Mean score of the second less that of the first."""
+        return self.second - self.first
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> PairedDifference:
+    """Compare scores of the same samples in the same order, each in [0, 1].
+
+    The interval is the paired bootstrap's (bias-corrected and accelerated). Where all samples
+    differ alike, as where both models answer everything, resampling shows no spread at all. There
+    it is the interval that holds if as many samples differ otherwise as Wilson's bound allows.
+
+    The probability comes from exchanging the two scores of a sample, in every way that there is,
+    or in `resamples` random ones where there are more and the scores are shares. Samples whose
+    scores are equal do not count for it. If all scores are 0 or 1 it is McNemar's exact test.
+
+    Args:
+        seed: of the resampling.
+        resamples: of the bootstrap, and the most exchanges of shares that are tried.
+
+    Raises:
+        ValueError: no samples, unequal numbers of them, or a score outside of [0, 1].
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"{len(a)} and {len(b)} scores: need as many of both, at least one")
+    both = np.concatenate([a, b])
+    if not (np.isfinite(both).all() and both.min() >= 0 and both.max() <= 1):
+        raise ValueError(f"scores from {both.min():g} to {both.max():g}: must be in [0, 1]")
+    differences = b - a
+    low, high = _interval(differences, seed, resamples)
+    p = _probability(differences[differences != 0], seed, resamples)
+    return PairedDifference(len(a), float(a.mean()), float(b.mean()), low, high, p)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Probabilities adjusted for being many, in their order: those below 0.05 are, all together,
+    wrong at most once in twenty times.
+    """
+    adjusted = [0.0] * len(probabilities)
+    largest = 0.0
+    in_order = sorted(range(len(probabilities)), key=lambda index: probabilities[index])
+    for place, index in enumerate(in_order):
+        largest = max(largest, min(1.0, (len(in_order) - place) * probabilities[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _interval(differences: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
+    n, common = len(differences), float(differences[0])
+    if (differences == common).all():
+        _, unseen = wilson_interval(0, n)  # share of samples that may differ otherwise
+        return max(-1.0, (1 - unseen) * common - unseen), min(1.0, (1 - unseen) * common + unseen)
+    found = stats.bootstrap(
+        (differences,), np.mean, vectorized=True, n_resamples=resamples, batch=1000, rng=seed
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _probability(differences: np.ndarray, seed: int, resamples: int) -> float:
+    """Of differences that are not 0."""
+    if not len(differences):
+        return 1.0
+    if len(set(np.abs(differences))) == 1:  # every exchange is counted by a coin's distribution
+        positive = int((differences > 0).sum())
+        return float(stats.binomtest(positive, len(differences)).pvalue)
+    return float(
+        stats.permutation_test(
+            (differences,),
+            lambda x, axis: np.mean(x, axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=resamples,
+            batch=1000,
+            rng=seed,
+        ).pvalue
+    )
