@@ -7,7 +7,8 @@ import gzip
 import importlib
 import io
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -39,17 +40,54 @@ def open_bytes(path: str) -> IO[bytes]:
     return cast(IO[bytes], open_as[compression](path)) if compression else open(path, "rb")
 
 
+def check_compression(path: str) -> None:
+    """Refuse a suffix that cannot be read or written here, before any work.
+
+    Raises:
+        ValueError: a `.zst` file without the package for it.
+    """
+    if _compression(path) == ".zst":
+        _zstandard(path, "writing")
+
+
+@contextmanager
+def open_text_for_writing(path: Path, name: str) -> Iterator[IO[str]]:
+    """A new file for UTF-8, compressed as the suffix of `name` says.
+
+    The same text gives the same bytes: no time and no name goes into the file.
+
+    Args:
+        path: where to write, whatever its suffix: a file that is renamed to `name` at the end.
+    """
+    compression = _compression(name)
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("wb"))
+        if compression == ".gz":
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        elif compression == ".bz2":
+            file = stack.enter_context(bz2.BZ2File(file, "wb"))
+        elif compression == ".xz":
+            file = stack.enter_context(lzma.LZMAFile(file, "wb"))
+        elif compression == ".zst":
+            compressor = _zstandard(name, "writing").ZstdCompressor()
+            file = stack.enter_context(compressor.stream_writer(file, closefd=False))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+
+
 def _compression(path: str) -> str:
     suffix = Path(path).suffix.lower()
     return suffix if suffix in COMPRESSIONS else ""
 
 
 def _open_zstandard(path: str) -> IO[bytes]:
+    return io.BufferedReader(_zstandard(path, "reading").open(path, "rb"))
+
+
+def _zstandard(path: str, doing: str) -> Any:
     try:
-        zstandard = importlib.import_module("zstandard")
+        return importlib.import_module("zstandard")
     except ImportError as error:
         raise ValueError(
-            f"{path}: reading .zst needs the package zstandard (pip install zstandard); or "
+            f"{path}: {doing} .zst needs the package zstandard (pip install zstandard); or "
             "compress it as .gz, .bz2 or .xz"
         ) from error
-    return io.BufferedReader(zstandard.open(path, "rb"))

@@ -132,7 +132,8 @@ def test_every_key_of_a_verb(name: str) -> None:
         for key in ("checkpoint", "output", "prompt", "first", "second")
         if _needed(schema, key)
     ]
-    needed += ["files=[x.txt]"] if "files" in schema.__dataclass_fields__ else []
+    for key, value in (("files", "[x.txt]"), ("books", "[x]")):
+        needed += [f"{key}={value}"] if key in schema.__dataclass_fields__ else []
     keys = ((key, kind) for key, kind in walk(schema) if key not in dict(walk(RunConfig)))
     check(name, schema, needed, keys)
 
