@@ -2,8 +2,10 @@
 
 `make mutants` runs it. The faults are Cosmic Ray's (comparisons, arithmetic, constants, loops,
 conditions, caught exceptions). A sample is drawn by a seed, since all of them would take a day.
-Each worker has a copy of the tree in which one fault at a time stands, and stops at the first test
-that fails. The result goes to a JSON file, with the lines of every fault that lived.
+The tests of an area's folders first run once without a fault, to know which of them execute which
+line. Each worker has a copy of the tree in which one fault at a time stands, runs the tests that
+execute its line, and stops at the first that fails. The result goes to a JSON file, with the lines
+of every fault that lived.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from cosmic_ray.commands.init import _all_work_items
 from cosmic_ray.mutating import use_mutation
 from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_item import WorkItem
+from executed import Executed
 
 ROOT = Path(__file__).resolve().parent.parent
 # The area's modules, and the folders of tests that should notice a fault there.
@@ -67,25 +70,6 @@ def every_fault(area: str, chance: random.Random) -> list[WorkItem]:
     return [chance.choice(items) for items in places.values()]
 
 
-def failing_tests(folders: list[str], jobs: int) -> list[str]:
-    """The tests that fail on this machine without a fault, which can therefore notice none."""
-    tests = [sys.executable, "-m", "pytest", "-n", str(jobs), "--dist", "loadfile"]
-    tests += ["-q", "-rfE", "-m", NOT_MARKED]
-    printed = subprocess.run([*tests, *folders], cwd=ROOT, capture_output=True, text=True).stdout
-    print(printed.rstrip().rsplit("\n", 1)[-1])
-    lines = [line.split(" - ")[0] for line in printed.splitlines()]
-    return [line.split(" ", 1)[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-
-
-def test_files(module: Path, folders: list[str]) -> list[str]:
-    """The folders' test files that name the module, the file of its own name first; else all."""
-    files = sorted(f for folder in folders for f in (ROOT / folder).rglob("test_*.py"))
-    dotted = str(module.with_suffix("")).replace("/", ".").removeprefix("ic.")
-    own = [f for f in files if f.stem == f"test_{module.stem}"]
-    named = own + [f for f in files if f not in own and dotted in f.read_text()]
-    return [str(f.relative_to(ROOT)) for f in named or files]
-
-
 def take_copy(queue: "Queue[str]") -> None:
     """Gives this worker a copy of the tree of its own, and keeps compiled faults off the disk."""
     sys.dont_write_bytecode = True
@@ -111,21 +95,14 @@ def tests_pass(arguments: list[str], timeout_s: float) -> bool | None:
     return status == 0 if ended else None
 
 
-def arguments(tests: list[str], without: list[str]) -> list[str]:
-    """What pytest is told: these test files, one after the other, up to the first failure."""
-    left_out = [f"--deselect={t}" if "::" in t else f"--ignore={t}" for t in without]
-    return ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "-m", NOT_MARKED, *left_out, *tests]
-
-
-def judge(
-    item: WorkItem, tests: list[str], without: list[str], timeout_s: float
-) -> dict[str, object]:
+def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, object]:
     """Plants one fault in this worker's copy and runs the tests: what it was, and whether it lived."""
     began = time.perf_counter()
     fault = item.mutations[0]
     operator = get_operator(fault.operator_name)(**fault.operator_args)
     with use_mutation(fault.module_path, operator, fault.occurrence) as (before, after):
-        passed = tests_pass(arguments(tests, without), timeout_s)
+        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        passed = tests_pass(arguments, timeout_s) if tests else True
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return {
@@ -134,6 +111,7 @@ def judge(
         "operator": fault.operator_name.removeprefix("core/"),
         "lived": passed is True,
         "timed_out": passed is None,
+        "tests": len(tests),
         "seconds": round(time.perf_counter() - began, 1),
         "change": changed if passed else [],
     }
@@ -149,7 +127,7 @@ def summary(
     options: argparse.Namespace,
     records: list[dict[str, Any]],
     possible: dict[str, int],
-    without: list[str],
+    failed: list[str],
 ) -> dict[str, Any]:
     """What the results file holds, also of a campaign that is cut short.
 
@@ -173,7 +151,7 @@ def summary(
         "planted": len(judged),
         "seen": sum(not r["lived"] for r in judged),
         "rows": rows,
-        "left_out": without,
+        "left_out": failed,
         "lived": [r for r in records if r["lived"]],
         "undecided": [f"{r['module']}:{r['line']}" for r in records if r["timed_out"]],
     }
@@ -189,6 +167,7 @@ def main() -> None:
     parser.add_argument(
         "--stop-after-s", type=float, default=float("inf"), help="starts no more then"
     )
+    parser.add_argument("--executed", type=Path, help="keeps which tests execute which line")
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
 
@@ -203,9 +182,14 @@ def main() -> None:
     random.Random(options.seed).shuffle(chosen)
 
     began, records = time.perf_counter(), []
-    folders = sorted({folder for area in options.areas for folder in AREAS[area]})
-    without = failing_tests(folders, options.jobs)
-    print(f"left out, since they fail without a fault: {without or 'none'}", flush=True)
+    if options.executed is not None and options.executed.exists():
+        executed = Executed(json.loads(options.executed.read_text()))
+    else:
+        folders = sorted({folder for area in options.areas for folder in AREAS[area]})
+        executed = Executed.take(options.areas, folders, options.jobs, NOT_MARKED)
+        if options.executed is not None:
+            executed.save(options.executed)
+    print(f"left out, since they fail without a fault: {executed.failed or 'none'}", flush=True)
     for library in LIBRARIES:
         importlib.import_module(library)
     with tempfile.TemporaryDirectory() as scratch:
@@ -224,8 +208,9 @@ def main() -> None:
         with ProcessPoolExecutor(options.jobs, initializer=take_copy, initargs=(queue,)) as pool:
             waiting = []
             for area, item in chosen:
-                tests = test_files(item.mutations[0].module_path, AREAS[area])
-                waiting.append((area, pool.submit(judge, item, tests, without, options.timeout_s)))
+                fault = item.mutations[0]
+                tests = executed.tests_of(fault.module_path, fault.start_pos[0])
+                waiting.append((area, pool.submit(judge, item, tests, options.timeout_s)))
             for area, future in waiting:
                 left = options.stop_after_s - (time.perf_counter() - began)
                 if left <= 0:
@@ -233,10 +218,10 @@ def main() -> None:
                 if not future.cancelled():
                     records.append({"area": area, **future.result()})
                     print(f"{len(records)}/{len(chosen)}", *records[-1].values(), flush=True)
-                    found = summary(options, records, possible, without)
+                    found = summary(options, records, possible, executed.failed)
                     options.output.write_text(json.dumps(found, indent=1) + "\n")
 
-    for row in summary(options, records, possible, without)["rows"]:
+    for row in summary(options, records, possible, executed.failed)["rows"]:
         print(f"{row['area']}: {row['seen']} of {row['planted']} seen")
     print(f"{time.perf_counter() - began:.0f} s")
 

@@ -188,6 +188,13 @@ def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
     assert saved(tmp_path, 6)["global_step"] == 6
 
 
+def test_the_first_step_may_be_bad(tmp_path: Path) -> None:
+    """It is one in a row, and the first of them: nothing is older to return to."""
+    with pytest.raises(TrainingDivergedError, match="2 bad steps in a row from step 0, and no"):
+        fit(tmp_path, (0, 1), max_in_a_row=2)
+    assert [(r["global_step"], r["in_a_row"]) for r in records(tmp_path)] == [(0, 1), (1, 2)]
+
+
 @pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("ddp", 2), ("fsdp2", 2)])
 def test_three_in_a_row_roll_back(
     tmp_path: Path, strategy: str, ranks: int, spawn: Callable[..., None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import csv
 import json
 import os
 import pickle
@@ -358,9 +359,11 @@ def test_report_picture_and_logged_scalars(
     assert names == list(report["phases"])
     peaks = [line.get_xdata()[0] * 2**20 for line in axes.lines]
     assert peaks == [phase["split_of_bytes"] for phase in report["phases"].values()]
-    header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
-    assert "memory/forward_peak_gib" in header
-    assert "memory/run_peak_gib" in header
+    (row, *_) = csv.DictReader((tmp_path / "metrics.csv").open())
+    for phase in ("forward", "backward", "optimizer_step"):
+        logged_bytes = float(row[f"memory/{phase}_peak_gib"]) * 2**30
+        assert 0.2 < logged_bytes / report["phases"][phase]["split_of_bytes"] <= 1
+    assert 0.2 < float(row["memory/run_peak_gib"]) * 2**30 / report["run_peak_bytes"] <= 1
 
 
 def test_evaluation_alone_keeps_the_training_record(

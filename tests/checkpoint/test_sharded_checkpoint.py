@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.sharded_checkpoint import _Pending
+from ic.parallel.fsdp2 import FSDP2Strategy
 from tests.checkpoint.conftest import FIT
 from tests.checkpoint.ranks import (
     killed_before_linking,
@@ -175,3 +181,45 @@ def test_refused_on_every_rank(four: Path, tmp_path: Path) -> None:
     codes, output = run_ranks(tmp_path, 2, *resume)
     assert codes == [2, 2], output
     assert output.count(f"{shard} is truncated or damaged: it differs from") == 2, output
+
+
+class Saving(FSDP2Strategy):
+    """One rank, in a save that ends when the test says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.writing: Future[None] = Future()
+        self._pending = _Pending(self.writing, folder / "step=2.partial", folder / "step=2")
+        self._pending.partial.mkdir()
+
+    @property
+    def is_global_zero(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_training_does_not_wait_for_a_save_and_learns_when_it_is_done(tmp_path: Path) -> None:
+    strategy = Saving(tmp_path)
+    assert strategy.settle(wait_for_it=False) is False
+    assert strategy.settle(wait_for_it=False) is False  # still
+    strategy.writing.set_result(None)
+    assert strategy.settle(wait_for_it=False) is True
+    assert strategy._pending is None
+    assert strategy.settle(wait_for_it=True) is True
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_save_that_failed_is_said_once_and_leaves_nothing(tmp_path: Path) -> None:
+    strategy = Saving(tmp_path)
+    strategy.writing.set_exception(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/step=2.*No space left on device"):
+        strategy.settle(wait_for_it=False)
+    assert list(tmp_path.iterdir()) == []
+    assert strategy.settle(wait_for_it=True) is True

@@ -333,3 +333,15 @@ def test_two_ranks_each_resume_at_their_own_position(tmp_path: Path, files: list
     assert runs["unbroken", 0] != runs["unbroken", 1]
     for rank in (0, 1):
         assert runs["resumed", rank] == runs["unbroken", rank][3:]
+
+
+def test_another_number_of_ranks_is_refused(make: Make, tmp_path: Path) -> None:
+    """A position is of one of so many ranks: the others' documents would be lost or seen twice."""
+    fit(Recorder(), make(), callbacks=[SaveEvery(tmp_path)], max_steps=4)
+    state = torch.load(tmp_path / "4.ckpt", weights_only=True)
+    order = state["TextDataModule"]["order"]
+    assert order["number of data-parallel ranks"] == 1
+    order["number of data-parallel ranks"] = 2
+    torch.save(state, tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="number of data-parallel ranks was 2, now 1"):
+        fit(Recorder(), make(), tmp_path / "two.ckpt", max_steps=8)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
@@ -69,3 +72,22 @@ def test_it_is_said_before_the_first_prompt(
     with cell_progress(suite, quiet=True):
         pass
     assert capsys.readouterr().out == ""
+
+
+def test_lines_are_flushed_as_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log file shows where a long evaluation is, not where its last full buffer was."""
+
+    class Log(io.StringIO):
+        flushed = ""
+
+        def flush(self) -> None:
+            self.flushed = self.getvalue()
+
+    log = Log()
+    monkeypatch.setattr(sys, "stdout", log)
+    suite = PasskeySuite(PasskeyGridConfig(lengths=[512], depths=[0.5], samples=3))
+    with cell_progress(suite) as on_cell:
+        assert log.flushed.startswith("passkey: ")
+        first, *_ = suite.cells()
+        on_cell(first, row(3, 6.0))
+        assert "3/3 in 6.0 s" in log.flushed

@@ -348,3 +348,31 @@ def test_bad_options(
 def test_a_layout_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match="must be a multiple of the context parallel size 2"):
         planner(*TINY, "strategy=fsdp2", "strategy.context_parallel_size=2", "plan.num_gpus=3")
+
+
+def test_a_speed_on_several_gpus_says_that_it_is_scaled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    points = (
+        SpeedPoint("a-fit.json", preference=False, **SPEED, context_length_tokens=1024, share=0.4),
+    )
+    for gpus, words in ((1, ")"), (4, "; linear scaling assumed)")):
+        layout = (*TINY, "plan.gpu=h100", f"plan.num_gpus={gpus}")
+        plan = plan_report(planner(*layout, measured=Measurements(points, MEMORY)))
+        print_plan(plan)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "tokens/s, MFU" in line]
+        assert line == (
+            f"{plan['tokens_per_s']:,.0f} tokens/s, MFU 40 % ({plan['utilisation_source']}{words}"
+        )
+
+
+def test_without_an_evaluation_its_column_is_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even a CUDA context, which no evaluation would need."""
+    print_plan(report(*TINY, "callbacks.passkey=null"))
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+    cells = {row[1].strip(): [cell.strip() for cell in row[2:4]] for row in rows}
+    assert {"tensors", "CUDA context", "needed"} < cells.keys()
+    for training, evaluation in cells.values():
+        assert float(training) >= 0
+        assert evaluation == "-"
