@@ -66,12 +66,13 @@ class Executed:
         kept = {"seconds": self.seconds, "failed": self.failed, "lines": self.lines}
         file.write_text(json.dumps(kept))
 
-    def tests_of(self, module: Path, line: int) -> list[str]:
+    def tests_of(self, module: Path, line: int, at_most_s: float) -> list[str]:
         """The tests that execute a line, and those of the file that bears the module's name.
 
         A line that runs when the module is imported is everybody's: all tests that execute any line
-        of the module's functions. The file of the module's name comes first, then the others by
-        their seconds; the tests of a file stay together, since they may share a fixture.
+        of the module's functions. The file of the module's name comes first, then those that name
+        the module, then the others by their seconds, as long as all take no more than `at_most_s`;
+        the tests of a file stay together, since they may share a fixture.
         """
         by_line = self.lines.get(str(module), {})
         inside = _lines_of_functions((ROOT / module).read_text())
@@ -89,10 +90,21 @@ class Executed:
             if (number in numbers or Path(file).name == own) and name not in self.failed:
                 files[file].append(name)
 
-        def order(file: str) -> tuple[bool, float]:
-            return Path(file).name != own, sum(self.seconds[name] for name in files[file])
+        dotted = ".".join(module.with_suffix("").parts).removeprefix("ic.")
 
-        return [name for file in sorted(files, key=order) for name in files[file]]
+        def order(file: str) -> tuple[bool, bool, float]:
+            names_it = f"ic.{dotted} " in (ROOT / file).read_text()
+            seconds = sum(self.seconds[name] for name in files[file])
+            return Path(file).name != own, not names_it, seconds
+
+        chosen: list[str] = []
+        taken_s = 0.0
+        for name in [name for file in sorted(files, key=order) for name in files[file]]:
+            taken_s += self.seconds[name]
+            if chosen and taken_s > at_most_s:
+                break
+            chosen.append(name)
+        return chosen
 
 
 def _lines_of_functions(source: str) -> set[int]:
@@ -111,6 +123,8 @@ def _run(file: Path, jobs: int, marks: str, areas: list[str], folders: list[str]
     recorder = Recorder()
     pytest.main(
         ["-n", str(jobs), "--dist", "loadfile", "-q", "-p", "no:cacheprovider", "-m", marks]
+        # Of its own: other runs of pytest clear what lies in the common one.
+        + [f"--basetemp={file.with_suffix('.tmp')}"]
         + [f"--cov={area}" for area in areas]
         + ["--cov-context=test", "--cov-report=", f"--cov-config={config}", *folders],
         plugins=[recorder],

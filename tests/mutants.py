@@ -101,7 +101,8 @@ def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, objec
     fault = item.mutations[0]
     operator = get_operator(fault.operator_name)(**fault.operator_args)
     with use_mutation(fault.module_path, operator, fault.occurrence) as (before, after):
-        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider"]
+        arguments += [f"--basetemp={Path.cwd().with_suffix('.tmp')}", *tests]
         passed = tests_pass(arguments, timeout_s) if tests else True
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
@@ -163,7 +164,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at a time")
     parser.add_argument("--areas", nargs="+", choices=sorted(AREAS), default=sorted(AREAS))
-    parser.add_argument("--timeout-s", type=float, default=600, help="for the tests of one fault")
+    parser.add_argument(
+        "--tests-at-most-s", type=float, default=300, help="of tests for one fault, as first timed"
+    )
     parser.add_argument(
         "--stop-after-s", type=float, default=float("inf"), help="starts no more then"
     )
@@ -209,8 +212,12 @@ def main() -> None:
             waiting = []
             for area, item in chosen:
                 fault = item.mutations[0]
-                tests = executed.tests_of(fault.module_path, fault.start_pos[0])
-                waiting.append((area, pool.submit(judge, item, tests, options.timeout_s)))
+                tests = executed.tests_of(
+                    fault.module_path, fault.start_pos[0], options.tests_at_most_s
+                )
+                # Ten times what they took: a busy machine is no reason to call a fault seen.
+                timeout_s = 60 + 10 * sum(executed.seconds[name] for name in tests)
+                waiting.append((area, pool.submit(judge, item, tests, timeout_s)))
             for area, future in waiting:
                 left = options.stop_after_s - (time.perf_counter() - began)
                 if left <= 0:

@@ -183,12 +183,18 @@ def test_refused_on_every_rank(four: Path, tmp_path: Path) -> None:
     assert output.count(f"{shard} is truncated or damaged: it differs from") == 2, output
 
 
+class Writing(Future[None]):
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        assert self.done(), "the rank waits for its writing thread"
+        return super().exception(timeout)
+
+
 class Saving(FSDP2Strategy):
     """One rank, in a save that ends when the test says so."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.writing: Future[None] = Future()
+        self.writing = Writing()
         self._pending = _Pending(self.writing, folder / "step=2.partial", folder / "step=2")
         self._pending.partial.mkdir()
 
