@@ -55,8 +55,34 @@ def resolve_files(patterns: list[str], setting: str) -> list[str]:
     return list(files)
 
 
-def detect_format(files: list[str], file_format: str, setting: str) -> str:
+def expand_folders(paths: list[str], setting: str) -> list[str]:
+    """Paths and globs as they are, and each folder as the files of text below it, sorted.
+
+    Raises:
+        ValueError: a folder without a file whose suffix tells a format.
+    """
+    known = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+    found: list[str] = []
+    for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        files = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+        texts = [file for file in files if without_compression(file).lower().endswith(known)]
+        if not texts:
+            raise ValueError(
+                f"{setting}: no text in the folder {path!r}; it should hold files that end with "
+                f"{', '.join(known)}, and {' '.join(COMPRESSIONS)} behind them"
+            )
+        found += texts
+    return found
+
+
+def detect_format(files: list[str], file_format: str, setting: str, group: str = "data") -> str:
     """The one format of all files: as given, or by suffix if `auto`, that of a compression aside.
+
+    Args:
+        group: where the options stand, for the messages.
 
     Raises:
         ValueError: an unknown suffix, or files of more than one format.
@@ -72,7 +98,7 @@ def detect_format(files: list[str], file_format: str, setting: str) -> str:
             known += f", and {' '.join(COMPRESSIONS)} behind them"
             raise ValueError(
                 f"{setting}: cannot tell the format of {file} from its suffix (known: {known}); "
-                f"set data.format to one of {', '.join(SUFFIXES)}"
+                f"set {group}.format to one of {', '.join(SUFFIXES)}"
             )
         found.setdefault(matching[0], file)
     if len(found) > 1:
@@ -111,12 +137,19 @@ class TextFiles:
         text_column: key (jsonl) or column (parquet) that holds the document.
         document_unit: what of a text file is one document: `file`, `paragraph` (blank lines
             separate) or `line`.
+        group: where these options stand, for the messages.
     """
 
     def __init__(
-        self, files: list[str], file_format: str, text_column: str, document_unit: str
+        self,
+        files: list[str],
+        file_format: str,
+        text_column: str,
+        document_unit: str,
+        group: str = "data",
     ) -> None:
         self.files = files
+        self.group = group
         self.file_format = file_format
         self.text_column = text_column
         self.document_unit = document_unit
@@ -160,7 +193,7 @@ class TextFiles:
         except (pyarrow.ArrowException, *READ_ERRORS) as error:
             raise ValueError(
                 f"{path}: cannot be read as {self.file_format} ({error}); "
-                "check the file, or set data.format"
+                f"check the file, or set {self.group}.format"
             ) from error
 
     def _open(self, file_index: int, start_row: int) -> Iterator[Rows]:
@@ -208,7 +241,7 @@ class TextFiles:
         if self.text_column not in schema.names:
             raise ValueError(
                 f"{path}: no column {self.text_column!r}; it has {', '.join(schema.names)}: "
-                "set data.text_column to one of them"
+                f"set {self.group}.text_column to one of them"
             )
         kind = schema.field(self.text_column).type
         # Categories, as pandas and polars save them, are numbered strings.
@@ -221,7 +254,7 @@ class TextFiles:
         if not any(check(values) for check in is_text):
             raise ValueError(
                 f"{path}: column {self.text_column!r} holds {kind}, not strings; "
-                "set data.text_column to a column of strings"
+                f"set {self.group}.text_column to a column of strings"
             )
 
     def _parse(self, path: str, row: int, value: str | None) -> str:
@@ -236,7 +269,8 @@ class TextFiles:
 
     def _parse_json(self, where: str, line: str) -> str:
         key = self.text_column
-        wanted = f'a line must be one JSON object with a string under "{key}" (data.text_column)'
+        where_to_set = f"{self.group}.text_column"
+        wanted = f'a line must be one JSON object with a string under "{key}" ({where_to_set})'
         value = parse_row(line, where, wanted)
         if isinstance(value, str):  # a line may be the document itself
             check_text(value, where, "the string")

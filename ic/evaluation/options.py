@@ -71,4 +71,8 @@ class SuiteOptions:
         """A cell of each task and length, short lengths first."""
         for length in sorted(self.lengths):
             for task in tasks:
-                yield TaskCell(task, length, self.samples_by_length.get(length, self.samples))
+                yield TaskCell(task, length, self.num_samples(length))
+
+    def num_samples(self, length: int) -> int:
+        """Samples of each task at a length."""
+        return self.samples_by_length.get(length, self.samples)
