@@ -17,9 +17,10 @@ from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.options import PasskeyEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
 from ic.datamodules.batch import Batch
-from ic.evaluation.progress import cell_progress
+from ic.evaluation.answered import Ranks
+from ic.evaluation.progress import suite_progress
 from ic.evaluation.report import write_report
-from ic.evaluation.runner import Ranks, run_suite
+from ic.evaluation.runner import run_suite
 from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
 from ic.files.run_folder import RunFolder, SuiteFolder
@@ -31,11 +32,11 @@ from ic.tracking.never_fails import NeverFails
 class SuiteEvaluation(Callback):
     """Cheap versions of suites every n steps, and the suites as configured at the end.
 
-    Each writes `cells.jsonl`, a CSV file and a picture into a folder of its name in the run
+    Each writes `samples.jsonl`, a CSV file and a picture into a folder of its name in the run
     directory and logs `<name>/<length>` to the loggers. Where each process has the whole model,
-    each takes a share of the cells; where it is sharded, all compute each cell together. The
-    evaluation at the end stops when the run is asked to; a resumed run goes on with the cells that
-    are missing.
+    each takes a share of the samples; where it is sharded, all answer each together. The
+    evaluation at the end stops when the run is asked to; a resumed run goes on with the samples
+    that are missing.
 
     Attributes:
         cut_short: the evaluation at the end was stopped.
@@ -71,7 +72,7 @@ class SuiteEvaluation(Callback):
             return
         for suite in self.suites:
             cheap = suite.cheap(lengths, self.config.cheap_samples)
-            file = self._folder(trainer, suite).cells_at(step)
+            file = self._folder(trainer, suite).samples_at(step)
             with isolate_rng():  # the training's generators are not the evaluation's
                 cells = self._evaluate(trainer, pl_module, cheap, file, quiet=True)
             if cells:
@@ -81,7 +82,7 @@ class SuiteEvaluation(Callback):
         if not self.config.at_end or interruption(trainer) is not None:
             return
         for suite in self.suites:
-            file = self._folder(trainer, suite).cells
+            file = self._folder(trainer, suite).samples
             try:
                 cells = self._evaluate(
                     trainer, pl_module, suite, file, quiet=False, stop=asked_to_stop
@@ -89,7 +90,9 @@ class SuiteEvaluation(Callback):
             except StoppedError:
                 agree_to_stop(trainer)
                 self.cut_short = True
-                rank_zero_info(f"{suite.name}: stopped; the cells that are done are kept in {file}")
+                rank_zero_info(
+                    f"{suite.name}: stopped; the samples that are done are kept in {file}"
+                )
                 return
             if cells:
                 self._report(trainer, suite, cells)
@@ -122,18 +125,18 @@ class SuiteEvaluation(Callback):
             throughput_paused(trainer),
             trainer.precision_plugin.forward_context(),
             strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
-            cell_progress(
+            suite_progress(
                 suite,
                 quiet=quiet or not trainer.is_global_zero,
                 processes=1 if sharded else trainer.world_size,
-            ) as on_cell,
+            ) as on_sample,
         ):
             cells = run_suite(
                 module.model,
                 module.tokenizer,
                 suite,
                 file,
-                on_cell,
+                on_sample,
                 phase.record_cache,
                 ranks=None if sharded else cast(Ranks, strategy),
                 sharded=sharded,

@@ -105,7 +105,7 @@ def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     for name in (
         "config.yaml",
         "csv/metrics.csv",
-        "passkey/cells.jsonl",
+        "passkey/samples.jsonl",
         "passkey/heatmap.csv",
         "passkey/heatmap.png",
         "results.json",

@@ -1,7 +1,8 @@
-"""Evaluates a suite cell by cell: continues what was interrupted, shares the cells over processes.
+"""Evaluates a suite sample by sample: continues what was interrupted, shares it over processes.
 
-A line is written as each cell ends. It holds the identity of the weights and of the suite's
-settings, so that a file may hold cells of several and each evaluation finds its own.
+Lines are written as samples are answered (`ic.evaluation.answered`). They hold the identity of the
+weights and of the suite's settings, so that a file may hold samples of several and each evaluation
+finds its own.
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ic.evaluation.shares import share_of_cells
-from ic.evaluation.suite import C, Cell, Row, Score, Suite
-from ic.files.json_lines import append_row, rank_file, read_rows, write_rows
+from ic.evaluation.answered import (
+    IDENTITY,
+    Ranks,
+    cell_fields,
+    cell_row,
+    merge_rank_files,
+    read_samples,
+    sample_row,
+)
+from ic.evaluation.shares import Part, batch_samples, share_of_samples
+from ic.evaluation.suite import C, Decoder, Row, Suite
+from ic.files.json_lines import append_rows, rank_file
+from ic.files.run_folder import earlier_cells_file
 from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
 from ic.model import MLAForCausalLM
 from ic.model.fingerprint import fingerprint
 
-
-class Ranks(Protocol):
-    """Processes that share the cells, each with the whole model: a Lightning strategy or Fabric."""
-
-    @property
-    def global_rank(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    def barrier(self, name: str | None = None) -> None: ...
+# Of each cell, the rows of its answered samples by their indices.
+Answered = dict[C, dict[int, Row]]
 
 
 @torch.no_grad()
@@ -41,73 +45,77 @@ def run_suite(
     model: MLAForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite[C],
-    results_file: Path,
-    on_cell: Callable[[C, Row], None] | None = None,
+    file: Path,
+    on_sample: Callable[[C, Row], None] | None = None,
     on_cache: OnCache | None = None,
     *,
     ranks: Ranks | None = None,
     sharded: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
-    """Evaluate every cell that `results_file` does not hold yet for these weights and settings.
+    """Answer every sample that `file` does not hold yet for these weights and settings.
 
-    Returns this suite's rows, old and new, in the suite's order; `on_cell` sees each, those of
+    Returns a row for each of the suite's cells, in the suite's order: the cell's fields, `n`,
+    `correct`, `seconds` and `answers`. `on_sample` sees each sample's row, old and new, those of
     other processes at the end. With `ranks`, every process calls this and takes a share of the
-    cells; each writes to a file of its own, which is merged at the end, or by the next evaluation
+    samples; each writes to a file of its own, which is merged at the end, or by the next evaluation
     if this one is interrupted. With `sharded`, the model or each prompt lies spread over all
-    processes: every one of them calls this and runs the same cells, rank 0 alone reads and writes.
-    `stop` is asked within each prompt; with `sharded` all processes have to get the same answer.
+    processes: every one of them calls this and answers the same samples, rank 0 alone reads and
+    writes. `stop` is asked within each prompt; with `sharded` all processes have to get the same
+    answer.
+
+    Args:
+        file: `samples.jsonl` of a suite's folder.
 
     Raises:
-        StoppedError: it was stopped, on all processes alike; the cells that are done are kept.
+        StoppedError: it was stopped, on all processes alike; the samples that are done are kept.
         ValueError: what `Suite.check` refuses.
     """
     suite.check(tokenizer, model.config.max_position_embeddings)  # on every rank
     identity = {"model": fingerprint(model), "settings": settings_hash(suite)}
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
-    own_file = rank_file(results_file, rank) if world > 1 else results_file
+    own_file = rank_file(file, rank) if world > 1 else file
     cells = list(suite.cells())
-    done: dict[C, Row] = {}
+    done: Answered[C] = {cell: {} for cell in cells}
     if is_writer:
-        results_file.parent.mkdir(parents=True, exist_ok=True)
-        merge_rank_files(results_file, ranks)  # of an evaluation that was interrupted
-        done = _rows_of(cells, results_file, identity)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        merge_rank_files(file, ranks)  # of an evaluation that was interrupted
+        done = _answered_before(cells, file, identity)
     if sharded:
         box = [done]
-        torch.distributed.broadcast_object_list(box)  # all have to skip the same cells
+        torch.distributed.broadcast_object_list(box)  # all have to skip the same samples
         done = box[0]
+    missing = {
+        cell: [index for index in range(cell.samples) if index not in done[cell]] for cell in cells
+    }
+
+    def show(cell: C, rows: Iterable[Row]) -> None:
+        if on_sample is not None:
+            for row in rows:
+                on_sample(cell, row)
+
+    for cell in cells:
+        show(cell, done[cell].values())
     was_training = model.training
     model.eval()
     decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache, stop)
-    missing = [cell for cell in cells if cell not in done]
-    unseen = set(cells)
-
-    def show(cell: C) -> None:
-        unseen.remove(cell)
-        if on_cell is not None:
-            on_cell(cell, done[cell])
-
-    for cell in cells:
-        if cell in done:
-            show(cell)
     with contextlib.suppress(StoppedError):
-        for in_turn in share_of_cells(suite, missing, rank, world):
-            for cell, row in _evaluate_in_turn(decoder, tokenizer, suite, in_turn):
-                done[cell] = row = {**identity, **row}
+        for part in share_of_samples(suite, missing, rank, world):
+            for cell, rows in _answer(decoder, tokenizer, suite, part, identity):
+                done[cell] |= {row["index"]: row for row in rows}
                 if is_writer:
-                    append_row(own_file, row)
-                show(cell)
+                    append_rows(own_file, rows)
+                show(cell, rows)
     model.train(was_training)
     if world > 1:
-        merge_rank_files(results_file, ranks)
-        done = _rows_of(cells, results_file, identity)
+        merge_rank_files(file, ranks)
+        before, done = done, _answered_before(cells, file, identity)
         for cell in cells:
-            if cell in unseen and cell in done:
-                show(cell)
-    if len(done) < len(cells):
+            show(cell, [row for index, row in done[cell].items() if index not in before[cell]])
+    if any(len(done[cell]) < cell.samples for cell in cells):
         raise StoppedError
-    return [done[cell] for cell in cells]
+    return [cell_row(list(done[cell].values())) for cell in cells]
 
 
 def settings_hash(suite: Suite[Any]) -> str:
@@ -115,67 +123,47 @@ def settings_hash(suite: Suite[Any]) -> str:
     return hashlib.sha256(json.dumps(suite.settings(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def merge_rank_files(results_file: Path, ranks: Ranks | None = None) -> None:
-    """Append the ranks' cells to `results_file` and remove their files; every rank calls this."""
-    if ranks is not None:
-        ranks.barrier("cells written")
-    if ranks is None or ranks.global_rank == 0:
-        files = sorted(results_file.parent.glob(f"{results_file.stem}.rank*.jsonl"))
-        rows = [row for file in (results_file, *files) for row in read_rows(file)]
-        if files:
-            # A kill after a merge may have left files whose rows are already in.
-            once = {json.dumps(row, sort_keys=True): row for row in rows}
-            write_rows(results_file, list(once.values()))
-        for file in files:
-            file.unlink()
-    if ranks is not None:
-        ranks.barrier("cells merged")
+def _answered_before(cells: Sequence[C], file: Path, identity: Mapping[str, str]) -> Answered[C]:
+    """What `file`, and cells of an earlier version beside it, hold of these cells."""
+    by_key = {_key(asdict(cell)): cell for cell in cells}
+    done: Answered[C] = {cell: {} for cell in cells}
+    for path in (earlier_cells_file(file), file):
+        for row in read_samples(path):
+            cell = by_key.get(_key(cell_fields(row)))
+            if cell is not None and all(row[name] == identity[name] for name in IDENTITY):
+                done[cell].setdefault(row["index"], row)
+    return done
 
 
-def _rows_of(cells: Sequence[C], results_file: Path, identity: Mapping[str, str]) -> dict[C, Row]:
-    """The rows that `results_file` holds for some of the cells."""
-    names = [field.name for field in fields(cells[0])]
-    by_key = {_key(asdict(cell), names): cell for cell in cells}
-    return {
-        by_key[key]: row
-        for row in read_rows(results_file)
-        if all(row.get(name) == value for name, value in identity.items())
-        and (key := _key(row, names)) in by_key
-    }
+def _key(fields: Row) -> tuple[Any, ...]:
+    return tuple(sorted(fields.items()))
 
 
-def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in names)
+def _answer(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: Suite[C],
+    part: Part[C],
+    identity: Mapping[str, str],
+) -> Iterator[tuple[C, list[Row]]]:
+    """Rows of samples of cells of one length, batch by batch, cells in turn.
 
-
-def _evaluate_in_turn(
-    decoder: GreedyDecoder, tokenizer: PreTrainedTokenizerBase, suite: Suite[C], cells: list[C]
-) -> Iterator[tuple[C, Row]]:
-    """Cells of one length, sample by sample, each with its row as soon as that is complete."""
-    scores: dict[C, list[Score]] = {cell: [] for cell in cells}
-    seconds = dict.fromkeys(cells, 0.0)
-    size = max(1, suite.tokens_per_batch // cells[0].length_tokens)
-    for start in range(0, max(cell.samples for cell in cells), size):
-        for cell in (cell for cell in cells if start < cell.samples):
+    Batches begin at the same indices whatever was answered before.
+    """
+    size = batch_samples(suite, next(iter(part)))
+    for start in range(0, max(cell.samples for cell in part), size):
+        for cell, missing in part.items():
+            indices = [index for index in missing if start <= index < start + size]
+            if not indices:
+                continue
             began = time.perf_counter()
-            indices = range(start, min(start + size, cell.samples))
             samples = [suite.sample(tokenizer, cell, index) for index in indices]
-            scores[cell] += suite.answer(decoder, tokenizer, samples)
-            seconds[cell] += time.perf_counter() - began
-            if len(scores[cell]) == cell.samples:
-                yield cell, _row(cell, scores[cell], seconds[cell])
-
-
-def _row(cell: Cell, scores: list[Score], seconds: float) -> Row:
-    return {
-        **asdict(cell),
-        "n": len(scores),
-        "correct": sum(score.correct for score in scores if score.correct is not None),
-        "seconds": round(seconds, 3),
-        "answers": [_written(score) for score in scores],
-    }
-
-
-def _written(score: Score) -> Row:
-    row = asdict(score)
-    return row if score.measured else {name: row[name] for name in row if name != "measured"}
+            scores = suite.answer(decoder, tokenizer, samples)
+            seconds = (time.perf_counter() - began) / len(indices)
+            yield (
+                cell,
+                [
+                    sample_row(identity, cell, index, score, seconds)
+                    for index, score in zip(indices, scores, strict=True)
+                ],
+            )

@@ -1,8 +1,9 @@
-"""Which rank answers which cells."""
+"""Which rank answers which samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from ic.evaluation.suite import C, Suite
 
@@ -10,24 +11,66 @@ from ic.evaluation.suite import C, Suite
 # is not worth it.
 _TOLERANCE = 1.05
 
+# Cells that are answered in turn, each with the indices of the samples to answer.
+Part = dict[C, list[int]]
 
-def share_of_cells(suite: Suite[C], cells: Sequence[C], rank: int, world: int) -> list[list[C]]:
-    """What a rank evaluates: lists of cells that are answered in turn.
 
-    Each of the suite's groups is cut into parts of about equal work; the most work is dealt out
-    first, each part to the rank with the least so far.
+def batch_samples(suite: Suite[C], cell: C) -> int:
+    """How many samples of a cell are answered together."""
+    return max(1, suite.tokens_per_batch // cell.length_tokens)
+
+
+def share_of_samples(
+    suite: Suite[C], missing: Mapping[C, Sequence[int]], rank: int, world: int
+) -> list[Part[C]]:
+    """What a rank answers.
+
+    Each of the suite's groups is cut into parts of about equal work, a cell that is alone in its
+    group at the ends of its batches; the most work is dealt out first, each part to the rank with
+    the least so far.
+
+    Args:
+        missing: of each cell the samples that are not answered yet.
     """
-    groups = suite.groups(cells)
+    groups = suite.groups([cell for cell, indices in missing.items() if indices])
+    work = [_work(suite, {cell: list(missing[cell]) for cell in group}) for group in groups]
     loads = [0.0] * world
-    own: dict[int, list[C]] = {}
-    for number in sorted(range(len(groups)), key=lambda n: -suite.work(groups[n])):
-        parts = sorted(_cut(suite, groups[number], world), key=lambda part: -suite.work(part))
+    own: dict[int, Part[C]] = {}
+    for number in sorted(range(len(groups)), key=lambda n: -work[n]):
+        parts = sorted(
+            _parts(suite, groups[number], missing, world), key=lambda part: -_work(suite, part)
+        )
         free = sorted(range(world), key=lambda r: loads[r])
         for part, taker in zip(parts, free, strict=False):  # some ranks may get none
-            loads[taker] += suite.work(part)
+            loads[taker] += _work(suite, part)
             if taker == rank:
                 own[number] = part
     return [own[number] for number in sorted(own)]
+
+
+def _work(suite: Suite[C], part: Part[C]) -> float:
+    """Work of the cells, by the share of their samples that are to be answered."""
+    total = sum(cell.samples for cell in part)
+    return suite.work(list(part)) * sum(map(len, part.values())) / total
+
+
+def _parts(
+    suite: Suite[C], group: list[C], missing: Mapping[C, Sequence[int]], most: int
+) -> list[Part[C]]:
+    if len(group) > 1:
+        return [{cell: list(missing[cell]) for cell in cells} for cells in _cut(suite, group, most)]
+    (cell,) = group
+    size = batch_samples(suite, cell)
+    batches: dict[int, list[int]] = {}
+    for index in missing[cell]:
+        batches.setdefault(index // size, []).append(index)
+    in_order = list(batches.values())
+    count = min(most, len(in_order))
+    ends = [round(len(in_order) * part / count) for part in range(count + 1)]
+    return [
+        {cell: [index for batch in in_order[begin:end] for index in batch]}
+        for begin, end in pairwise(ends)
+    ]
 
 
 def _cut(suite: Suite[C], group: list[C], most: int) -> list[list[C]]:

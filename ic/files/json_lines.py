@@ -16,12 +16,17 @@ from ic.files.atomic_write import named, replacing
 
 
 def rank_file(results_file: Path, rank: int) -> Path:
-    """Where a rank that shares a grid writes its cells until they are merged."""
+    """Where a rank that shares an evaluation writes its samples until they are merged."""
     return results_file.with_name(f"{results_file.stem}.rank{rank}.jsonl")
 
 
 def append_row(file: Path, row: Mapping[str, Any]) -> None:
     """Add a row at the end of a file that this process alone writes; it is made if need be."""
+    append_rows(file, [row])
+
+
+def append_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows as `append_row` does."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+") as lines:
@@ -29,7 +34,7 @@ def append_row(file: Path, row: Mapping[str, Any]) -> None:
                 lines.seek(-1, os.SEEK_END)
                 if lines.read() != b"\n":
                     _end_last_line(file)
-            lines.write(json.dumps(row).encode() + b"\n")
+            lines.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     except OSError as error:
         raise named(error, file) from None
 

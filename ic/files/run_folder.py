@@ -117,18 +117,25 @@ class SuiteFolder:
 
     Attributes:
         path: the folder itself.
-        cells: a line for each cell, as it ends.
+        samples: a line for each sample, as it is answered.
+        earlier_cells: in its place, a line for each cell of an evaluation by an earlier version.
         results: rows of the cells; the verb `evaluate` writes them, a run's own are in its results.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = Path(path)
-        self.cells = path / "cells.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.earlier_cells = earlier_cells_file(self.samples)
         self.results = path / "results.json"
 
-    def cells_at(self, step: int) -> Path:
-        """Cells of the cheap evaluation at a step of training."""
-        return self.path / f"cells-step={step}.jsonl"
+    @property
+    def holds_answers(self) -> bool:
+        """Whether a suite was evaluated into it."""
+        return self.samples.is_file() or self.earlier_cells.is_file()
+
+    def samples_at(self, step: int) -> Path:
+        """Samples of the cheap evaluation at a step of training."""
+        return self.path / f"samples-step={step}.jsonl"
 
     def table(self, picture: str) -> Path:
         """The suite's CSV file, named as its picture."""
@@ -154,6 +161,11 @@ class ComparisonFolder:
         self.results = path / "comparison.json"
         self.document = path / "comparison.md"
         self.picture = path / "comparison.png"
+
+
+def earlier_cells_file(samples: Path) -> Path:
+    """Where an earlier version wrote what now goes to a file of samples."""
+    return samples.with_name(samples.name.replace("samples", "cells", 1))
 
 
 def run_of(checkpoint: Path) -> RunFolder | None:

@@ -33,11 +33,11 @@ class Config(InferenceOptions):
             the checkpoints in the run's folder, `evaluate/step=<n>/<suite>`, and for a model of no
             run `runs/evaluate/<name>/<suite>`.
         trained_length: marked in pictures; default from the checkpoint.
-        devices: processes of a host, each with the whole model, which share the cells; `auto` is
-            all GPUs of the host. In a SLURM job it is the job's.
-        num_nodes: hosts, whose processes share the cells; in a SLURM job it is the job's.
+        devices: processes of a host, each with the whole model, which share the samples; `auto`
+            is all GPUs of the host. In a SLURM job it is the job's.
+        num_nodes: hosts, whose processes share the samples; in a SLURM job it is the job's.
         context_parallel_size: 1, or the number of processes: they then share each prompt and its
-            cache instead of the cells, for prompts that are too long for one.
+            cache instead of the samples, for prompts that are too long for one.
         rendezvous_timeout_s: how long the processes wait for each other at the very start.
     """
 
@@ -134,7 +134,7 @@ def run(config: Config) -> int:
 def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: Fabric) -> None:
     from rich.console import Console
 
-    from ic.evaluation.progress import cell_progress
+    from ic.evaluation.progress import suite_progress
     from ic.evaluation.report import write_report
     from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
@@ -156,13 +156,13 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     for suite in suites:
         folder = _folder(config, source, suite.name)
         processes = ranks.world_size if sharing == 1 else 1
-        with cell_progress(suite, quiet=ranks.global_rank > 0, processes=processes) as on_cell:
+        with suite_progress(suite, quiet=ranks.global_rank > 0, processes=processes) as on_sample:
             cells = run_suite(
                 loaded.model,
                 loaded.tokenizer,
                 suite,
-                folder.cells,
-                on_cell,
+                folder.samples,
+                on_sample,
                 ranks=ranks if sharing == 1 else None,
                 sharded=sharing > 1,
             )

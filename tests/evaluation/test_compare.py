@@ -189,7 +189,7 @@ def test_refuses(ic: Run, capsys: Capture, tmp_path: Path, case: str) -> None:
         (["a"], "compare needs second=..."),
         ([], "compare needs first=..."),
         (["a", "gone"], "gone: no such file or folder; give what `evaluate` wrote"),
-        (["a", "empty"], "empty: holds no answers of an evaluation (cells.jsonl)"),
+        (["a", "empty"], "empty: holds no answers of an evaluation (samples.jsonl)"),
         (["a", "a/passkey"], "passkey: A and B are the same folder, a/passkey"),
         (["a", "nameless"], "nameless: cannot tell which suite this is"),
     ],

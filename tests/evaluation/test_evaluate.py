@@ -105,7 +105,7 @@ def test_files_lie_beside_the_checkpoints(
     monkeypatch.setattr(GreedyDecoder, "answers", counted)
     assert ic("evaluate", RUN) == 130  # stopped in the second of three cells
     folder = trained / "evaluate/step=1/passkey"
-    assert len(read_rows(folder / "cells.jsonl")) == 1
+    assert len(read_rows(folder / "samples.jsonl")) == 1
     assert ic("evaluate", RUN) == 0
     assert calls == [256] * 4  # the first cell was not answered again
     assert f"heatmap: {folder / 'heatmap.png'}" in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_files_lie_beside_the_checkpoints(
         (0.5, 1),
         (1.0, 1),
     ]
-    assert not list(trained.rglob("checkpoints/**/cells.jsonl"))
+    assert not list(trained.rglob("checkpoints/**/samples.jsonl"))
 
     # The same checkpoint by another name, and then the same weights elsewhere.
     last = trained / "checkpoints/last"

@@ -98,20 +98,20 @@ GRID = {"lengths": [256, 512], "depths": [0.0, 0.5, 1.0], "samples": 3, "control
 
 def test_scores_and_control(oracle: Oracle, tmp_path: Path) -> None:
     suite = PasskeySuite(PasskeyGridConfig(**GRID))
-    rows = run_suite(oracle, TOKENIZER, suite, tmp_path / "cells.jsonl")
+    rows = run_suite(oracle, TOKENIZER, suite, tmp_path / "samples.jsonl")
     for cell in pool_fillers(rows):
         assert str(cell.accuracy) == ("0/4" if cell.is_control else "6/6")
     assert len(rows) == 2 * 2 * 4
 
 
-def test_resumes_cell_by_cell(oracle: Oracle, tmp_path: Path) -> None:
-    file, suite = tmp_path / "cells.jsonl", PasskeySuite(PasskeyGridConfig(**GRID))
+def test_resumes_sample_by_sample(oracle: Oracle, tmp_path: Path) -> None:
+    file, suite = tmp_path / "samples.jsonl", PasskeySuite(PasskeyGridConfig(**GRID))
 
     class Stop(Exception):
         pass
 
-    def stop_after_five(cell, row) -> None:
-        if len(file.read_text().splitlines()) == 5:
+    def stop_after_five(cell: Cell, row: dict) -> None:
+        if len(file.read_text().splitlines()) >= 5:
             raise Stop
 
     with pytest.raises(Stop):
@@ -120,17 +120,17 @@ def test_resumes_cell_by_cell(oracle: Oracle, tmp_path: Path) -> None:
     file.write_text(before + '{"cut sho')  # a crash in the middle of a line
     rows = run_suite(oracle, TOKENIZER, suite, file)
     assert file.read_text().startswith(before)
-    assert len(read_rows(file)) == len(rows) == 16
+    assert sum(row["n"] for row in rows) == len(read_rows(file)) == 44
     assert run_suite(oracle, TOKENIZER, suite, file) == rows
-    assert len(read_rows(file)) == 16  # nothing was computed again
+    assert len(read_rows(file)) == 44  # nothing was computed again
     with torch.no_grad():
         oracle.lm_head.weight[0, 0] += 1e-3
     run_suite(oracle, TOKENIZER, suite, file)
-    assert len(read_rows(file)) == 32  # other weights, other cells
+    assert len(read_rows(file)) == 88  # other weights, other samples
 
 
 def test_damaged_results_name_the_line(tmp_path: Path) -> None:
-    file = tmp_path / "cells.jsonl"
+    file = tmp_path / "samples.jsonl"
     file.write_text('{"a": 1}\n{oops}\n{"b": 2}\n')
     with pytest.raises(ValueError, match="line 2: not JSON"):
         read_rows(file)

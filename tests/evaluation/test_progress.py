@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import pytest
 
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.suite import PasskeySuite
-from ic.evaluation.progress import TimeLeft, cell_progress
+from ic.evaluation.progress import TimeLeft, suite_progress
 
 
 def cell(length: int, samples: int, depth: float = 0.5) -> Cell:
     return Cell("single", length, depth, "noise", samples)
 
 
-def row(samples: int, seconds: float) -> dict[str, float]:
-    return {"n": samples, "correct": samples, "seconds": seconds}
+def row(seconds: float, index: int = 0) -> dict[str, Any]:
+    answer = {"expected": ["1"], "text": "1", "correct": True}
+    return {"model": "a", "settings": "b", "index": index, **answer, "seconds": seconds}
+
+
+def answer(left: TimeLeft, cell: Cell, seconds: float) -> None:
+    """All samples of a cell."""
+    for index in range(cell.samples):
+        left.add(cell, row(seconds / cell.samples, index))
 
 
 def test_the_estimate_follows_the_growth_that_was_measured() -> None:
     """Four times the time at twice the length: the next doubling costs four times as much again."""
     left = TimeLeft([cell(512, 10), cell(1024, 10), cell(1024, 5, 1.0), cell(2048, 2)])
     assert str(left) == ""
-    left.add(cell(512, 10), row(10, 10.0))
+    answer(left, cell(512, 10), 10.0)
     # Nothing is known of the growth: it is proportional to the length at the least.
     assert str(left) == f"at least {clock(15 * 2 + 2 * 4)} left"
-    left.add(cell(1024, 10), row(10, 40.0))
+    answer(left, cell(1024, 10), 40.0)
     assert str(left) == f"about {clock(5 * 4 + 2 * 16)} left"
-    left.add(cell(1024, 5, 1.0), row(5, 20.0))
+    answer(left, cell(1024, 5, 1.0), 20.0)
     assert str(left) == f"about {clock(2 * 16)} left"
-    left.add(cell(2048, 2), row(2, 30.0))
+    left.add(cell(2048, 2), row(15.0))
+    assert str(left) == f"about {clock(15)} left"
+    left.add(cell(2048, 2), row(15.0))
     assert str(left) == ""
 
 
@@ -43,14 +53,14 @@ def test_the_estimate_has_bounds() -> None:
     """Noise in short cells is no law: between once and twice the power of the length."""
     for seconds, expected in ((5.0, 5.0 * 2), (100.0, 100.0 * 4)):
         left = TimeLeft([cell(512, 1), cell(1024, 1), cell(2048, 1)])
-        left.add(cell(512, 1), row(1, 10.0))
-        left.add(cell(1024, 1), row(1, seconds))
+        left.add(cell(512, 1), row(10.0))
+        left.add(cell(1024, 1), row(seconds))
         assert str(left) == f"about {clock(expected)} left"
 
 
 def test_processes_share_the_rest() -> None:
     left = TimeLeft([cell(512, 1), cell(512, 8, 1.0)], processes=4)
-    left.add(cell(512, 1), row(1, 10.0))
+    left.add(cell(512, 1), row(10.0))
     assert str(left) == "about 0:00:20 left"
 
 
@@ -59,17 +69,21 @@ def test_it_is_said_before_the_first_prompt(
 ) -> None:
     grid = PasskeyGridConfig(lengths=[512, 1024], depths=[0.5], samples=3, control_samples=1)
     suite = PasskeySuite(grid)
-    with cell_progress(suite) as on_cell:
+    with suite_progress(suite) as on_sample:
         assert capsys.readouterr().out == "passkey: 8 cells, 16 prompts of 512 to 1,024 tokens\n"
         first, *_ = suite.cells()
-        on_cell(first, row(3, 6.0))
+        on_sample(first, row(2.0, 0))
+        on_sample(first, row(2.0, 1))
+        assert capsys.readouterr().out == ""  # a line per cell
+        on_sample(first, row(2.0, 2))
         (line,) = capsys.readouterr().out.splitlines()
         assert line.endswith("depth 0.5: 3/3 in 6.0 s, at least 0:00:42 left")
     monkeypatch.setattr(suite, "progress_text", lambda row: f"{row['n']} texts")
-    with cell_progress(suite) as on_cell:
-        on_cell(first, row(3, 6.0))
+    with suite_progress(suite) as on_sample:
+        for index in range(3):
+            on_sample(first, row(2.0, index))
     assert ": 3 texts in 6.0 s" in capsys.readouterr().out
-    with cell_progress(suite, quiet=True):
+    with suite_progress(suite, quiet=True):
         pass
     assert capsys.readouterr().out == ""
 
@@ -86,8 +100,9 @@ def test_lines_are_flushed_as_they_are_said(monkeypatch: pytest.MonkeyPatch) -> 
     log = Log()
     monkeypatch.setattr(sys, "stdout", log)
     suite = PasskeySuite(PasskeyGridConfig(lengths=[512], depths=[0.5], samples=3))
-    with cell_progress(suite) as on_cell:
+    with suite_progress(suite) as on_sample:
         assert log.flushed.startswith("passkey: ")
         first, *_ = suite.cells()
-        on_cell(first, row(3, 6.0))
+        for index in range(3):
+            on_sample(first, row(2.0, index))
         assert "3/3 in 6.0 s" in log.flushed

@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 
 from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.options import PasskeyEvaluationOptions
+from ic.evaluation.answered import cells_of, merge_rank_files, read_samples, sample_key
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.report import write_report
-from ic.evaluation.runner import merge_rank_files, run_suite
-from ic.evaluation.shares import share_of_cells
+from ic.evaluation.runner import run_suite
+from ic.evaluation.shares import share_of_samples
 from ic.evaluation.statistics import wilson_interval
-from ic.files.json_lines import rank_file, read_rows
+from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.files.run_folder import SuiteFolder
 from ic.inference.greedy import GreedyDecoder, StoppedError
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -59,7 +60,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_rows_say_what_was_answered(copier: Copier, calls: list, tmp_path: Path) -> None:
-    rows = run_suite(copier, TOKENIZER, CopyWord(Config()), tmp_path / "cells.jsonl")
+    rows = run_suite(copier, TOKENIZER, CopyWord(Config()), tmp_path / "samples.jsonl")
     # Three of four letters are right, and both of two.
     assert [(row["letters"], row["length_tokens"], row["n"], row["correct"]) for row in rows] == [
         (2, 32, 3, 3),
@@ -72,12 +73,26 @@ def test_rows_say_what_was_answered(copier: Copier, calls: list, tmp_path: Path)
         assert answer == {"expected": word, "text": f"{word[:2]}?{word[3]}", "correct": 0.75}
     # 128 tokens at once: three prompts of 32, two of 64 and then one.
     assert calls == [(3, 32)] * 2 + [(2, 64), (1, 64)] * 2
-    assert read_rows(tmp_path / "cells.jsonl") == rows
+    lines = read_rows(tmp_path / "samples.jsonl")
+    assert [(line["letters"], line["length_tokens"], line["index"]) for line in lines] == [
+        (letters, length, index) for length in (32, 64) for letters in (2, 4) for index in range(3)
+    ]
+    assert lines[4] == {
+        **{name: rows[1][name] for name in ("model", "settings", "letters", "length_tokens")},
+        "samples": 3,
+        "index": 1,
+        **rows[1]["answers"][1],
+        "seconds": lines[4]["seconds"],
+    }
+    assert cells_of(lines) == rows
+    assert rows[1]["seconds"] == pytest.approx(
+        sum(line["seconds"] for line in lines[3:6]), abs=1e-3
+    )
 
 
 def test_report_has_intervals(copier: Copier, tmp_path: Path) -> None:
     suite, folder = CopyWord(Config()), SuiteFolder(tmp_path)
-    cells = run_suite(copier, TOKENIZER, suite, folder.cells)
+    cells = run_suite(copier, TOKENIZER, suite, folder.samples)
     low, high = wilson_interval(5.25, 6)
     assert suite.rows(cells)[0] == {
         "what": "copy_word",
@@ -102,8 +117,8 @@ def test_report_has_intervals(copier: Copier, tmp_path: Path) -> None:
     assert long["length_tokens"] == "64"
 
 
-def test_continues_where_it_stopped(copier: Copier, calls: list, tmp_path: Path) -> None:
-    file = tmp_path / "cells.jsonl"
+def test_continues_within_a_cell(copier: Copier, calls: list, tmp_path: Path) -> None:
+    file = tmp_path / "samples.jsonl"
     whole = run_suite(copier, TOKENIZER, CopyWord(Config()), tmp_path / "whole.jsonl")
     calls.clear()
 
@@ -113,27 +128,62 @@ def test_continues_where_it_stopped(copier: Copier, calls: list, tmp_path: Path)
 
     with pytest.raises(KeyboardInterrupt):
         run_suite(copier, TOKENIZER, CopyWord(Config()), file, stop_at_64)
-    assert calls == [(3, 32), (3, 32), (2, 64), (1, 64)]
+    assert calls == [(3, 32), (3, 32), (2, 64)]
+    before = file.read_text()
+    assert len(before.splitlines()) == 8
+    # A kill while the last line was written: its sample alone is answered again.
+    file.write_text(before[:-20])
     calls.clear()
     rows = run_suite(copier, TOKENIZER, CopyWord(Config()), file)
-    assert calls == [(2, 64), (1, 64)]
+    assert calls == [(1, 64), (1, 64), (2, 64), (1, 64)]
+    assert file.read_text().splitlines()[:7] == before.splitlines()[:7]
+    assert len(read_rows(file)) == 12
     assert [{**row, "seconds": 0} for row in rows] == [{**row, "seconds": 0} for row in whole]
     calls.clear()
     run_suite(copier, TOKENIZER, CopyWord(Config(letters=[4])), file)
     assert calls == []  # cells of a larger suite serve a smaller one
     run_suite(copier, TOKENIZER, CopyWord(Config(seed=7)), file)
     assert len(calls) == 6  # other words
-    assert len(read_rows(file)) == 8
+    assert len(read_rows(file)) == 24
+
+
+def test_goes_on_from_the_cells_of_an_earlier_version(
+    copier: Copier, calls: list, tmp_path: Path
+) -> None:
+    suite = CopyWord(Config())
+    rows = run_suite(copier, TOKENIZER, suite, tmp_path / "samples.jsonl")
+    write_rows(tmp_path / "earlier/cells.jsonl", rows[:3])
+    calls.clear()
+    continued = run_suite(copier, TOKENIZER, suite, tmp_path / "earlier/samples.jsonl")
+    assert calls == [(2, 64), (1, 64)]
+    assert continued[:3] == rows[:3]
+    assert len(read_rows(tmp_path / "earlier/samples.jsonl")) == 3
+    both = read_samples(tmp_path / "earlier")
+    assert [row["index"] for row in both] == [0, 1, 2] * 4
+    assert [sample_key(row) for row in both] == [sample_key(row) for row in read_samples(tmp_path)]
+    assert cells_of(read_samples(tmp_path / "earlier/cells.jsonl")) == rows[:3]
+    published = ROOT / "docs/results/infinitecontext_1b-sft-distractors-cells.jsonl"
+    assert cells_of(read_samples(published)) == read_rows(published)
+
+
+def test_refuses_lines_that_are_no_samples(tmp_path: Path) -> None:
+    write_rows(tmp_path / "guardrails.jsonl", [{"step": 3, "what": "skipped"}])
+    with pytest.raises(ValueError, match=r"guardrails.jsonl, line 1: neither a sample nor a cell"):
+        read_samples(tmp_path / "guardrails.jsonl")
 
 
 def test_ranks_share_the_cells(copier: Copier, calls: list, tmp_path: Path) -> None:
     suite = CopyWord(Config())
     alone = run_suite(copier, TOKENIZER, suite, tmp_path / "alone.jsonl")
-    shares = [share_of_cells(suite, list(suite.cells()), rank, 2) for rank in range(2)]
-    # 64 tokens take four times the work of 32: one cell of each length for each.
-    assert [[cell.length_tokens for (cell,) in share] for share in shares] == [[32, 64]] * 2
+    missing = {cell: list(range(cell.samples)) for cell in suite.cells()}
+    shares = [share_of_samples(suite, missing, rank, 2) for rank in range(2)]
+    # Prompts of 64 tokens go in batches of two, which are shared; a batch of 32 stays whole.
+    assert [
+        [(cell.length_tokens, indices) for part in share for cell, indices in part.items()]
+        for share in shares
+    ] == [[(32, [0, 1, 2]), (64, [0, 1]), (64, [2])], [(32, [0, 1, 2]), (64, [2]), (64, [0, 1])]]
     calls.clear()
-    file = tmp_path / "cells.jsonl"
+    file = tmp_path / "samples.jsonl"
     copiers = [Copier(copier.config) for _ in range(2)]
     for other in copiers:
         other.load_state_dict(copier.state_dict())
@@ -150,7 +200,7 @@ def test_ranks_share_the_cells(copier: Copier, calls: list, tmp_path: Path) -> N
 def test_one_rank_that_is_stopped_stops_all_and_what_is_done_is_kept(
     copier: Copier, calls: list, tmp_path: Path
 ) -> None:
-    suite, file = CopyWord(Config()), tmp_path / "cells.jsonl"
+    suite, file = CopyWord(Config()), tmp_path / "samples.jsonl"
     copiers = [Copier(copier.config) for _ in range(2)]
     for other in copiers:
         other.load_state_dict(copier.state_dict())
@@ -165,17 +215,19 @@ def test_one_rank_that_is_stopped_stops_all_and_what_is_done_is_kept(
 
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(run, range(2)))
-    assert [row["length_tokens"] for row in read_rows(file)] == [32, 64, 32]  # of rank 0, then 1
+    done = [(row["letters"], row["length_tokens"], row["index"]) for row in read_rows(file)]
+    of_rank_0 = [(2, 32, 0), (2, 32, 1), (2, 32, 2), (2, 64, 0), (2, 64, 1), (4, 64, 2)]
+    assert done == [*of_rank_0, (4, 32, 0), (4, 32, 1), (4, 32, 2)]
     assert not rank_file(file, 1).exists()
     calls.clear()
     rows = run_suite(copier, TOKENIZER, suite, file)
-    assert calls == [(2, 64), (1, 64)]
-    assert [row["length_tokens"] for row in rows] == [32, 32, 64, 64]
+    assert calls == [(1, 64), (2, 64)]
+    assert [row["n"] for row in rows] == [3] * 4
 
 
 def test_refuses_before_it_computes(copier: Copier, calls: list, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4104 tokens, but the model has 4096"):
-        run_suite(copier, TOKENIZER, CopyWord(Config(lengths=[4100])), tmp_path / "cells.jsonl")
+        run_suite(copier, TOKENIZER, CopyWord(Config(lengths=[4100])), tmp_path / "samples.jsonl")
     assert calls == []
     assert not list(tmp_path.iterdir())
 
@@ -225,14 +277,17 @@ def test_fit_evaluates_any_suite(
     trainer.fit(CopierModule(copier), DataLoader([batch] * 3, batch_size=None))
     folder = tmp_path / "copy_word"
     assert {path.name for path in folder.iterdir()} == {
-        "cells-step=2.jsonl",  # of the lengths that a batch of 48 tokens reaches
-        "cells.jsonl",
+        "samples-step=2.jsonl",  # of the lengths that a batch of 48 tokens reaches
+        "samples.jsonl",
         "words.csv",
         "words.png",
     }
-    cheap, full = read_rows(folder / "cells-step=2.jsonl"), read_rows(folder / "cells.jsonl")
-    assert [(row["length_tokens"], row["n"]) for row in cheap] == [(32, 1)] * 2
-    assert [row["n"] for row in full] == [3] * 4
+    cheap, full = read_rows(folder / "samples-step=2.jsonl"), read_rows(folder / "samples.jsonl")
+    assert [(row["letters"], row["length_tokens"], row["index"]) for row in cheap] == [
+        (2, 32, 0),
+        (4, 32, 0),
+    ]
+    assert len(full) == 12
     assert cheap[0]["settings"] != full[0]["settings"]
     assert metrics.logged == [
         (1, {"copy_word/32": 0.875}),  # with the other metrics of the second step
@@ -273,7 +328,7 @@ def test_a_suite_is_a_folder_and_a_yaml(ic: Callable[..., int], tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     written = tmp_path / "runs/debug/default/evaluate/step=1"
-    cells = read_rows(written / "copy_word/cells.jsonl")
+    cells = cells_of(read_samples(written / "copy_word"))
     assert [(row["letters"], row["length_tokens"], row["n"]) for row in cells] == [
         (2, 32, 2),
         (4, 32, 2),
@@ -281,14 +336,15 @@ def test_a_suite_is_a_folder_and_a_yaml(ic: Callable[..., int], tmp_path: Path) 
     results = json.loads((written / "copy_word/results.json").read_text())
     assert results["config"]["suite"] == "copy_word"
     assert results["config"]["evaluation"]["lengths"] == [32]
-    assert {row["length_tokens"] for row in read_rows(written / "passkey/cells.jsonl")} == {256}
+    assert {row["length_tokens"] for row in read_samples(written / "passkey")} == {256}
 
 
-def test_cells_are_merged_once_whenever_a_kill_comes(tmp_path: Path) -> None:
+def test_samples_are_merged_once_whenever_a_kill_comes(tmp_path: Path) -> None:
     """Between the merge and the removal of the ranks' files it leaves both."""
-    file = tmp_path / "cells.jsonl"
-    rows = [{"cell": 1, "correct": 1}, {"cell": 2, "correct": 0}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "samples.jsonl"
+    identity = {"model": "a", "settings": "b", "task": "c"}
+    rows = [{**identity, "index": index, "correct": 1, "seconds": 0.5} for index in (0, 1)]
+    write_rows(file, rows)
     rank_file(file, 1).write_text(json.dumps(rows[1]) + "\n")
     merge_rank_files(file)
     assert read_rows(file) == rows

@@ -21,9 +21,9 @@ from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.shares import haystack_of
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.runner import run_suite
-from ic.evaluation.shares import share_of_cells
+from ic.evaluation.shares import share_of_samples
 from ic.evaluation.suite import Sample
-from ic.files.json_lines import rank_file, read_rows
+from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.inference.greedy import GreedyDecoder
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -131,15 +131,20 @@ def test_the_cache_goes_over_to_the_next_prompt(make_model) -> None:
         assert kept.equal(GreedyDecoder(model, 1000).answers(ids, 5))
 
 
+def shares_of(suite: PasskeySuite, world: int) -> list[list[dict[Cell, list[int]]]]:
+    """What each rank answers if nothing is answered yet."""
+    missing = {cell: list(range(cell.samples)) for cell in suite.cells()}
+    return [share_of_samples(suite, missing, rank, world) for rank in range(world)]
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 3, 16])
 def test_ranks_share_the_cells(world: int, share: bool) -> None:
     grid = shared(share_haystack=share)
-    cells = list(grid.cells())
-    shares = [share_of_cells(PasskeySuite(grid), cells, rank, world) for rank in range(world)]
+    shares = shares_of(PasskeySuite(grid), world)
     taken = [cell for lists in shares for together in lists for cell in together]
-    assert sorted(map(str, taken)) == sorted(map(str, cells))
-    for together in (together for lists in shares for together in lists):
+    assert sorted(map(str, taken)) == sorted(map(str, grid.cells()))
+    for together in (list(part) for parts in shares for part in parts):
         assert share or len(together) == 1
         assert len({(cell.task, cell.length_tokens) for cell in together}) == 1
         order = [(haystack_of(grid, cell), -cell.depth) for cell in together if cell.depth >= 0]
@@ -153,7 +158,7 @@ def test_ranks_have_equal_work(world: int, share: bool) -> None:
     work = []
     for rank in range(world):
         pairs, before = 0, ""
-        for together in share_of_cells(PasskeySuite(grid), list(grid.cells()), rank, world):
+        for together in shares_of(PasskeySuite(grid), world)[rank]:
             for cell in together:
                 text = text_of(build_prompt(TOKENIZER, grid, cell, 0))
                 kept = common(before, text) if share and len(before) == len(text) else 0
@@ -185,20 +190,21 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
         PasskeySuite(grid),
         tmp_path / "alone.jsonl",
     )
-    file = tmp_path / "cells.jsonl"
-    rank_file(file, 5).write_text(json.dumps(alone[3]) + "\n")  # an earlier run of more ranks
+    file = tmp_path / "samples.jsonl"
+    earlier = read_rows(tmp_path / "alone.jsonl")[3:5]  # of an earlier run of more ranks
+    write_rows(rank_file(file, 5), earlier)
 
     oracles = [Oracle(make_model(vocab_size=320).config) for _ in range(2)]
 
-    def rank(number: int) -> tuple[list[dict], list[Cell]]:
-        seen: list[Cell] = []
+    def rank(number: int) -> tuple[list[dict], list[tuple[Cell, int]]]:
+        seen: list[tuple[Cell, int]] = []
         try:
             rows = run_suite(
                 oracles[number],
                 TOKENIZER,
                 PasskeySuite(grid),
                 file,
-                lambda cell, row: seen.append(cell),
+                lambda cell, row: seen.append((cell, row["index"])),
                 ranks=ThreadRanks(number),
             )
         except BaseException:
@@ -211,9 +217,12 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     timeless = [{**row, "seconds": 0} for row in alone]
     assert [{**row, "seconds": 0} for row in first] == timeless
     assert second == first
-    assert sorted(map(str, seen)) == sorted(map(str, grid.cells()))
-    assert [path.name for path in tmp_path.glob("cells*")] == ["cells.jsonl"]
-    assert len(read_rows(file)) == len(alone)  # the cell of the earlier run was not computed again
+    every = [(cell, index) for cell in grid.cells() for index in range(cell.samples)]
+    assert sorted(seen, key=str) == sorted(every, key=str)
+    assert [path.name for path in tmp_path.glob("samples*")] == ["samples.jsonl"]
+    rows = read_rows(file)
+    assert len(rows) == len(every)
+    assert all(row in rows for row in earlier)  # with their seconds: they were not answered again
 
 
 @pytest.mark.parametrize(
@@ -254,8 +263,8 @@ def test_evaluate_on_two_devices_equals_one(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    one, two = (read_rows(tmp_path / name / "cells.jsonl") for name in ("one", "two"))
-    key = ("length_tokens", "depth", "filler", "correct", "answers")
+    one, two = (read_rows(tmp_path / name / "samples.jsonl") for name in ("one", "two"))
+    key = ("length_tokens", "depth", "filler", "index", "correct", "text")
     assert sorted(json.dumps([row[k] for k in key]) for row in one) == sorted(
         json.dumps([row[k] for k in key]) for row in two
     )

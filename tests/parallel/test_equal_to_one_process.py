@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ic.evaluation.answered import read_samples, sample_key
 from tests.parallel.training_run import STEPS, Case, run_case, run_rank
 
 PLAIN = Case()
@@ -54,10 +54,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], di
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    rows = [
-        json.loads(line)
-        for line in (folder / "run/default/passkey/cells.jsonl").read_text().splitlines()
-    ]
+    rows = sorted(
+        read_samples(folder / "run/default/passkey"), key=lambda row: str(sample_key(row))
+    )
     return [{k: v for k, v in row.items() if k not in ("seconds", "model")} for row in rows]
 
 

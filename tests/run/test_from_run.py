@@ -124,7 +124,7 @@ def test_a_folder_of_any_name(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert shown(ic, capsys, "fit", f"from={run}", "run_id=new")["run_id"] == "new"
     short = ("evaluation.lengths=[256]", "evaluation.depths=[0]", "evaluation.samples=1")
     assert ic("evaluate", f"run={run}", *short) == 0
-    assert (run / "evaluate/step=2/passkey/cells.jsonl").is_file()
+    assert (run / "evaluate/step=2/passkey/samples.jsonl").is_file()
     assert ic("generate", f"checkpoint={run}", "prompt=hi", "max_new_tokens=1") == 0
 
 

@@ -135,7 +135,7 @@ def test_what_an_undisturbed_run_leaves(whole: Path) -> None:
     assert status == "finished"
     assert {row["what"] for row in rows} == {"training", "memory", "passkey"}
     assert [row["num_steps"] for row in rows if row["what"] == "training"] == [8]
-    assert len(read_rows(whole / "passkey/cells.jsonl")) == 4
+    assert len(read_rows(whole / "passkey/samples.jsonl")) == 4
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_killed_in_training(ic: Run, whole: Path, tmp_path: Path, method: str, s
 def test_killed_in_the_final_evaluation(ic: Run, whole: Path, tmp_path: Path) -> None:
     run_and_die(tmp_path, RUN, kill_in_prompt, 3)
     run = tmp_path / "runs/debug/default"
-    before = read_rows(run / "passkey/cells.jsonl")
+    before = read_rows(run / "passkey/samples.jsonl")
     assert len(before) == 2
     assert not is_finished(run / "results.json")
     assert ic(*RUN, "ckpt_path=last") == 0
     assert_same(run, whole)
-    after = read_rows(run / "passkey/cells.jsonl")
+    after = read_rows(run / "passkey/samples.jsonl")
     assert after[:2] == before  # with the seconds that they took
     assert len(after) == 4
 
@@ -186,8 +186,8 @@ def test_a_signal_in_the_final_evaluation(
     run = tmp_path / "runs/debug/default"
     shutil.copytree(whole, run, symlinks=True)
     (run / "results.json").unlink()
-    cells = read_rows(run / "passkey/cells.jsonl")
-    write_rows(run / "passkey/cells.jsonl", cells[:1])
+    samples = read_rows(run / "passkey/samples.jsonl")
+    write_rows(run / "passkey/samples.jsonl", samples[:1])
     score, seen = PasskeySuite.score, itertools.count(1)
 
     def signalled(self: PasskeySuite, *args: Any) -> Any:
@@ -203,7 +203,7 @@ def test_a_signal_in_the_final_evaluation(
     status, rows = results(run)
     assert status == "evaluation incomplete"
     assert {row["what"] for row in rows} == {"training", "memory"}
-    assert len(read_rows(run / "passkey/cells.jsonl")) == 3  # the prompt at hand was answered
+    assert len(read_rows(run / "passkey/samples.jsonl")) == 3  # the prompt at hand was answered
     assert not is_finished(run / "results.json")
     assert ic(*RUN, "ckpt_path=last") == 0
     assert_same(run, whole)

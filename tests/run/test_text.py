@@ -74,7 +74,7 @@ def test_a_checkpoint_without_a_curriculum_is_evaluated(ic: Run, text_run: Path)
     grid = ("lengths=[128]", "depths=[0.5]", "samples=1", "control_samples=0", "fillers=[noise]")
     options = [f"evaluation.{option}" for option in grid]
     assert ic("evaluate", f"checkpoint={last}", *options, "output=out") == 0
-    assert len(read_rows(Path("out/cells.jsonl"))) == 1
+    assert len(read_rows(Path("out/samples.jsonl"))) == 1
     assert Path("out/heatmap.png").is_file()
     assert json.loads((last / "config.json").read_text())["trained_length"] == 512
 

@@ -206,7 +206,7 @@ def test_an_evaluation_is_requeued_by_its_shell(
     jobs.wait_for(job, "COMPLETED")
     assert jobs.accounts(job) == ["REQUEUED", "COMPLETED"]
     assert (jobs.folder / "passkey/heatmap.png").is_file()
-    assert len((jobs.folder / "passkey/cells.jsonl").read_text().splitlines()) == 2
+    assert len((jobs.folder / "passkey/samples.jsonl").read_text().splitlines()) == 2
 
 
 def test_alignment_jobs_run_the_experiment_asked_for(jobs: Jobs) -> None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.run import RunConfig
+from ic.evaluation.answered import cells_of, read_samples
 from ic.studies.ablation.options import AblationConfig, AblationOptions, AblationVariant
 from ic.studies.ablation.report import ablation_cells, draw_ablation, training_share
 from ic.studies.ablation.run import visible_gpus
@@ -138,8 +139,7 @@ def check_against_its_folder(row: dict[str, Any], folder: Path) -> None:
     reached = {r["context_length_tokens"]: r["step"] for r in row["context_lengths"]}
     assert reached == first
     n, correct = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-    for line in (folder / "passkey/cells.jsonl").read_text().splitlines():
-        cell = json.loads(line)
+    for cell in cells_of(read_samples(folder / "passkey")):
         if cell["depth"] >= 0:
             n[cell["task"], cell["length_tokens"]] += len(cell["answers"])
             correct[cell["task"], cell["length_tokens"]] += cell["correct"]

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ic.errors import UsageError
+from ic.evaluation.answered import cell_fields, read_samples
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.suite import Row
-from ic.files.json_lines import read_rows
 from ic.files.results import read_json
 from ic.files.run_folder import RunFolder, SuiteFolder, run_of, saved_step
 
 # A sample's place: the fields of its cell, and its index in the cell.
 Key = tuple[tuple[str, Any], ...]
-
-# What a line of a cells file holds beside the fields of its cell. How many samples a cell has is no
-# part of what one of them is.
-_NO_PLACE = {"model", "settings", "samples", "n", "correct", "seconds", "answers"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def find_answers(given: str | Path) -> dict[str, SuiteAnswers]:
         found.setdefault(answers.suite, answers)
     if not found:
         raise UsageError(
-            f"{given}: holds no answers of an evaluation (cells.jsonl); give a folder that "
+            f"{given}: holds no answers of an evaluation (samples.jsonl); give a folder that "
             "`evaluate` wrote, or a run's folder"
         )
     return found
@@ -97,7 +93,7 @@ def _suite_folders(path: Path) -> Iterator[SuiteFolder]:
     """Folders that hold answers; what comes first counts."""
     if path.is_file():
         path = path.parent
-    if (own := SuiteFolder(path)).cells.is_file():
+    if (own := SuiteFolder(path)).holds_answers:
         yield own
     elif (run := run_of(path)) is not None:
         yield from _below(run.evaluation(saved_step(path.resolve())))
@@ -111,8 +107,8 @@ def _suite_folders(path: Path) -> Iterator[SuiteFolder]:
 
 
 def _below(path: Path) -> Iterator[SuiteFolder]:
-    for cells in sorted(path.glob(f"*/{SuiteFolder(path).cells.name}")):
-        yield SuiteFolder(cells.parent)
+    folders = (SuiteFolder(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
+    yield from (folder for folder in folders if folder.holds_answers)
 
 
 def _last_step(path: Path) -> Iterator[SuiteFolder]:
@@ -124,9 +120,9 @@ def _last_step(path: Path) -> Iterator[SuiteFolder]:
 
 def _read(folder: SuiteFolder) -> SuiteAnswers:
     """The answers of the model that was measured last into a folder."""
-    rows = read_rows(folder.cells)
+    rows = read_samples(folder.path)
     if not rows:
-        raise UsageError(f"{folder.cells}: empty; run the evaluation again")
+        raise UsageError(f"{folder.path}: holds no answers yet; run the evaluation again")
     config = read_json(folder.results).get("config", {})
     name = config.get("suite", folder.path.name)
     if name not in suite_names():
@@ -136,20 +132,14 @@ def _read(folder: SuiteFolder) -> SuiteAnswers:
         )
     last = rows[-1]
     of_last = [row for row in rows if all(row[key] == last[key] for key in ("model", "settings"))]
-    answers = {
-        answer.key: answer
-        for row in build_suite(name).counted(of_last)
-        for answer in _answers_of(row, folder.cells)
-    }
+    answers = {answer.key: answer for answer in map(_answer, build_suite(name).counted(of_last))}
     return SuiteAnswers(
         name, folder.path, last["model"], last["settings"], config.get("evaluation", {}), answers
     )
 
 
-def _answers_of(row: Row, file: Path) -> Iterator[Answer]:
-    if "answers" not in row:
-        raise UsageError(f"{file}: holds no answers of single samples; run the evaluation again")
-    place = {key: value for key, value in row.items() if key not in _NO_PLACE}
-    for index, answer in enumerate(row["answers"]):
-        score = answer["correct"]
-        yield Answer(place, index, answer["expected"], None if score is None else float(score))
+def _answer(row: Row) -> Answer:
+    place = cell_fields(row)
+    del place["samples"]  # how many samples a cell has is no part of what one of them is
+    score = row["correct"]
+    return Answer(place, row["index"], row["expected"], None if score is None else float(score))
