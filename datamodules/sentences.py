@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 # What closes a quotation or opens one, curly ones too.
 _CLOSING, _OPENING = "\"')\\]\u201d\u2019\u00bb", "\"'(\\[\u201c\u2018\u00ab\u2013\u2014-"
@@ -16,20 +17,28 @@ _NO_END = re.compile(
 )
 
 
-def split_sentences(text: str) -> list[str]:
-    """Sentences of a text in their order, without the white space between them.
+def sentence_ends(text: str) -> Iterator[tuple[int, int]]:
+    """Where each sentence ends and the next one begins: in between there is white space.
 
     A full stop after an initial (`J. Smith`) or a common English abbreviation ends none.
     """
-    sentences, start = [], 0
+    start = 0
     for end in _END.finditer(text):
         if text[end.start()] == "." and _NO_END.search(
             text, max(start, end.start() - 12), end.start()
         ):
             continue
-        sentence = text[start : end.end()].strip()
+        start = end.end()
+        yield end.start() + len(end.group().rstrip()), start
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a text in their order, without the white space between them."""
+    sentences, start = [], 0
+    for end, following in sentence_ends(text):
+        sentence = text[start:end].strip()
         if sentence:
             sentences.append(sentence)
-        start = end.end()
+        start = following
     rest = text[start:].strip()
     return [*sentences, rest] if rest else sentences

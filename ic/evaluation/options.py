@@ -12,6 +12,9 @@ from typing import ClassVar
 from ic.datamodules.needle_names import PROMPTS
 from ic.errors import check_once
 
+# A depth: the needle is left out, and whatever the model answers, it should not be the key.
+CONTROL = -1.0
+
 
 @dataclass(frozen=True)
 class TaskCell:

@@ -103,7 +103,7 @@ class Suite(ABC, Generic[C]):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: str
     picture: ClassVar[str]
     tokens_per_batch: int
     prefill_chunk_tokens: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ic.datamodules.sentences import split_sentences
+from ic.datamodules.sentences import sentence_ends, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,15 @@ from ic.datamodules.sentences import split_sentences
 )
 def test_split(text: str, sentences: list[str]) -> None:
     assert split_sentences(text) == sentences
+
+
+def test_ends_lie_right_behind_the_sentences() -> None:
+    text = '"Go!"  he said. "Now."\n\nShe went'
+    ends = list(sentence_ends(text))
+    assert [(text[:end], text[start:]) for end, start in ends] == [
+        ('"Go!"  he said.', '"Now."\n\nShe went'),
+        ('"Go!"  he said. "Now."', "She went"),
+    ]
 
 
 def test_nothing_is_lost() -> None:

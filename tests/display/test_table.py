@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ic.display.table import print_table
-from ic.evaluation.passkey.tables import terminal_table
+from ic.evaluation.by_depth_tables import terminal_table
 from ic.kernels.benchmark_report import print_table as print_benchmark
 from ic.studies.ablation.report import show_ablation
 from ic.studies.scaling.report import show_scaling
@@ -72,7 +72,7 @@ def test_ablation_fits() -> None:
 def test_passkeys_fit(name: str) -> None:
     rows = [row for row in published(name) if row["what"] == "passkey"]
     console = terminal()
-    console.print(terminal_table(rows))
+    console.print(terminal_table(rows, title="passkeys"))
     lines = lines_of(console)
     for length in {row["length_tokens"] for row in rows}:
         assert sum(f" {length:,} " in line for line in lines) == len({row["task"] for row in rows})
@@ -87,7 +87,7 @@ def test_the_widest_passkey_row_fits() -> None:
     rows = [{**base, "depth": depth, "correct": 100} for depth in (0.0, 0.125)]
     rows += [{**base, "depth": 1.0, "correct": 99}, {**base, "depth": "control", "correct": 0}]
     console = terminal()
-    console.print(terminal_table(rows))
+    console.print(terminal_table(rows, title="passkeys"))
     (line,) = (line for line in lines_of(console) if "multi_key" in line)
     shown = "multi_key 1,048,576 299/300 99.7 98-100 99/100, depth 100 % 0/100"
     assert " ".join(line.split()) == shown

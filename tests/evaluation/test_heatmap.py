@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from ic.evaluation.passkey.grid import CONTROL
-from ic.evaluation.passkey.heatmap import write_png
-from ic.evaluation.passkey.tables import document_table, terminal_table
+from ic.evaluation.by_depth_figure import draw_by_depth
+from ic.evaluation.by_depth_tables import document_table, terminal_table
+from ic.evaluation.options import CONTROL
 
 
 def row(task: str, length: int, depth: float, correct: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_each_task_has_its_panel_and_its_control(
     control: bool, figures: list[Figure], tmp_path: Path
 ) -> None:
     rows = [*HIDDEN, *(CONTROLS if control else [])]
-    write_png(rows, tmp_path / "heatmap.png", title="t", trained_length=512)
+    draw_by_depth(rows, tmp_path / "heatmap.png", title="t", trained_length=512)
     (figure,) = figures
     *panels, bar = figure.axes
     assert bar.get_ylabel() == "share of exact answers"
@@ -90,12 +90,12 @@ def test_each_task_has_its_panel_and_its_control(
 def test_a_length_between_two_columns_is_marked_where_it_is(
     figures: list[Figure], tmp_path: Path
 ) -> None:
-    write_png(HIDDEN, tmp_path / "heatmap.png", title="t", trained_length=1500)
+    draw_by_depth(HIDDEN, tmp_path / "heatmap.png", title="t", trained_length=1500)
     assert figures[0].axes[0].lines[0].get_xdata()[0] == 1500.0
 
 
 def test_text_is_light_on_dark_cells_alone(figures: list[Figure], tmp_path: Path) -> None:
-    write_png(HIDDEN, tmp_path / "heatmap.png", title="t")
+    draw_by_depth(HIDDEN, tmp_path / "heatmap.png", title="t")
     texts = [text for axis in figures[0].axes for text in axis.texts]
     colors = {int(text.get_text().partition("/")[0]): text.get_color() for text in texts}
     assert {n for n, color in colors.items() if color == colors[3]} == {3, 4, 5}
@@ -112,7 +112,7 @@ def test_tables_show_the_worst_depth_and_the_control(control: bool, shown: list[
         ["multi_key", "2,048", "7/20", "3/10"],
     ]
     assert [line[-1] for line in lines] == shown
-    table = terminal_table(rows)
+    table = terminal_table(rows, title="passkeys")
     columns = {str(column.header): list(column.cells) for column in table.columns}
     assert columns["acc. %"] == ["55.0", "35.0"]
     assert columns["95 %"] == ["34-74", "18-57"]

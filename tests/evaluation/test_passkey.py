@@ -16,9 +16,10 @@ from matplotlib.image import imread
 
 from ic.datamodules.needle_names import TASKS
 from ic.datamodules.needles import answer_keys
-from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
-from ic.evaluation.passkey.heatmap import COLORS, CONTROL_COLOR, write_png
-from ic.evaluation.passkey.pooled import passkey_rows, pool_fillers
+from ic.evaluation.by_depth import depth_rows, pool_cells
+from ic.evaluation.by_depth_figure import COLORS, CONTROL_COLOR, draw_by_depth
+from ic.evaluation.options import CONTROL
+from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.report import write_csv
@@ -99,7 +100,7 @@ GRID = {"lengths": [256, 512], "depths": [0.0, 0.5, 1.0], "samples": 3, "control
 def test_scores_and_control(oracle: Oracle, tmp_path: Path) -> None:
     suite = PasskeySuite(PasskeyGridConfig(**GRID))
     rows = run_suite(oracle, TOKENIZER, suite, tmp_path / "samples.jsonl")
-    for cell in pool_fillers(rows):
+    for cell in pool_cells(rows):
         assert str(cell.accuracy) == ("0/4" if cell.is_control else "6/6")
     assert len(rows) == 2 * 2 * 4
 
@@ -167,7 +168,7 @@ ROWS = [
 
 
 def test_csv_pools_the_fillers(tmp_path: Path) -> None:
-    write_csv(passkey_rows(ROWS), tmp_path / "heatmap.csv")
+    write_csv(depth_rows(ROWS, "passkey"), tmp_path / "heatmap.csv")
     rows = list(csv.DictReader((tmp_path / "heatmap.csv").open()))
     by_cell = {(row["length_tokens"], row["depth"]): row for row in rows}
     assert len(rows) == 6
@@ -197,7 +198,7 @@ def test_cells_of_other_settings_are_not_reused(changes: dict) -> None:
 
 def test_depth_grows_downwards(figures: list[Figure], tmp_path: Path) -> None:
     """The cells at depth 0 are drawn above those at depth 1, each beside its own label."""
-    write_png(ROWS, tmp_path / "heatmap.png", title="t")
+    draw_by_depth(ROWS, tmp_path / "heatmap.png", title="t")
     (figure,) = figures
     axis = figure.axes[0]
     top, bottom = (axis.transData.transform((1024, y))[1] for y in (0, 1))
@@ -209,7 +210,7 @@ def test_depth_grows_downwards(figures: list[Figure], tmp_path: Path) -> None:
     }
     expected = {
         (cell.length_tokens, float(cell.depth == 1.0)): str(cell.accuracy)
-        for cell in pool_fillers(ROWS)
+        for cell in pool_cells(ROWS)
         if not cell.is_control
     }
     assert len(set(expected.values())) > 2
@@ -222,7 +223,7 @@ def test_png_shows_the_fixed_colours(tmp_path: Path) -> None:
     """Zero, one half and one in the colours of the scale, whatever else is in the picture; the
     control in one of its own, although it was answered as badly as the worst cell.
     """
-    write_png(ROWS, tmp_path / "heatmap.png", title="t", trained_length=512)
+    draw_by_depth(ROWS, tmp_path / "heatmap.png", title="t", trained_length=512)
     pixels = (imread(tmp_path / "heatmap.png")[..., :3] * 255).round().astype(int).reshape(-1, 3)
     scale = matplotlib.colormaps[COLORS]
     for color in (*(scale(share)[:3] for share in (0.0, 0.5, 1.0)), to_rgb(CONTROL_COLOR)):
@@ -253,14 +254,14 @@ def test_the_picture_says_what_was_trained(
     trained: int, says: str, marks: int, figures: list[Figure], tmp_path: Path
 ) -> None:
     assert min(row["length_tokens"] for row in ROWS) > 128
-    write_png(ROWS, tmp_path / "heatmap.png", title="t", trained_length=trained)
+    draw_by_depth(ROWS, tmp_path / "heatmap.png", title="t", trained_length=trained)
     axis = figures[0].axes[0]
     assert axis.get_title(loc="right") == says
     assert len(axis.lines) == marks
 
 
 def test_the_picture_says_what_its_cells_hold(figures: list[Figure], tmp_path: Path) -> None:
-    write_png(ROWS, tmp_path / "heatmap.png", title="mla_tiny, step 5: passkeys")
+    draw_by_depth(ROWS, tmp_path / "heatmap.png", title="mla_tiny, step 5: passkeys")
     (figure,) = figures
     assert figure.get_suptitle() == "mla_tiny, step 5: passkeys"
     legend = figure.get_supxlabel()
@@ -320,9 +321,10 @@ def test_longer_than_the_model(oracle: Oracle, tmp_path: Path) -> None:
 def test_rows_hold_what_was_answered(oracle: Oracle, tmp_path: Path) -> None:
     grid = PasskeyGridConfig(lengths=[256], depths=[0.5], samples=1, control_samples=0)
     run_suite(oracle, TOKENIZER, PasskeySuite(grid), tmp_path / "c.jsonl")
-    row = json.loads((tmp_path / "c.jsonl").read_text().splitlines()[0])
-    (answer,) = row["answers"]
-    assert answer["text"].strip(" .") == answer["expected"][0]
+    rows = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert len(rows) == 2  # a sample each of noise and random words
+    for row in rows:
+        assert row["text"].strip(" .") == row["expected"][0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from ic.datamodules.needles import answer_keys
-from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.options import CONTROL
+from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.shares import haystack_of
 from ic.evaluation.passkey.suite import PasskeySuite

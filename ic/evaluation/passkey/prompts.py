@@ -19,7 +19,8 @@ from ic.datamodules.needles import (
     named_needle,
 )
 from ic.evaluation.framing import encode, frame_prompt
-from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.options import CONTROL
+from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.shares import haystack_of, num_haystacks
 from ic.evaluation.suite import Sample
 from ic.model.byte_tokenizer import ByteTokenizer

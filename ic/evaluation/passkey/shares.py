@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from ic.evaluation.passkey.grid import CONTROL, Cell, PasskeyGridConfig
+from ic.evaluation.options import CONTROL
+from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 
 
 def haystack_of(grid: PasskeyGridConfig, cell: Cell) -> int:

@@ -11,12 +11,12 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.needles import answer_keys
+from ic.evaluation.by_depth import depth_rows, is_control
+from ic.evaluation.by_depth_figure import draw_by_depth
+from ic.evaluation.by_depth_tables import document_table, terminal_table
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
-from ic.evaluation.passkey.heatmap import write_png
-from ic.evaluation.passkey.pooled import is_control, passkey_rows
 from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.shares import group_by_haystack, work_in_haystacks
-from ic.evaluation.passkey.tables import document_table, terminal_table
 from ic.evaluation.suite import Row, Sample, Score, Suite
 
 
@@ -90,13 +90,14 @@ class PasskeySuite(Suite[Cell]):
 
     def rows(self, cells: Sequence[Row]) -> list[Row]:
         """One row a task, length and depth, fillers pooled; depth `control` has no needle."""
-        return passkey_rows(cells)
+        return depth_rows(cells, self.name)
 
     def counted(self, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if not is_control(row)]
 
     def table(self, rows: Sequence[Row]) -> Table:
-        return terminal_table(rows)
+        title = "passkey retrieval, greedy decoding, synthetic data"
+        return terminal_table(rows, title=title)
 
     def published(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         return document_table(rows)
@@ -104,4 +105,4 @@ class PasskeySuite(Suite[Cell]):
     def draw(
         self, rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
     ) -> None:
-        write_png(rows, path, title=title, trained_length=trained_length)
+        draw_by_depth(rows, path, title=title, trained_length=trained_length)

@@ -10,8 +10,8 @@ import numpy as np
 
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
-from ic.evaluation.passkey.grid import CONTROL
-from ic.evaluation.passkey.pooled import ShownCell, pool_fillers
+from ic.evaluation.by_depth import ShownCell, pool_cells
+from ic.evaluation.options import CONTROL
 from ic.evaluation.suite import Row
 
 # Dark violet over green to yellow: it grows lighter all the way, for every kind of colour vision. 0
@@ -24,7 +24,7 @@ LEGEND = "in each cell: exact answers of n prompts, and their 95 % interval in p
 CONTROL_LEGEND = "grey: the same questions with no needle in the text"
 
 
-def write_png(
+def draw_by_depth(
     rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
 ) -> None:
     """Draw a panel for each task: exact tokens on a log2 axis, depth from 0 at the top, n and
@@ -36,7 +36,7 @@ def write_png(
     import matplotlib
     from matplotlib.colors import ListedColormap
 
-    cells = pool_fillers(rows)
+    cells = pool_cells(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lengths = sorted({cell.length_tokens for cell in cells})
     depths = sorted({cell.depth for cell in cells if not cell.is_control})

@@ -1,4 +1,4 @@
-"""Passkey accuracy by task and length as tables: for the terminal and for documents."""
+"""Accuracy of needles by task and length as tables: for the terminal and for documents."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ic.evaluation.passkey.pooled import pool_depths
+from ic.evaluation.by_depth import pool_depths
 from ic.evaluation.suite import Row
 
+CAPTION = "acc. %: exact answers per cent, and Wilson's 95 % interval"
 
-def terminal_table(rows: Sequence[Row]) -> Table:
+
+def terminal_table(rows: Sequence[Row], *, title: str, caption: str = CAPTION) -> Table:
     """Accuracy by length with n, interval, worst depth, and the control."""
     table = Table(
-        title="passkey retrieval, greedy decoding, synthetic data",
-        caption="acc. %: exact answers per cent, and Wilson's 95 % interval",
+        title=title,
+        caption=caption,
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with a prompt of 1,048,576 tokens it fits 80 columns
     )

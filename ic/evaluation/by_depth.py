@@ -1,11 +1,11 @@
-"""Passkey cells as they are shown: one a length and depth, fillers pooled."""
+"""Cells of needles as they are shown: one per task, length and depth, whatever else they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ic.evaluation.passkey.grid import CONTROL
+from ic.evaluation.options import CONTROL
 from ic.evaluation.statistics import Accuracy, pool
 from ic.evaluation.suite import Row
 
@@ -46,8 +46,8 @@ def is_control(row: Row) -> bool:
     return row["depth"] in (CONTROL, "control")
 
 
-def pool_fillers(rows: Sequence[Row]) -> list[ShownCell]:
-    """Add up the fillers of each task, length and depth, in that order."""
+def pool_cells(rows: Sequence[Row]) -> list[ShownCell]:
+    """Add up the cells of each task, length and depth, in that order."""
     named = ({**row, "depth": CONTROL if is_control(row) else row["depth"]} for row in rows)
     pooled = pool(named, "task", "length_tokens", "depth")
     return [
@@ -57,8 +57,8 @@ def pool_fillers(rows: Sequence[Row]) -> list[ShownCell]:
 
 
 def pool_depths(rows: Sequence[Row]) -> list[ShownLength]:
-    """Add up the fillers and depths of each task and length, in that order."""
-    cells = pool_fillers(rows)
+    """Add up the cells of each task and length, in that order."""
+    cells = pool_cells(rows)
     found = []
     for task, length in dict.fromkeys((cell.task, cell.length_tokens) for cell in cells):
         here = [c for c in cells if (c.task, c.length_tokens) == (task, length)]
@@ -76,15 +76,15 @@ def pool_depths(rows: Sequence[Row]) -> list[ShownLength]:
     return found
 
 
-def passkey_rows(cells: Sequence[Row]) -> list[Row]:
+def depth_rows(cells: Sequence[Row], what: str) -> list[Row]:
     """One row of a results file a shown cell."""
     return [
         {
-            "what": "passkey",
+            "what": what,
             "task": cell.task,
             "length_tokens": cell.length_tokens,
             "depth": "control" if cell.is_control else cell.depth,
             **cell.accuracy.columns,
         }
-        for cell in pool_fillers(cells)
+        for cell in pool_cells(cells)
     ]
