@@ -6,3 +6,17 @@ SPLITS = ("train", "validation", "test")
 FILLERS = ("noise", "random")
 TASKS = ("single", "multi_key", "multi_value", "multi_query")
 PROMPTS = ("chat", "plain")
+
+# Of data=retrieval: what is asked (datamodules/facts/exercises.py), and what it is strewn into.
+RETRIEVAL_TASKS = (
+    "fact",
+    "profile",
+    "block",
+    "owner",
+    "values",
+    "entities",
+    "variables",
+    "repeated",
+    "nonliteral",
+)
+HAYSTACKS = ("noise", "random", "words", "text")

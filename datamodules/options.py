@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from ic.datamodules.needle_names import TASKS
 from ic.files.saved_config import MAY_CHANGE
@@ -68,8 +68,8 @@ class DataOptions:
 
 
 @dataclass
-class PasskeyDataOptions(DataOptions):
-    """Configuration of `PasskeyDataModule`.
+class GeneratedDataOptions(DataOptions):
+    """Configuration of a `GeneratedDataModule`; subclasses add what they generate.
 
     Attributes:
         context_length: longest sequence; the curriculum, if any, starts shorter.
@@ -77,28 +77,18 @@ class PasskeyDataOptions(DataOptions):
         max_position: positions are drawn below this (skips).
         skip_probability: share of the sequences with position skips; 0 turns them off.
         num_skips: skips a sequence.
-        task_weights: how often a sequence ends in each needle task.
-        num_needles: distractors of `multi_key`, values of `multi_value`, queries of `multi_query`.
         val_batches: batches of the validation and of the test set.
         num_workers: processes that make batches ahead; the batches do not depend on it.
     """
 
     MARKS_ANSWERS = True
     VALIDATION_METRICS = ("loss", "answer_accuracy")
+    # The fewest tokens of a sequence.
+    LEAST_LENGTH: ClassVar[int]
 
-    name: str = "passkey"
     max_position: int = 2**20
     skip_probability: float = 0.8
     num_skips: int = 3
-    task_weights: dict[str, float] = field(
-        default_factory=lambda: {
-            "single": 1.0,
-            "multi_key": 0.0,
-            "multi_value": 0.0,
-            "multi_query": 0.0,
-        }
-    )
-    num_needles: int = 4
     val_batches: int = 8
 
     @property
@@ -107,10 +97,10 @@ class PasskeyDataOptions(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context_length < 2 * SLOT_BYTES:
+        if self.context_length < self.LEAST_LENGTH:
             raise ValueError(
-                f"data.context_length={self.context_length}: must be at least {2 * SLOT_BYTES}, "
-                "a needle and a question take 64 bytes each"
+                f"data.context_length={self.context_length}: must be at least {self.LEAST_LENGTH}, "
+                "which a needle and a question take"
             )
         if self.tokens_per_batch < self.context_length:
             raise ValueError(
@@ -124,24 +114,72 @@ class PasskeyDataOptions(DataOptions):
             )
         if not 0 <= self.skip_probability <= 1:
             raise ValueError(f"data.skip_probability={self.skip_probability}: must be in [0, 1]")
-        for name, least in (
-            ("num_skips", 0),
-            ("num_needles", 1),
-            ("val_batches", 1),
-            ("num_workers", 0),
-            ("seed", 0),
-        ):
+        for name, least in (("num_skips", 0), ("val_batches", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least {least}")
-        if self.num_needles > 8:
-            raise ValueError(f"data.num_needles={self.num_needles}: at most 8")
-        unknown = set(self.task_weights) - set(TASKS)
-        if unknown:
+
+
+def check_weights(setting: str, weights: dict[str, float], names: tuple[str, ...]) -> None:
+    """Raises a ValueError for an unknown name, a negative weight, or none above 0."""
+    unknown = set(weights) - set(names)
+    if unknown:
+        raise ValueError(f"{setting}: unknown {sorted(unknown)}; choose from {', '.join(names)}")
+    if not weights or min(weights.values()) < 0 or not sum(weights.values()):
+        raise ValueError(f"{setting}={weights}: must be >= 0, one above 0")
+
+
+@dataclass
+class PasskeyDataOptions(GeneratedDataOptions):
+    """Configuration of `PasskeyDataModule`.
+
+    Attributes:
+        task_weights: how often a sequence ends in each needle task.
+        num_needles: distractors of `multi_key`, values of `multi_value`, queries of `multi_query`.
+    """
+
+    LEAST_LENGTH = 2 * SLOT_BYTES
+
+    name: str = "passkey"
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "single": 1.0,
+            "multi_key": 0.0,
+            "multi_value": 0.0,
+            "multi_query": 0.0,
+        }
+    )
+    num_needles: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_needles <= 8:
+            raise ValueError(f"data.num_needles={self.num_needles}: must be from 1 to at most 8")
+        check_weights("data.task_weights", self.task_weights, TASKS)
+
+
+class _ReadsText(Protocol):
+    """Options of data that read documents from files."""
+
+    format: str
+    document_unit: str
+    text_column: str
+
+
+def check_text_options(options: _ReadsText, files: tuple[str, ...]) -> None:
+    """Raises a ValueError for file names that are no list, or an unknown format or unit."""
+    for name in files:
+        given = getattr(options, name)
+        if isinstance(given, str):
             raise ValueError(
-                f"data.task_weights: unknown {sorted(unknown)}; choose from {', '.join(TASKS)}"
+                f"data.{name}={given!r}: must be a list of paths or globs, such as [{given}]"
             )
-        if min(self.task_weights.values()) < 0 or not sum(self.task_weights.values()):
-            raise ValueError(f"data.task_weights={self.task_weights}: must be >= 0, one above 0")
+    for name, allowed in (("format", FORMATS), ("document_unit", DOCUMENT_UNITS)):
+        if getattr(options, name) not in allowed:
+            raise ValueError(
+                f"data.{name}={getattr(options, name)!r}: choose from {', '.join(allowed)}"
+            )
+    if not options.text_column:
+        raise ValueError("data.text_column is empty: name the key or column with the document")
 
 
 @dataclass
@@ -186,17 +224,7 @@ class TextDataOptions(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("train_files", "val_files", "test_files"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)!r}: must be a list of paths or globs, "
-                    f"such as [{getattr(self, name)}]"
-                )
-        for name, allowed in (("format", FORMATS), ("document_unit", DOCUMENT_UNITS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"data.{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}"
-                )
+        check_text_options(self, ("train_files", "val_files", "test_files"))
         if not 0 <= self.val_fraction < 1:
             raise ValueError(
                 f"data.val_fraction={self.val_fraction}: must be from 0 to below 1, such as 0.05"
@@ -206,8 +234,6 @@ class TextDataOptions(DataOptions):
                 f"data.val_fraction={self.val_fraction} holds training documents out for "
                 "validation, but data.val_files are given: choose one of them"
             )
-        if not self.text_column:
-            raise ValueError("data.text_column is empty: name the key or column with the document")
         for name, least in (
             ("context_length", 2),
             ("shuffle_buffer", 0),

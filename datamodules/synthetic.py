@@ -26,7 +26,7 @@ _KEY_AT = _PAIR.tobytes().index(b"00000")
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens (T,) uint8, which of them are answers (T,) bool, positions (T,) int64."""
+    """Tokens (T,) of integers, which of them are answers (T,) bool, positions (T,) int64."""
 
     tokens: np.ndarray
     is_answer: np.ndarray

@@ -109,3 +109,12 @@ def draw_attribute(rng: np.random.Generator, split: str) -> Attribute:
     """One of the split's attributes."""
     check_split(split)
     return pick(rng, ATTRIBUTES[split])
+
+
+def plural(attribute: str) -> str:
+    """The attribute as several are called, by its last word: `pass keys`, `batches`, `days`."""
+    if attribute.endswith(("s", "x", "ch", "sh")):
+        return f"{attribute}es"
+    if attribute.endswith("y") and attribute[-2] not in "aeiou":
+        return f"{attribute[:-1]}ies"
+    return f"{attribute}s"

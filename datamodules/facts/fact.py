@@ -17,7 +17,7 @@ theirs. Words are in `words.py`, keys in `keys.py`, forms in `wordings.py` and `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,7 @@ def draw_facts(
     statement_kind: str | None = None,
     question_kind: str | None = None,
     paraphrase: bool = False,
+    avoid: Collection[str] = (),
 ) -> list[Fact]:
     """Several facts with different values, whose entities are not part of each other.
 
@@ -118,6 +119,7 @@ def draw_facts(
             the entity tells them apart.
         facts_per_entity: how many facts each entity has, each with an attribute of its own.
         paraphrase: questions call the attribute by another of its names.
+        avoid: entities of other facts in the same text, in lower case.
 
     Raises:
         ValueError: an unknown split or kind, a kind held out for another split, or more facts per
@@ -127,10 +129,12 @@ def draw_facts(
     attributes = _draw_attributes(rng, split, facts_per_entity)
     facts: list[Fact] = []
     entity, kind_of_entity, wording = "", entity_kind, None
+    taken = set(avoid)
     for index in range(count):
         nth = index % facts_per_entity
         if not nth:
-            entity, kind = _draw_new_entity(rng, split, kind_of_entity, facts)
+            entity, kind = _draw_new_entity(rng, split, kind_of_entity, taken)
+            taken.add(entity.casefold())
             if alike:
                 kind_of_entity = kind
             elif index:
@@ -213,10 +217,9 @@ def _draw_attributes(rng: np.random.Generator, split: str, count: int) -> list[A
 
 
 def _draw_new_entity(
-    rng: np.random.Generator, split: str, kind: str | None, facts: Sequence[Fact]
+    rng: np.random.Generator, split: str, kind: str | None, taken: Collection[str]
 ) -> tuple[str, str]:
-    """An entity that neither contains one of the facts' nor is contained in one."""
-    taken = {fact.entity.casefold() for fact in facts}
+    """An entity that neither contains one that is taken nor is contained in one."""
     for _ in range(_MOST_DRAWS):
         entity, drawn = draw_entity(rng, split, kind)
         folded = entity.casefold()

@@ -57,6 +57,7 @@ class Question:
     own_line: bool
 
 
+@cache
 def statement_kinds(split: str) -> tuple[str, ...]:
     """The kinds in which a split states facts when none is named."""
     check_split(split)
@@ -90,16 +91,16 @@ def draw_statement(
     kind = _kind(rng, split, kind, statement_kinds(split), SENTENCE, _SENTENCE_SHARE)
     if kind != SENTENCE:
         form = wording or pick(rng, STRUCTURES[kind][split])
-        text = _fill(rng, split, form, entity, attribute, value)
+        text = fill(rng, split, form, entity, attribute, value)
         return Statement(text, kind, form, True)
     clause = wording or pick(rng, CLAUSES[split])
-    text = _fill(rng, split, clause, entity, attribute, value) + "."
+    text = fill(rng, split, clause, entity, attribute, value) + "."
     if rng.random() < _OPENING_SHARE:
         opening = pick(rng, OPENINGS[split])
         goes_on = opening[-2].isalpha() or opening.endswith(", ")
-        text = opening + (text if goes_on else _begin(clause, text))
+        text = opening + (text if goes_on else begin(clause, text))
     else:
-        text = _begin(clause, text)
+        text = begin(clause, text)
     if rng.random() < _ENDING_SHARE:
         text += pick(rng, ENDINGS[split])
     return Statement(text, kind, clause, False)
@@ -123,23 +124,20 @@ def draw_question(
     Raises:
         ValueError: an unknown split or kind, or one that the split cannot ask in.
     """
-    forms = {
-        name: [form for form in _asking(name, split) if form != not_wording]
-        for name in statement_kinds(split)
-    }
-    able = (REQUEST, *(name for name in forms if forms[name]))
+    forms = _asking(split, not_wording)
+    able = (REQUEST, *forms)
     kind = _kind(rng, split, kind, able, REQUEST, _REQUEST_SHARE)
     if kind == REQUEST:
         stated = not_wording.partition("{v}")[0].strip()
         lead = pick(rng, [lead for lead in LEADS[split] if not lead or lead != stated])
         frame = pick(rng, FRAMES[split])
         form = frame.replace("{q}", pick(rng, REQUESTS[split])).replace("{l}", f"{lead} ".lstrip())
-        before = _fill(rng, split, form, entity, attribute, "")
-        return _question(_begin(form, before), ".", kind, False)
+        before = fill(rng, split, form, entity, attribute, "")
+        return _question(begin(form, before), ".", kind, False)
     before, after = pick(rng, forms[kind]).split("{v}")
-    text = _fill(rng, split, before, entity, attribute, "")
+    text = fill(rng, split, before, entity, attribute, "")
     if kind == SENTENCE:
-        return _question(_begin(before, text), ".", kind, False)
+        return _question(begin(before, text), ".", kind, False)
     # What ends the value is seen: a space alone might be one amid the value.
     spaces = len(after) - len(after.lstrip(" "))
     return _question(text, after[: spaces + 1] or "\n", kind, True)
@@ -169,18 +167,23 @@ def _kind(
 
 
 @cache
-def _asking(kind: str, split: str) -> tuple[str, ...]:
-    """The forms of a kind that name the entity before the value, and the value once."""
-    forms = CLAUSES[split] if kind == SENTENCE else STRUCTURES[kind][split]
-    return tuple(
-        form
-        for form in forms
-        if form.count("{v}") == 1 and "{e}" in form.split("{v}")[0]
-        if not _PLACE.search(form.split("{v}")[1])
-    )
+def _asking(split: str, not_wording: str) -> dict[str, tuple[str, ...]]:
+    """The forms of each kind that name the entity before the value, and the value once."""
+    able = {}
+    for kind in statement_kinds(split):
+        forms = CLAUSES[split] if kind == SENTENCE else STRUCTURES[kind][split]
+        asking = tuple(
+            form
+            for form in forms
+            if form.count("{v}") == 1 and "{e}" in form.split("{v}")[0]
+            if not _PLACE.search(form.split("{v}")[1]) and form != not_wording
+        )
+        if asking:
+            able[kind] = asking
+    return able
 
 
-def _fill(
+def fill(
     rng: np.random.Generator, split: str, form: str, entity: str, attribute: str, value: str
 ) -> str:
     """The form with its places filled."""
@@ -208,7 +211,7 @@ def _fill(
     return _PLACE.sub(text, form)
 
 
-def _begin(form: str, text: str) -> str:
+def begin(form: str, text: str) -> str:
     """The text as a sentence begins; values, and names but for their article, stay as they are."""
     if form.startswith("{v}") or (form.startswith("{e}") and not text.startswith("the ")):
         return text

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -37,25 +37,32 @@ def hashed(make: Callable[[np.random.Generator], str]) -> Make:
     return lambda rng, split: draw_of_split(rng, split, make)
 
 
-def own_kinds(kinds: Sequence[Kind], split: str) -> tuple[Kind, ...]:
+@cache
+def own_kinds(kinds: tuple[Kind, ...], split: str) -> tuple[Kind, ...]:
     """The kinds that are a split's own."""
     check_split(split)
     return tuple(kind for kind in kinds if kind.split == split)
 
 
-def open_kinds(kinds: Sequence[Kind], split: str) -> tuple[Kind, ...]:
+@cache
+def open_kinds(kinds: tuple[Kind, ...], split: str) -> tuple[Kind, ...]:
     """The kinds that a split may draw: its own and training's."""
     check_split(split)
     return tuple(kind for kind in kinds if kind.split in ("train", split))
 
 
-def draw_kind(rng: np.random.Generator, kinds: Sequence[Kind]) -> Kind:
+def draw_kind(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Kind:
     """One of the kinds; each family is as likely."""
-    family = pick(rng, tuple(dict.fromkeys(kind.family for kind in kinds)))
-    return pick(rng, [kind for kind in kinds if kind.family == family])
+    return pick(rng, pick(rng, _families(kinds)))
 
 
-def named_kind(kinds: Sequence[Kind], split: str, name: str, what: str) -> Kind:
+@cache
+def _families(kinds: tuple[Kind, ...]) -> tuple[tuple[Kind, ...], ...]:
+    names = dict.fromkeys(kind.family for kind in kinds)
+    return tuple(tuple(kind for kind in kinds if kind.family == name) for name in names)
+
+
+def named_kind(kinds: tuple[Kind, ...], split: str, name: str, what: str) -> Kind:
     """The kind of a name.
 
     Raises:

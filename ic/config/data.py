@@ -16,6 +16,7 @@ from ic.datamodules.options import (
     SFTDataOptions,
     TextDataOptions,
 )
+from ic.datamodules.retrieval_options import RetrievalDataOptions
 
 if TYPE_CHECKING:
     from lightning import LightningDataModule
@@ -35,6 +36,13 @@ class PasskeyDataConfig(PasskeyDataOptions, DataConfig):
         from ic.datamodules.passkey import PasskeyDataModule
 
         return PasskeyDataModule(self, tokenizer)
+
+
+class RetrievalDataConfig(RetrievalDataOptions, DataConfig):
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> LightningDataModule:
+        from ic.datamodules.retrieval import RetrievalDataModule
+
+        return RetrievalDataModule(self, tokenizer)
 
 
 class TextDataConfig(TextDataOptions, DataConfig):
@@ -61,6 +69,7 @@ class PreferenceDataConfig(PreferenceDataOptions, DataConfig):
 # By the names that `conf/data` refers to.
 DATA_SCHEMAS: dict[str, type[DataConfig]] = {
     "passkey_schema": PasskeyDataConfig,
+    "retrieval_schema": RetrievalDataConfig,
     "text_schema": TextDataConfig,
     "sft_schema": SFTDataConfig,
     "preference_data_schema": PreferenceDataConfig,

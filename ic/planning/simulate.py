@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ic.callbacks.memory_accounting import optimizer_state
 from ic.config.run import RunConfig
 from ic.datamodules.batch import Batch
-from ic.datamodules.options import PasskeyDataOptions, PreferenceDataOptions, TextDataOptions
+from ic.datamodules.options import PreferenceDataOptions, TextDataOptions
 from ic.model import MLAForCausalLM
 from ic.model.cache import LatentCache
 from ic.model.config import MLAConfig
@@ -221,7 +221,7 @@ class FakeRun:
                 "labels": torch.zeros(rows, tokens, dtype=torch.long),
                 "position_ids": torch.zeros(rows, tokens, dtype=torch.long),
             }
-            if isinstance(self.config.data, PasskeyDataOptions):
+            if self.config.data.MARKS_ANSWERS:
                 batch["answer_mask"] = torch.zeros(rows, tokens, dtype=torch.bool)
             if isinstance(self.config.data, TextDataOptions):
                 batch["document_ids"] = torch.zeros(rows, tokens, dtype=torch.int32)

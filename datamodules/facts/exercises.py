@@ -1,0 +1,261 @@
+"""Exercises of retrieval: texts to strew into a haystack, and questions with their answers.
+
+Beside single facts, in the manner of RULER (arXiv 2404.06654): several values of one name, several
+names at once, chains of variables and words that occur repeatedly. All in our own wordings and
+notations (`exercise_wordings.py`); RULER's own questions are nowhere in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ic.datamodules.facts import exercise_wordings as wordings
+from ic.datamodules.facts.attributes import plural
+from ic.datamodules.facts.fact import Fact, draw_facts, draw_nonliteral_fact
+from ic.datamodules.facts.forms import begin, draw_statement, fill
+from ic.datamodules.facts.keys import draw_key
+from ic.datamodules.facts.kinds import draw_characters
+from ic.datamodules.facts.splits import pick
+from ic.datamodules.facts.words import draw_word
+
+_PARAPHRASED = 0.3  # share of the groups of facts
+_MOST_ALIKE = 8
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text to put into the haystack; `own_line`: on lines of its own."""
+
+    text: str
+    own_line: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question and the continuation that answers it, with what it asks in (`kind`)."""
+
+    question: Piece
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Pieces in the order of the text, and queries that follow them all, in any order."""
+
+    task: str
+    pieces: tuple[Piece, ...]
+    queries: tuple[Query, ...]
+
+
+@dataclass
+class Draw:
+    """What exercises of one text are drawn with.
+
+    Attributes:
+        taken: entities and variables that are in the text already, in lower case.
+        most: how many facts, values, names or variables an exercise may have.
+    """
+
+    rng: np.random.Generator
+    split: str
+    most: int = 8
+    taken: set[str] = field(default_factory=set)
+
+    def between(self, least: int, most: int) -> int:
+        return int(self.rng.integers(least, max(least, min(most, self.most)) + 1))
+
+    def facts(self, count: int, *, alike: bool = False, per_entity: int = 1) -> list[Fact]:
+        facts = draw_facts(
+            self.rng,
+            self.split,
+            count,
+            alike=alike,
+            facts_per_entity=per_entity,
+            # Only in training can one know which of several attributes another name means.
+            paraphrase=self.rng.random() < _PARAPHRASED
+            and (per_entity == 1 or self.split == "train"),
+            avoid=self.taken,
+        )
+        self.taken.update(fact.entity.casefold() for fact in facts)
+        return facts
+
+
+def draw_exercises(task: str, draw: Draw) -> list[Exercise]:
+    """One or several exercises of a task (one of `RETRIEVAL_TASKS`), which belong to one text."""
+    return _TASKS[task](draw)
+
+
+def _fact(draw: Draw) -> list[Exercise]:
+    """Facts, each asked for; of several ones all but the entity is alike."""
+    count = draw.between(2, _MOST_ALIKE) if draw.rng.random() < 0.3 else 1
+    return [_single(fact) for fact in draw.facts(count, alike=count > 1)]
+
+
+def _profile(draw: Draw) -> list[Exercise]:
+    """Several facts of one entity, so that the attribute decides which is asked for."""
+    count = draw.between(2, 4)
+    return [_single(fact) for fact in draw.facts(count, per_entity=count)]
+
+
+def _block(draw: Draw) -> list[Exercise]:
+    """Facts that stand together, such as the lines of a table, each asked for or half of them."""
+    facts = draw.facts(draw.between(2, _MOST_ALIKE), alike=True)
+    lines = any(fact.own_line for fact in facts)
+    text = ("\n" if lines else " ").join(fact.statement for fact in facts)
+    order = draw.rng.permutation(len(facts))[: draw.between(1, len(facts))]
+    queries = tuple(_query(facts[int(index)]) for index in order)
+    return [Exercise("block", (Piece(text, lines),), queries)]
+
+
+def _owner(draw: Draw) -> list[Exercise]:
+    """Facts alike, of which the value is told and the entity asked for."""
+    facts = draw.facts(draw.between(1, 4), alike=True)
+    form = pick(draw.rng, wordings.OWNERS[draw.split])
+    fact = facts[0]
+    question = fill(draw.rng, draw.split, form, fact.entity, fact.attribute, fact.value)
+    query = Query(Piece(begin(form, question), False), f" {fact.entity}.", "owner")
+    return [
+        Exercise("owner", _pieces([fact]), (query,)),
+        *(Exercise("owner", _pieces([other]), ()) for other in facts[1:]),
+    ]
+
+
+def _values(draw: Draw) -> list[Exercise]:
+    """Several values of one attribute, all asked for in the order of the text."""
+    (fact,) = draw.facts(1)
+    values, pieces = [fact.value], list(_pieces([fact]))
+    for _ in range(draw.between(1, 5)):
+        value = draw_key(draw.rng, draw.split, fact.key_kind).text
+        if value not in values:
+            values.append(value)
+            stated = draw_statement(
+                draw.rng,
+                draw.split,
+                fact.entity,
+                fact.attribute,
+                value,
+                kind=fact.statement_kind,
+                wording=fact.wording,
+            )
+            pieces.append(Piece(stated.text, stated.own_line))
+    query = _list_query(draw, wordings.VALUES, values, e=fact.entity, a=fact.attribute)
+    return [Exercise("values", tuple(pieces), (query,))]
+
+
+def _entities(draw: Draw) -> list[Exercise]:
+    """Several entities with an attribute each, all asked for in one question."""
+    facts = draw.facts(draw.between(2, 6), alike=True)
+    asked = [facts[int(i)] for i in draw.rng.permutation(len(facts))[: draw.between(2, 4)]]
+    names = ", ".join(fact.entity for fact in asked[:-1]) + f" and {asked[-1].entity}"
+    query = _list_query(
+        draw, wordings.ENTITIES, [fact.value for fact in asked], l=names, a=facts[0].attribute
+    )
+    return [Exercise("entities", _pieces(facts), (query,))]
+
+
+def _variables(draw: Draw) -> list[Exercise]:
+    """Chains of variables; of one chain all are asked for by the value of its first."""
+    length, chains = draw.between(2, 5), draw.between(1, 3)
+    letters = int(draw.rng.integers(2, 6))
+    first, following = pick(draw.rng, wordings.ASSIGNMENTS[draw.split])
+    own_line = not first.endswith(".")
+    digits = int(draw.rng.integers(3, 7))
+    drawn = [draw_characters(draw.rng, "0123456789", digits) for _ in range(chains)]
+    values = list(dict.fromkeys(drawn))
+    exercises = []
+    for nth, value in enumerate(values):
+        names = [_variable(draw, letters) for _ in range(length)]
+        texts = [first.replace("{v}", value), *(following.replace("{y}", n) for n in names[:-1])]
+        pieces = tuple(
+            Piece(text.replace("{x}", name), own_line)
+            for text, name in zip(texts, names, strict=True)
+        )
+        asked = () if nth else (_list_query(draw, wordings.VARIABLES, names, v=value),)
+        exercises.append(Exercise("variables", pieces, asked))
+    return exercises
+
+
+def _repeated(draw: Draw) -> list[Exercise]:
+    """Lists of words of which a few occur several times."""
+    times = int(draw.rng.integers(2, 5))
+    words: list[str] = []
+    for _ in range(draw.between(4, 40) + 2):
+        word = draw_word(draw.rng, draw.split)
+        if word not in words:
+            words.append(word)
+    common = words[: draw.between(1, 3)]
+    bag = words + common * (times - 1)
+    bag = [bag[int(index)] for index in draw.rng.permutation(len(bag))]
+    heading = pick(draw.rng, wordings.LISTS[draw.split])
+    style = int(draw.rng.integers(3))
+    if style == 0:
+        text = f"{heading} " + ", ".join(bag)
+    elif style == 1:
+        text = f"{heading} " + " ".join(f"{n}. {word}" for n, word in enumerate(bag, 1))
+    else:
+        text = heading + "\n" + "\n".join(bag)
+    answers = sorted(common, key=bag.index)
+    query = _list_query(draw, wordings.REPEATED, answers)
+    return [Exercise("repeated", (Piece(text, True),), (query,))]
+
+
+def _nonliteral(draw: Draw) -> list[Exercise]:
+    fact = draw_nonliteral_fact(draw.rng, draw.split)
+    if fact.entity.casefold() in draw.taken or fact.wording in draw.taken:
+        return []  # its question would have two answers
+    draw.taken.update((fact.entity.casefold(), fact.wording))
+    return [Exercise("nonliteral", _pieces([fact]), (_query(fact),))]
+
+
+def _variable(draw: Draw, letters: int) -> str:
+    """A name in capitals that is none of the text's so far."""
+    while True:
+        name = draw_characters(draw.rng, _LETTERS, letters)
+        if name.casefold() not in draw.taken:
+            draw.taken.add(name.casefold())
+            return name
+
+
+_TASKS: dict[str, Callable[[Draw], list[Exercise]]] = {
+    "fact": _fact,
+    "profile": _profile,
+    "block": _block,
+    "owner": _owner,
+    "values": _values,
+    "entities": _entities,
+    "variables": _variables,
+    "repeated": _repeated,
+    "nonliteral": _nonliteral,
+}
+
+
+def _single(fact: Fact) -> Exercise:
+    return Exercise("fact", _pieces([fact]), (_query(fact),))
+
+
+def _pieces(facts: list[Fact]) -> tuple[Piece, ...]:
+    return tuple(Piece(fact.statement, fact.own_line) for fact in facts)
+
+
+def _query(fact: Fact) -> Query:
+    own_line = fact.question_own_line or "\n" in fact.question
+    return Query(Piece(fact.question, own_line), fact.answer, fact.question_kind)
+
+
+def _list_query(draw: Draw, forms: wordings.Forms, answers: list[str], **filled: str) -> Query:
+    """A question in one of the forms; the answers follow with commas between them."""
+    form = text = pick(draw.rng, forms[draw.split])
+    if "a" in filled:
+        filled["p"] = plural(filled["a"])
+    for place, words in filled.items():
+        text = text.replace(f"{{{place}}}", words)
+    text = begin(form, text)
+    lead = pick(draw.rng, wordings.LEADS[draw.split])
+    newline = draw.rng.random() < 0.3
+    question = f"{text}\n{lead}" if newline else f"{text} {lead}"
+    return Query(Piece(question, newline), f" {', '.join(answers)}.", "list")

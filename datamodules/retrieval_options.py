@@ -1,0 +1,74 @@
+"""What `data=retrieval` is asked. Imports no PyTorch, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ic.datamodules.needle_names import HAYSTACKS, RETRIEVAL_TASKS
+from ic.datamodules.options import GeneratedDataOptions, check_text_options, check_weights
+
+
+@dataclass
+class RetrievalDataOptions(GeneratedDataOptions):
+    """Configuration of `RetrievalDataModule`.
+
+    Attributes:
+        task_weights: how often each task is drawn: `fact` (one, or several alike), `profile`
+            (several facts of one entity), `block` (facts that stand together), `owner` (whose
+            value it is), `values` (all of one entity), `entities` (several asked for at once),
+            `variables` (chains), `repeated` (words that occur several times), `nonliteral` (no
+            word in common).
+        haystack_weights: how often a sequence consists of `noise` sentences, of `random` letters,
+            of random English `words`, or of `text` of the files; without files `text` counts 0.
+        fact_share: most of a sequence that facts and questions take; at least half of it is taken.
+        train_files: paths or globs of text to strew facts into while training.
+        val_files: the same for validation and test, which have no text of their own without it.
+        format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
+        text_column: key (jsonl) or column (parquet) that holds the document.
+        document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
+        text_megabytes: most text to hold in memory; a warning says when files have more.
+    """
+
+    LEAST_LENGTH = 128
+
+    name: str = "retrieval"
+    task_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "fact": 6.0,
+            "profile": 1.0,
+            "block": 1.5,
+            "owner": 0.5,
+            "values": 1.0,
+            "entities": 1.0,
+            "variables": 1.0,
+            "repeated": 0.5,
+            "nonliteral": 0.25,
+        }
+    )
+    haystack_weights: dict[str, float] = field(
+        default_factory=lambda: {"noise": 1.0, "random": 1.0, "words": 1.0, "text": 3.0}
+    )
+    fact_share: float = 0.75
+    train_files: list[str] = field(default_factory=list)
+    val_files: list[str] = field(default_factory=list)
+    format: str = "auto"
+    text_column: str = "text"
+    document_unit: str = "file"
+    text_megabytes: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_text_options(self, ("train_files", "val_files"))
+        if not 0 < self.fact_share <= 0.9:
+            raise ValueError(f"data.fact_share={self.fact_share}: must be above 0, at most 0.9")
+        if self.text_megabytes < 1:
+            raise ValueError(f"data.text_megabytes={self.text_megabytes}: must be at least 1")
+        check_weights("data.task_weights", self.task_weights, RETRIEVAL_TASKS)
+        check_weights("data.haystack_weights", self.haystack_weights, HAYSTACKS)
+        if not sum(self.haystack_weights.get(name, 0.0) for name in HAYSTACKS[:-1]) and not (
+            self.train_files and self.val_files
+        ):
+            raise ValueError(
+                f"data.haystack_weights={self.haystack_weights} leaves nothing but text: give "
+                "data.train_files and data.val_files, or another haystack a weight"
+            )
