@@ -88,7 +88,7 @@ BAD = {
     "no tokenizer": (["fit", "tokenizer="], "tokenizer='': write bytes, or a folder"),
     "predict text": (
         ["predict", "data=text", "callbacks.context_length=null", "ckpt_path=last"],
-        "predict: data=text marks no answers; take data=passkey or data=preference",
+        "predict: data=text marks no answers; take data=passkey, data=retrieval or data=preference",
     ),
     "attention": (["fit", "model.attention=triton"], "attention=triton: PyTorch sees no CUDA GPU"),
     "norm": (["fit", "model.norm=triton"], "norm=triton: PyTorch sees no CUDA GPU"),

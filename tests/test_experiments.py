@@ -98,6 +98,10 @@ def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None
     assert composed["name"] == name
 
 
+def test_ruler_32k_can_be_planned(ic: Callable[..., int]) -> None:
+    assert ic("plan", "experiment=ruler_32k", "model.num_hidden_layers=2") == 0
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_debug_presets_run(ic: Callable[..., int], preset: str) -> None:
     assert ic("fit", "experiment=mla_tiny", f"debug={preset}", *SHRINK) == 0

@@ -1,8 +1,9 @@
 """Exercises of retrieval: texts to strew into a haystack, and questions with their answers.
 
 Beside single facts, in the manner of RULER (arXiv 2404.06654): several values of one name, several
-names at once, chains of variables and words that occur repeatedly. All in our own wordings and
-notations (`exercise_wordings.py`); RULER's own questions are nowhere in training.
+names at once, chains of variables and words that occur repeatedly. The questions
+are worded otherwise than RULER's; of the ways to assign variables one is RULER's
+(`exercise_wordings.py`).
 """
 
 from __future__ import annotations

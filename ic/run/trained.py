@@ -31,7 +31,7 @@ def show_metrics(config: RunConfig, verb: str) -> int:
         )
     if not run.trainer.is_global_zero:
         return 0
-    table = Table(title=f"{verb}, synthetic data" if config.data.name == "passkey" else verb)
+    table = Table(title=f"{verb}, synthetic data" if config.data.MARKS_ANSWERS else verb)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
@@ -46,8 +46,8 @@ def write_predictions(config: RunConfig) -> int:
     """Write a checkpoint's answers on the test set to `predictions.jsonl`."""
     if not (config.data.MARKS_ANSWERS or config.data.HAS_PAIRS):
         raise ValueError(
-            f"predict: data={config.data.name} marks no answers; take data=passkey or "
-            "data=preference, or measure the loss with the verb test"
+            f"predict: data={config.data.name} marks no answers; take data=passkey, "
+            "data=retrieval or data=preference, or measure the loss with the verb test"
         )
     config, checkpoint = _with_weights(config)
     run = build_run(config)

@@ -101,7 +101,7 @@ class LanguageModelingModule(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One row a question: the answer expected, and the arg max of each of its tokens."""
         if "answer_mask" not in batch:
-            raise ValueError("predict needs data that marks answers, such as data=passkey")
+            raise ValueError("predict needs marked answers: data=passkey or data=retrieval")
         if self.model.model.context_parallel is not None:
             raise ValueError(
                 "predict does not run with strategy.context_parallel_size above 1: each rank holds "
