@@ -218,7 +218,8 @@ def load_config(folder: Path) -> MLAConfig:
     if kind not in (MLAConfig.model_type, "deepseek_v2", "deepseek_v3"):
         raise CheckpointError(
             f"{folder} holds a model of type {kind!r}; infinite_context, and deepseek_v2 and "
-            "deepseek_v3 with dense layers, can be loaded"
+            "deepseek_v3 with dense layers, can be loaded, and by `evaluate` and `generate` every "
+            "causal language model that the installed transformers knows"
         )
     raw.pop("auto_map", None)  # code that comes with a model: ours loads it
     if raw.get("quantization_config"):

@@ -54,6 +54,16 @@ _UNQUANTISED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 _REQUIRED = object()
 
 
+def gguf_architecture(path: Path) -> str | None:
+    """llama.cpp's name of the architecture that a file holds, if it says so.
+
+    Raises:
+        CheckpointError: it is no GGUF file.
+    """
+    field = _open(path).fields.get("general.architecture")
+    return None if field is None else str(field.contents())
+
+
 class GGUFFile:
     """A model in a GGUF file, read tensor by tensor; quantised tensors become float32.
 

@@ -12,6 +12,16 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
 
+def folder_model_type(folder: Path) -> str | None:
+    """`model_type` of a folder's configuration; None if it cannot be read or does not say."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: those of its index, or its only one.
 

@@ -21,8 +21,8 @@ from ic.checkpoint.hugging_face import CONFIG
 from ic.files.run_folder import RunFolder, run_of, saved_step
 
 ALLOWED = (
-    "a checkpoint folder, a run's folder, an export, a Hugging Face folder (infinite_context, or "
-    "deepseek_v2 or deepseek_v3 with dense layers) or a .gguf file"
+    "a checkpoint folder, a run's folder, an export, a Hugging Face folder of a causal language "
+    "model or a .gguf file"
 )
 _SHOWN = 6  # names that an error lists
 

@@ -33,7 +33,7 @@ from ic.evaluation.suite import C, Decoder, Row, Suite
 from ic.files.json_lines import append_rows, rank_file
 from ic.files.run_folder import earlier_cells_file
 from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
-from ic.model import MLAForCausalLM
+from ic.inference.model_facts import end_tokens, positions_of
 from ic.model.fingerprint import fingerprint
 
 # Of each cell, the rows of its answered samples by their indices.
@@ -42,7 +42,7 @@ Answered = dict[C, dict[int, Row]]
 
 @torch.no_grad()
 def run_suite(
-    model: MLAForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite[C],
     file: Path,
@@ -71,7 +71,7 @@ def run_suite(
         StoppedError: it was stopped, on all processes alike; the samples that are done are kept.
         ValueError: what `Suite.check` refuses.
     """
-    suite.check(tokenizer, model.config.max_position_embeddings)  # on every rank
+    suite.check(tokenizer, positions_of(model.config))  # on every rank
     identity = {"model": fingerprint(model), "settings": settings_hash(suite)}
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
@@ -99,7 +99,8 @@ def run_suite(
         show(cell, done[cell].values())
     was_training = model.training
     model.eval()
-    decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache, stop)
+    ends = end_tokens(model, tokenizer)
+    decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache, stop, ends)
     with contextlib.suppress(StoppedError):
         for part in share_of_samples(suite, missing, rank, world):
             for cell, rows in _answer(decoder, tokenizer, suite, part, identity):

@@ -1,22 +1,24 @@
-"""Greedy answers over a latent cache that goes over from prompt to prompt.
+"""Greedy answers over a cache that goes over from prompt to prompt.
 
 Legend: B batch, T tokens of a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ic.model import LatentCache, MLAForCausalLM
+from ic.inference.caches import TransformersCache, new_cache, piece_tokens
+from ic.model import LatentCache
 
 # Logits of a piece of a prompt in fp32, where all of them are needed.
 LOGITS_BYTES = 2**31
 
 # Sees each cache at its largest; the memory profiler counts it.
-OnCache = Callable[[LatentCache], None]
+OnCache = Callable[[LatentCache | TransformersCache], None]
 
 
 class StoppedError(Exception):
@@ -30,24 +32,29 @@ class GreedyDecoder:
     again: the cache is cropped to it; a context-parallel cache to the last whole piece of it.
 
     Args:
+        model: ours, or a causal language model of `transformers` with attention in every layer.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
         on_cache: sees each cache at its largest.
         stop: asked before each such piece whether to stop, which raises `StoppedError`. Processes
             that share a prompt have to be told the same.
+        ends: tokens that end an answer. A row is filled up with the first of them, from its end on;
+            once every row has ended, a shorter answer is returned.
     """
 
     def __init__(
         self,
-        model: MLAForCausalLM,
+        model: Any,
         prefill_chunk_tokens: int,
         on_cache: OnCache | None = None,
         stop: Callable[[], bool] = lambda: False,
+        ends: Sequence[int] = (),
     ) -> None:
         self.stop = stop
         self.model = model
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.on_cache = on_cache
-        self._cache: LatentCache | None = None
+        self.ends = list(ends)
+        self._cache: LatentCache | TransformersCache | None = None
         self._cached_BT: Tensor | None = None
 
     @torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
@@ -64,9 +71,14 @@ class GreedyDecoder:
         kept = self._keep_common(ids_BT, ids_BT.shape[1] - 1, ids_BT.shape[1] + new_tokens)
         logits = self._prefill(ids_BT[:, kept:])
         out = ids_BT.new_empty(len(ids_BT), new_tokens)
+        ends = ids_BT.new_tensor(self.ends)
+        ended_B = torch.zeros_like(ids_BT[:, 0], dtype=torch.bool)
         for i in range(new_tokens):
             out[:, i] = logits[:, -1].argmax(-1)
-            if i + 1 == new_tokens or ended(out[:, : i + 1]):
+            if self.ends:
+                ended_B |= torch.isin(out[:, i], ends)
+                out[ended_B, i] = self.ends[0]
+            if i + 1 == new_tokens or bool(ended_B.all()) or ended(out[:, : i + 1]):
                 out = out[:, : i + 1]
                 break
             logits = self._forward(out[:, i : i + 1])
@@ -90,8 +102,9 @@ class GreedyDecoder:
             self._prefill(ids_BT[:, kept : start - 1])
         shape = (len(ids_BT), ids_BT.shape[1] - start)
         nats_BS, likeliest_BS = torch.empty(shape), torch.empty(shape, dtype=torch.bool)
-        row_bytes = len(ids_BT) * self.model.config.vocab_size * 4
-        piece = min(self.prefill_chunk_tokens, max(1, LOGITS_BYTES // row_bytes))
+        row_bytes = len(ids_BT) * self.model.config.get_text_config().vocab_size * 4
+        piece = piece_tokens(self.model, self.prefill_chunk_tokens, ids_BT.shape[1])
+        piece = min(piece, max(1, LOGITS_BYTES // row_bytes))
         for begin in range(0, shape[1], piece):
             targets = ids_BT[:, start + begin :][:, :piece]
             chunk = ids_BT[:, start + begin - 1 :][:, : targets.shape[1]]
@@ -112,13 +125,16 @@ class GreedyDecoder:
             self._cache.keep(kept)
         else:
             self._cache = None  # frees its memory before the next one is allocated
-            self._cache = self.model.model.new_cache(capacity_tokens)
+            self._cache = new_cache(self.model, capacity_tokens)
         self._cached_BT = None  # unknown, should an error interrupt the prefill
         return kept
 
     def _prefill(self, ids_BT: Tensor) -> Tensor:
         """Process prompts in pieces -> logits (B, 1, V) behind the last token."""
-        for chunk in ids_BT.split(self.prefill_chunk_tokens, dim=1):
+        assert self._cache is not None
+        tokens = self._cache.get_seq_length() + ids_BT.shape[1]
+        piece = piece_tokens(self.model, self.prefill_chunk_tokens, tokens)
+        for chunk in ids_BT.split(piece, dim=1):
             logits = self._piece(chunk, logits_to_keep=1)
         return logits
 

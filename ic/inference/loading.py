@@ -15,9 +15,16 @@ from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
+from ic.inference.model_facts import positions_of
 from ic.inference.options import InferenceOptions
+from ic.inference.transformers_model import (
+    check_backends,
+    gguf_tokenizer,
+    is_ours,
+    load_transformers_model,
+    read_config,
+)
 from ic.machine.devices import check_accelerator, runnable_backends
-from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
 
 
@@ -26,7 +33,8 @@ class Loaded:
     """A model that is ready for inference, and what is known about it.
 
     Attributes:
-        model: in evaluation mode, on its device, in its precision.
+        model: in evaluation mode, on its device, in its precision: an `MLAForCausalLM`, or a causal
+            language model of `transformers`.
         tokenizer: the one that it was trained with.
         name: what pictures and tables call it.
         trained_length: longest context in tokens that it was trained at, if the source tells.
@@ -34,11 +42,53 @@ class Loaded:
             name beside it, for results.
     """
 
-    model: MLAForCausalLM
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     name: str
     trained_length: int | None
     folder: Path
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source whose weights are not loaded yet.
+
+    Attributes:
+        source: what is to be loaded.
+        tokenizer: the one that it was trained with.
+        positions: tokens of the longest prompt with its answer.
+        trained_length: longest context in tokens that it was trained at, if the source tells.
+        ours: whether `MLAForCausalLM` runs it.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    positions: int
+    trained_length: int | None
+    ours: bool
+    _backends: Backends
+    _file: GGUFFile | None
+    _on_gpu: bool
+
+    def load(self) -> Loaded:
+        """Load the weights.
+
+        Raises:
+            ValueError: they cannot be loaded.
+        """
+        dtype = DTYPES.get(self._backends.precision)  # of auto, the saved one
+        path = self.source.path
+        model: Any  # transformers wraps `to` past its types
+        if not self.ours:
+            model = load_transformers_model(self.source, dtype)
+        elif self._file is not None:
+            model = self._file.model(self._backends, dtype)
+        else:
+            model = load_model(path, self._backends)
+        model = model if dtype is None else model.to(dtype)
+        model = model.to("cuda" if self._on_gpu else "cpu")
+        source = self.source
+        return Loaded(model, self.tokenizer, source.name, self.trained_length, source.folder)
 
 
 def load_source(options: InferenceOptions) -> Loaded:
@@ -49,35 +99,50 @@ def load_source(options: InferenceOptions) -> Loaded:
     Raises:
         ValueError: the source cannot be loaded, or this machine lacks the accelerator.
     """
+    return open_source(options).load()
+
+
+def open_source(options: InferenceOptions) -> Opened:
+    """What is known of a source before its weights, which take longer, are loaded.
+
+    Raises:
+        ValueError: as `load_source`, but for what only the weights tell.
+    """
     check_accelerator(options.accelerator)
     on_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
     backends: Backends = options.backends()
     if backends.precision == "auto" and on_gpu:
         backends = replace(backends, precision="bfloat16")
-    backends = runnable_backends(backends, options.accelerator)
     source = find_source(options.checkpoint)
+    ours = is_ours(source)
+    if not ours:
+        check_backends(source, backends)
+    backends = runnable_backends(backends, options.accelerator)
     announce(source)
-    file = GGUFFile(source.path) if source.is_gguf else None
-    trained = trained_length(source.path) if file is None else file.config.trained_length
-    if options.tokenizer is not None:  # before the weights, which take longer
-        tokenizer = build_tokenizer(options.tokenizer)
+    file = GGUFFile(source.path) if source.is_gguf and ours else None
+    config: Any
+    if not ours:
+        config, trained = read_config(source), None
+    elif file is not None:
+        config, trained = file.config, file.config.trained_length
     else:
-        tokenizer = load_tokenizer(source.path) if file is None else file.tokenizer()
-    vocabulary = (load_config(source.path) if file is None else file.config).vocab_size
+        config, trained = load_config(source.path), trained_length(source.path)
+    if options.tokenizer is not None:
+        tokenizer = build_tokenizer(options.tokenizer)
+    elif source.is_gguf:
+        tokenizer = file.tokenizer() if file is not None else gguf_tokenizer(source.path)
+    else:
+        tokenizer = load_tokenizer(source.path)
+    vocabulary = config.get_text_config().vocab_size
     # With added tokens; but transformers adds one of its own to those that a GGUF file holds.
-    own = file is not None and options.tokenizer is None
+    own = source.is_gguf and options.tokenizer is None
     size = tokenizer.vocab_size if own else len(tokenizer)
     if size > vocabulary:
         raise ValueError(
             f"the tokenizer has {size} tokens, but the vocabulary of {source.path} "
             f"{vocabulary}: give the tokenizer that the model was trained with"
         )
-    model: Any  # transformers wraps `to` past its types
-    dtype = DTYPES.get(backends.precision)  # of auto, the saved one
-    model = load_model(source.path, backends) if file is None else file.model(backends, dtype)
-    model = model if dtype is None else model.to(dtype)
-    model = model.to("cuda" if on_gpu else "cpu")
-    return Loaded(model, tokenizer, source.name, trained, source.folder)
+    return Opened(source, tokenizer, positions_of(config), trained, ours, backends, file, on_gpu)
 
 
 def announce(source: Source) -> None:

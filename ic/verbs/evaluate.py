@@ -138,7 +138,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     from ic.evaluation.report import write_report
     from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
-    from ic.inference.loading import load_source
+    from ic.inference.loading import open_source
     from ic.parallel.context_parallel import ContextParallel
 
     sharing = config.context_parallel_size
@@ -149,7 +149,15 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
         )
     # The link `last` moves while a run trains: all processes take what the first of them found.
     source = ranks.broadcast(source)
-    loaded = load_source(replace(config, checkpoint=str(source.path)))
+    opened = open_source(replace(config, checkpoint=str(source.path)))
+    if sharing > 1 and not opened.ours:
+        raise ValueError(
+            f"context_parallel_size={sharing}: {source.path} is no model of ours, and only ours "
+            "can share a prompt; leave it out, and devices share the samples"
+        )
+    for suite in suites:  # before the weights are loaded, and before the first suite takes hours
+        suite.check(opened.tokenizer, opened.positions)
+    loaded = opened.load()
     if sharing > 1:
         loaded.model.model.context_parallel = ContextParallel()
     console = Console()

@@ -14,6 +14,7 @@ from torch import Tensor
 from ic.files.json_lines import read_rows
 from ic.inference.greedy import GreedyDecoder
 from tests.conftest import SHORT
+from tests.inference.test_transformers_model import MAKERS, save
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -147,3 +148,20 @@ def test_files_lie_beside_the_checkpoints(
 def test_refuses(ic: Run, capsys: Capture, args: tuple[str, ...], message: str) -> None:
     assert ic("evaluate", *args) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_of_transformers(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    folder = save(MAKERS["llama"](), tmp_path / "llama")
+    assert ic("evaluate", f"checkpoint={folder}", *OWN_GRID, "accelerator=cpu") == 0
+    rows = read_rows(tmp_path / "runs/evaluate/llama/passkey/samples.jsonl")
+    assert [(row["depth"], row["correct"]) for row in rows] == [(0.5, 0), (1.0, 0), (-1.0, 0)]
+    (folder / "model.safetensors").unlink()  # what is refused is refused before they are read
+    for args, message in (
+        (
+            ("evaluation.lengths=[256,512]",),
+            "512 tokens and 7 of the answer, but the model has 512",
+        ),
+        (("context_parallel_size=1", "attention=triton"), "attention=triton: "),
+    ):
+        assert ic("evaluate", f"checkpoint={folder}", "accelerator=cpu", *args) == 2
+        assert message in capsys.readouterr().err

@@ -109,8 +109,8 @@ def edit(folder: Path, **changes: Any) -> None:
     ("break_it", "message"),
     [
         (
-            lambda f: edit(f, model_type="llama"),
-            "of type 'llama'; infinite_context, and deepseek_v",
+            lambda f: edit(f, model_type="starling"),
+            "of type 'starling'; infinite_context, and deepseek_v",
         ),
         (
             lambda f: edit(f, first_k_dense_replace=1),
