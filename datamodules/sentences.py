@@ -12,7 +12,7 @@ _END = re.compile(rf"[.!?\u2026][{_CLOSING}]*(?=\s+[{_OPENING}]*[^\sa-z])\s+|\n\
 # A full stop after an abbreviation or an initial ends no sentence.
 _NO_END = re.compile(
     r"(?<![^\W_])(?:[A-HJ-Z]|(?i:mr|mrs|ms|messrs|dr|st|prof|rev|hon|gen|col|capt|lt|sgt|sr|jr|esq|"
-    r"vol|ch|fig|no|pp|vs|etc|viz|cf|ed|co|inc|ltd|mt|jan|feb|mar|apr|jun|jul|aug|sept|oct|nov|"
+    r"vol|ch|fig|pp|vs|etc|viz|cf|co|inc|ltd|mt|jan|feb|mar|apr|jun|jul|aug|sept|oct|nov|"
     r"dec))$"
 )
 
