@@ -176,8 +176,8 @@ class Suite(ABC, Generic[C]):
         return float(sum(cell.samples * cell.length_tokens**2 for cell in cells))
 
     def progress_text(self, row: Row) -> str:
-        """What a line about a cell that has ended says came out: `4/5`."""
-        return f"{row['correct']}/{row['n']}"
+        """What a line about a cell that has ended says came out: `4/5`, or `3.62/5` of shares."""
+        return f"{round(row['correct'], 2):g}/{row['n']}"
 
     @abstractmethod
     def rows(self, cells: Sequence[Row]) -> list[Row]:
