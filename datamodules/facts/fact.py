@@ -144,10 +144,23 @@ def draw_facts(
         while any(key.text == fact.value for fact in facts):
             key = draw_key(rng, split, key_kind)
         statement = draw_statement(
-            rng, split, entity, stated, key.text, kind=statement_kind, wording=wording
+            rng,
+            split,
+            entity,
+            stated,
+            key.text,
+            kind=statement_kind,
+            wording=wording,
+            names_attribute=facts_per_entity > 1,
         )
         question = draw_question(
-            rng, split, entity, asked, kind=question_kind, not_wording=statement.wording
+            rng,
+            split,
+            entity,
+            asked,
+            kind=question_kind,
+            not_wording=statement.wording,
+            names_attribute=facts_per_entity > 1,
         )
         if alike:
             key_kind, statement_kind, wording = key.kind, statement.kind, statement.wording

@@ -13,16 +13,27 @@ from functools import cache
 
 import numpy as np
 
+from ic.datamodules.facts.composed import compose
 from ic.datamodules.facts.splits import check_split, pick
 from ic.datamodules.facts.structures import STRUCTURES
-from ic.datamodules.facts.wordings import CLAUSES, ENDINGS, FRAMES, LEADS, OPENINGS, REQUESTS
+from ic.datamodules.facts.wordings import (
+    CLAUSES,
+    ENDINGS,
+    FRAMES,
+    LEADS,
+    OPENINGS,
+    REQUESTS,
+    WRAPPERS,
+)
 from ic.datamodules.facts.words import draw_word
 
-SENTENCE, REQUEST = "sentence", "request"
+SENTENCE, REQUEST, COMPOSED = "sentence", "request", "composed"
 _PLACE = re.compile(r"\{([a-zA-Z])\}")
 _SENTENCE_SHARE = 0.5  # of the statements
 _REQUEST_SHARE = 0.7  # of the questions
-_OPENING_SHARE, _ENDING_SHARE = 0.4, 0.25
+_OPENING_SHARE, _ENDING_SHARE, _WRAPPED_SHARE = 0.4, 0.25, 0.15  # of the sentences
+_EXAMPLE = "{e} {a} {v}"
+_COMPOSED_SHARE = 0.3  # of the forms that are neither sentence nor request
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ class Question:
 def statement_kinds(split: str) -> tuple[str, ...]:
     """The kinds in which a split states facts when none is named."""
     check_split(split)
-    return (SENTENCE, *(kind for kind, forms in STRUCTURES.items() if split in forms))
+    composed = (COMPOSED,) if split == "train" else ()
+    return (SENTENCE, *composed, *(kind for kind, forms in STRUCTURES.items() if split in forms))
 
 
 def question_kinds(split: str) -> tuple[str, ...]:
@@ -78,32 +90,35 @@ def draw_statement(
     *,
     kind: str | None = None,
     wording: str | None = None,
+    names_attribute: bool = False,
 ) -> Statement:
     """A statement in a form of the split.
 
     Args:
         kind: one of `statement_kinds`, drawn if not given.
         wording: that of another statement of the same kind, to be used again.
+        names_attribute: leave out forms that state a value without saying of what.
 
     Raises:
         ValueError: an unknown split or kind, or one that the split has no form of.
     """
-    kind = _kind(rng, split, kind, statement_kinds(split), SENTENCE, _SENTENCE_SHARE)
+    forms = _stating(split, names_attribute)
+    kind = _kind(rng, split, kind, tuple(forms), SENTENCE, _SENTENCE_SHARE)
+    if wording is None and kind == COMPOSED:
+        wording = compose(rng, names_attribute=names_attribute)
+    wording = wording or pick(rng, forms[kind])
+    text = fill(rng, split, wording, entity, attribute, value)
     if kind != SENTENCE:
-        form = wording or pick(rng, STRUCTURES[kind][split])
-        text = fill(rng, split, form, entity, attribute, value)
-        return Statement(text, kind, form, True)
-    clause = wording or pick(rng, CLAUSES[split])
-    text = fill(rng, split, clause, entity, attribute, value) + "."
-    if rng.random() < _OPENING_SHARE:
-        opening = pick(rng, OPENINGS[split])
-        goes_on = opening[-2].isalpha() or opening.endswith(", ")
-        text = opening + (text if goes_on else begin(clause, text))
-    else:
-        text = begin(clause, text)
+        return Statement(text, kind, wording, True)
+    text += "."
+    opening = pick(rng, OPENINGS[split]) if rng.random() < _OPENING_SHARE else ""
+    goes_on = opening.endswith(", ") or opening[-2:-1].isalpha()
+    text = opening + (text if goes_on else begin(wording, text))
     if rng.random() < _ENDING_SHARE:
         text += pick(rng, ENDINGS[split])
-    return Statement(text, kind, clause, False)
+    if rng.random() < _WRAPPED_SHARE:
+        text = pick(rng, WRAPPERS[split]).replace("{t}", text)
+    return Statement(text, kind, wording, False)
 
 
 def draw_question(
@@ -114,19 +129,24 @@ def draw_question(
     *,
     kind: str | None = None,
     not_wording: str = "",
+    names_attribute: bool = False,
 ) -> Question:
     """A question in a form of the split.
 
     Args:
         kind: one of `question_kinds`, drawn if not given.
         not_wording: the wording of the statement, which the question does not use again.
+        names_attribute: leave out forms that ask for a value without saying of what.
 
     Raises:
         ValueError: an unknown split or kind, or one that the split cannot ask in.
     """
-    forms = _asking(split, not_wording)
-    able = (REQUEST, *forms)
-    kind = _kind(rng, split, kind, able, REQUEST, _REQUEST_SHARE)
+    able = {
+        name: others
+        for name, forms in _asking(split, names_attribute).items()
+        if (others := [form for form in forms if form != not_wording])
+    }
+    kind = _kind(rng, split, kind, (REQUEST, *able), REQUEST, _REQUEST_SHARE)
     if kind == REQUEST:
         stated = not_wording.partition("{v}")[0].strip()
         lead = pick(rng, [lead for lead in LEADS[split] if not lead or lead != stated])
@@ -134,7 +154,10 @@ def draw_question(
         form = frame.replace("{q}", pick(rng, REQUESTS[split])).replace("{l}", f"{lead} ".lstrip())
         before = fill(rng, split, form, entity, attribute, "")
         return _question(begin(form, before), ".", kind, False)
-    before, after = pick(rng, forms[kind]).split("{v}")
+    form = pick(rng, able[kind])
+    if kind == COMPOSED:
+        form = compose(rng, value_last=True, names_attribute=names_attribute)
+    before, after = form.split("{v}")
     text = fill(rng, split, before, entity, attribute, "")
     if kind == SENTENCE:
         return _question(begin(before, text), ".", kind, False)
@@ -158,7 +181,11 @@ def _kind(
 ) -> str:
     """The kind that was asked for, or a drawn one; the first has a share of its own."""
     if kind is None:
-        return first if rng.random() < first_share else pick(rng, allowed[1:])
+        if rng.random() < first_share:
+            return first
+        if COMPOSED in allowed and rng.random() < _COMPOSED_SHARE:
+            return COMPOSED
+        return pick(rng, [name for name in allowed[1:] if name != COMPOSED])
     if kind not in allowed:
         raise ValueError(
             f"kind={kind!r}: {split!r} has no such form here; choose from {', '.join(allowed)}"
@@ -167,20 +194,30 @@ def _kind(
 
 
 @cache
-def _asking(split: str, not_wording: str) -> dict[str, tuple[str, ...]]:
+def _stating(split: str, names_attribute: bool) -> dict[str, tuple[str, ...]]:
+    """The forms of each kind; of `composed`, which has no end of them, an example."""
+    forms = {
+        kind: CLAUSES[split]
+        if kind == SENTENCE
+        else STRUCTURES.get(kind, {}).get(split, (_EXAMPLE,))
+        for kind in statement_kinds(split)
+    }
+    if names_attribute:
+        named = re.compile(r"\{[aAscS]\}")
+        forms = {kind: tuple(filter(named.search, texts)) for kind, texts in forms.items()}
+    return {kind: texts for kind, texts in forms.items() if texts}
+
+
+@cache
+def _asking(split: str, names_attribute: bool) -> dict[str, tuple[str, ...]]:
     """The forms of each kind that name the entity before the value, and the value once."""
-    able = {}
-    for kind in statement_kinds(split):
-        forms = CLAUSES[split] if kind == SENTENCE else STRUCTURES[kind][split]
-        asking = tuple(
-            form
-            for form in forms
-            if form.count("{v}") == 1 and "{e}" in form.split("{v}")[0]
-            if not _PLACE.search(form.split("{v}")[1]) and form != not_wording
-        )
-        if asking:
-            able[kind] = asking
-    return able
+
+    def asks(form: str) -> bool:
+        before, value, after = form.partition("{v}")
+        return bool(value) and "{e}" in before and not _PLACE.search(after)
+
+    forms = _stating(split, names_attribute)
+    return {kind: able for kind in forms if (able := tuple(filter(asks, forms[kind])))}
 
 
 def fill(

@@ -12,6 +12,7 @@ from ic.datamodules.facts import wordings
 from ic.datamodules.facts.associations import ASSOCIATIONS, FUNCTION_WORDS
 from ic.datamodules.facts.associations import LEADS as NONLITERAL_LEADS
 from ic.datamodules.facts.attributes import ATTRIBUTES
+from ic.datamodules.facts.composed import compose
 from ic.datamodules.facts.entities import entity_kinds
 from ic.datamodules.facts.fact import Fact, draw_fact, draw_facts, draw_nonliteral_fact
 from ic.datamodules.facts.forms import draw_question, draw_statement, statement_kinds
@@ -29,6 +30,7 @@ PARTS = {
     "requests": wordings.REQUESTS,
     "leads": wordings.LEADS,
     "frames": wordings.FRAMES,
+    "wrappers": wordings.WRAPPERS,
     "structures": {
         split: [form for forms in STRUCTURES.values() for form in forms.get(split, ())]
         for split in SPLITS
@@ -70,7 +72,16 @@ def test_training_draws_no_held_out_part() -> None:
     facts = draw_facts(rng(), "train", 400) + draw_facts(rng(1), "train", 400, paraphrase=True)
     text = "\n".join(f"{fact.statement}\n{fact.question}\n" for fact in facts).casefold()
     found = dict.fromkeys(PARTS, 0)
-    for part in ("clauses", "openings", "endings", "requests", "leads", "frames", "structures"):
+    for part in (
+        "clauses",
+        "openings",
+        "endings",
+        "requests",
+        "leads",
+        "frames",
+        "wrappers",
+        "structures",
+    ):
         for split in SPLITS:
             for form in PARTS[part][split]:
                 pieces = re.split(r"\{[a-zA-Z]\}", form.casefold())
@@ -82,11 +93,31 @@ def test_training_draws_no_held_out_part() -> None:
                     found[part] += 1
     assert min(found[part] for part in ("clauses", "openings", "endings", "requests")) >= 8
     allowed = set(PARTS["structures"]["train"]) | set(wordings.CLAUSES["train"])
-    assert {fact.wording for fact in facts} <= allowed
+    written = {fact.wording for fact in facts if fact.statement_kind != "composed"}
+    assert written <= allowed
+    assert len({fact.wording for fact in facts} - written) > 60
     assert {fact.attribute for fact in facts} <= set(PARTS["attributes"]["train"])
     assert {fact.key_kind for fact in facts} == set(key_kinds("train"))
     assert {fact.entity_kind for fact in facts} == set(entity_kinds("train"))
     assert {fact.statement_kind for fact in facts} == set(statement_kinds("train"))
+
+
+def test_no_composed_form_is_one_that_is_held_out() -> None:
+    held_out = {bare(form) for split in HELD_OUT for form in PARTS["structures"][split]}
+    generator = rng()
+    composed = {bare(compose(generator, value_last=nth % 2 == 0)) for nth in range(20_000)}
+    assert len(composed) > 10_000
+    assert not composed & held_out
+
+
+def test_patterns_stand_for_each_choice() -> None:
+    assert wordings.expand(("[a|b] {e} [|not ]{v}", "[a|c] {e} {v}")) == (
+        "a {e} {v}",
+        "a {e} not {v}",
+        "b {e} {v}",
+        "b {e} not {v}",
+        "c {e} {v}",
+    )
 
 
 def test_kinds_are_held_out_whole() -> None:
@@ -132,15 +163,17 @@ def test_the_statement_answers_the_question_in_other_words(split: str, paraphras
         assert fact.entity.removeprefix("the ") in fact.question
         assert fact.value not in fact.question.replace(fact.entity, "")
         assert fact.answer.lstrip(" ").startswith(fact.value)
-        assert re.fullmatch(r" ?(\n|[^\w\s])", fact.answer.lstrip(" ")[len(fact.value) :])
+        assert re.fullmatch(r" ?(\n|_|[^\w\s])", fact.answer.lstrip(" ")[len(fact.value) :])
         assert not fact.question.endswith(" ")
-        assert "{" not in re.sub(r'[{] ?"|[{]\n', "", fact.statement + fact.question)
+        assert not re.search(r"\{[a-zA-Z]\}", fact.statement + fact.question)
         assert not fact.statement.startswith(fact.question.strip())
         renamed += fact.attribute not in fact.question
     assert renamed > 60 if paraphrase else renamed < 60  # `pass_key` and `Pass key` count too
     for first in facts[::3]:
         of_entity = [fact.attribute for fact in facts if fact.entity == first.entity]
         assert len(set(of_entity)) == 3
+    for fact in facts:
+        assert re.search(r"\{[aAscS]\}", fact.wording)  # or nothing tells an entity's facts apart
 
 
 def test_forms_filled_by_hand() -> None:
@@ -233,7 +266,7 @@ def test_the_same_generator_gives_the_same_facts() -> None:
         ),
         (
             {"split": "train", "statement_kind": "html"},
-            "'train' has no such form here; choose from sentence, line",
+            "'train' has no such form here; choose from sentence, composed, line",
         ),
         (
             {"split": "test", "question_kind": "sql"},

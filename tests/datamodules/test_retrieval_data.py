@@ -77,7 +77,7 @@ def test_every_answer_stands_earlier_in_the_text(task: str, split: str) -> None:
     assert len(found) >= 8
     assert sum(not after for _, _, after in found) == 8  # each sequence ends with an answer
     for before, answer, _ in found:
-        value = re.fullmatch(r"(.+?) ?([.\n]|\W)", answer.lstrip(" "), re.DOTALL).group(1)
+        value = re.fullmatch(r"(.+?) ?(\n|_|\W)", answer.lstrip(" "), re.DOTALL).group(1)
         items = value.split(", ") if task in LISTS else [value]
         if task == "repeated":
             items = [rf"{item}\b" for item in items for _ in range(2)]
@@ -126,14 +126,14 @@ def test_validation_asks_in_its_own_forms_for_its_own_kinds() -> None:
         for split in ("train", "validation", "test")
     }
     own = {
-        "train": ["Question: ", "User: ", "Teacher: ", " has the "],
+        "train": ["Question: ", "User: ", "Teacher: ", "Answer: ", " Can you "],
         "validation": ["Interviewer: ", "INSERT INTO", "Kindly quote", " lot "],
         "test": ["[INST]", "Supply the missing", "Customer: ", "activation string"],
     }
     for split, text in texts.items():
         for other, forms in own.items():
             found = [form for form in forms if form in text]
-            assert len(found) >= 3 if split == other else not found
+            assert len(found) >= 2 if split == other else not found
 
 
 @pytest.mark.parametrize("workers", [0, 2])
