@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ic.callbacks.after_training import agree_to_stop, asked_to_stop, interruption
 from ic.callbacks.memory_profiler import memory_phase
-from ic.callbacks.options import PasskeyEvaluationOptions
+from ic.callbacks.options import SuiteEvaluationOptions
 from ic.callbacks.throughput import throughput_paused
 from ic.datamodules.batch import Batch
 from ic.evaluation.answered import Ranks
@@ -25,6 +25,7 @@ from ic.evaluation.statistics import pool
 from ic.evaluation.suite import Row, Suite
 from ic.files.run_folder import RunFolder, SuiteFolder
 from ic.inference.greedy import StoppedError
+from ic.inference.model_facts import positions_of
 from ic.parallel.sharded_strategy import ShardedStrategy
 from ic.tracking.never_fails import NeverFails
 
@@ -42,12 +43,23 @@ class SuiteEvaluation(Callback):
         cut_short: the evaluation at the end was stopped.
     """
 
-    def __init__(self, config: PasskeyEvaluationOptions, suites: Sequence[Suite[Any]]) -> None:
+    def __init__(self, config: SuiteEvaluationOptions, suites: Sequence[Suite[Any]]) -> None:
         self.config = config
         self.suites = suites
         self._last_step = -1
         self._rows: list[Row] = []
         self.cut_short = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what the end of the run would be too late for.
+
+        Raises:
+            ValueError: what `Suite.check` refuses.
+        """
+        if stage == "fit" and self.config.at_end:
+            module: Any = pl_module
+            for suite in self.suites:
+                suite.check(module.tokenizer, positions_of(module.model.config))
 
     @property
     def rows(self) -> list[Row]:

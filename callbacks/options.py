@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ic.errors import check_once
 
@@ -167,15 +168,17 @@ class MemoryProfilerOptions:
 
 
 @dataclass
-class PasskeyEvaluationOptions:
+class SuiteEvaluationOptions:
     """When to evaluate.
 
     Attributes:
-        every_n_steps: steps between cheap grids; 0 for none.
-        cheap_lengths: lengths of the cheap grid; each at most the current context length counts.
-        cheap_samples: samples a cell and filler of the cheap grid.
-        at_end: evaluate the full grid of `evaluation` when training ends.
+        every_n_steps: steps between cheap evaluations; 0 for none.
+        cheap_lengths: their lengths; each at most the current context length counts.
+        cheap_samples: their samples of each cell.
+        at_end: evaluate the suites as they are configured when training ends.
     """
+
+    KEY: ClassVar[str] = "callbacks.suites"
 
     every_n_steps: int = 0
     cheap_lengths: list[int] | None = None
@@ -184,16 +187,19 @@ class PasskeyEvaluationOptions:
 
     def __post_init__(self) -> None:
         if self.every_n_steps < 0:
-            raise ValueError(
-                f"callbacks.passkey.every_n_steps={self.every_n_steps}: must be at least 0"
-            )
+            raise ValueError(f"{self.KEY}.every_n_steps={self.every_n_steps}: must be at least 0")
         if self.cheap_samples < 1:
-            raise ValueError(
-                f"callbacks.passkey.cheap_samples={self.cheap_samples}: must be at least 1"
-            )
+            raise ValueError(f"{self.KEY}.cheap_samples={self.cheap_samples}: must be at least 1")
         if self.every_n_steps and not self.cheap_lengths:
-            raise ValueError("callbacks.passkey.cheap_lengths: needed with every_n_steps above 0")
-        check_once("callbacks.passkey.cheap_lengths", self.cheap_lengths or [])
+            raise ValueError(f"{self.KEY}.cheap_lengths: needed with every_n_steps above 0")
+        check_once(f"{self.KEY}.cheap_lengths", self.cheap_lengths or [])
+
+
+@dataclass
+class PasskeyEvaluationOptions(SuiteEvaluationOptions):
+    """When to evaluate the passkey grid of `evaluation`."""
+
+    KEY: ClassVar[str] = "callbacks.passkey"
 
 
 @dataclass

@@ -19,6 +19,7 @@ from ic.callbacks.options import (
     ProfilerOptions,
     SamplesOptions,
     SlurmRequeueOptions,
+    SuiteEvaluationOptions,
     ThroughputOptions,
 )
 from ic.config.trainer import TrainerConfig
@@ -36,6 +37,7 @@ class Surroundings(Protocol):
 
     callbacks: CallbacksConfig
     evaluation: PasskeyGridConfig
+    suite: dict[str, Any]
     trainer: TrainerConfig
 
     @property
@@ -128,6 +130,16 @@ class PasskeyEvaluationConfig(PasskeyEvaluationOptions):
         return SuiteEvaluation(self, [build_suite("passkey", run.evaluation)])
 
 
+class SuiteEvaluationConfig(SuiteEvaluationOptions):
+    def build(self, run: Surroundings) -> Callback | None:
+        """None without suites."""
+        from ic.callbacks.evaluation import SuiteEvaluation
+        from ic.evaluation.registry import build_suite
+
+        suites = [build_suite(name, options) for name, options in run.suite.items()]
+        return SuiteEvaluation(self, suites) if suites else None
+
+
 class SamplesConfig(SamplesOptions):
     def build(self, run: Surroundings) -> Callback:
         from ic.callbacks.samples import Samples
@@ -144,6 +156,8 @@ class CallbacksConfig:
     sees.
 
     Attributes:
+        passkey: evaluates the passkey grid of `evaluation`.
+        suites: evaluates the suites that were chosen with `suite`.
         loss_curve: a picture of the losses, `loss.png` in the run's folder.
         progress: the line, or lines, that show how far training is.
     """
@@ -158,6 +172,7 @@ class CallbacksConfig:
     profiler: ProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)
     requeue: SlurmRequeueConfig | None = field(default=None, metadata=MAY_CHANGE)
     passkey: PasskeyEvaluationConfig | None = None
+    suites: SuiteEvaluationConfig | None = field(default=None, metadata=MAY_CHANGE)
     samples: SamplesConfig | None = field(default=None, metadata=MAY_CHANGE)
     loss_curve: bool = field(default=True, metadata=MAY_CHANGE)
     progress: bool = field(default=True, metadata=MAY_CHANGE)

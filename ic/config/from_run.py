@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ic.config.data import DATA_SCHEMAS
 from ic.config.run import RunConfig
 from ic.errors import UsageError
+from ic.evaluation.registry import suite_names
 from ic.files.run_folder import RunFolder
 from ic.files.saved_config import read_config
 
@@ -117,8 +118,10 @@ def _as_experiment(saved: dict[str, Any], given: Mapping[str, Any]) -> list[str]
     name = saved["data"]["name"]
     if name not in data:
         raise UsageError(f"config.yaml: data.name={name}: this version knows {', '.join(data)}")
-    schemas = {part: f"{part}_schema" for part in _PARTS}
+    schemas: dict[str, Any] = {part: f"{part}_schema" for part in _PARTS}
     schemas |= {"data": data[name], "evaluation": "grid_schema"}
+    if suites := [suite for suite in saved.get("suite") or {} if suite in suite_names()]:
+        schemas["suite"] = suites
     node = dict(saved)
     for group in (*schemas, "preference"):
         if group in given:

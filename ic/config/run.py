@@ -10,6 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -44,6 +45,8 @@ class RunConfig:
             `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
         allow_config_change: continue a run although its configuration has changed since.
+        suite: suites by name, each with its options, that `callbacks.suites` evaluates; choose with
+            suite=NAME or suite=[NAME,...]. Passkeys have the group `evaluation`.
         preference: the objective of data=preference; null with any other data.
     """
 
@@ -57,6 +60,7 @@ class RunConfig:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=MAY_CHANGE)
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
+    suite: dict[str, Any] = field(default_factory=dict, metadata=MAY_CHANGE)
     name: str = field(default="run", metadata=MAY_CHANGE)
     run_id: str = field(default="default", metadata=MAY_CHANGE)
     output_dir: str = field(default="runs", metadata=MAY_CHANGE)
@@ -118,6 +122,16 @@ class RunConfig:
                 "model.max_position_embeddings"
             )
         _check_lengths(self.evaluation, positions)
+        if "passkey" in self.suite:
+            raise ValueError(
+                "suite=passkey: a run asks passkeys with callbacks.passkey, by the options of "
+                "evaluation; leave it out"
+            )
+        if self.suite and self.callbacks.suites is None:
+            raise ValueError(
+                f"suite={list(self.suite)}: callbacks.suites=null evaluates none; leave one of the "
+                "two out"
+            )
         checkpoint, known = self.callbacks.checkpoint, self.validation_metrics
         monitor = None if checkpoint is None else checkpoint.monitor
         if monitor is not None and monitor not in known:
