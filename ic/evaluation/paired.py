@@ -47,9 +47,7 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare scores of the same samples in the same order, each in [0, 1].
 
-    The interval is the paired bootstrap's (bias-corrected and accelerated). Where all samples
-    differ alike, as where both models answer everything, resampling shows no spread at all. There
-    it is the interval that holds if as many samples differ otherwise as Wilson's bound allows.
+    The interval is the paired bootstrap's, `mean_interval` of the differences.
 
     The probability comes from exchanging the two scores of a sample, in every way that there is,
     or in `resamples` random ones where there are more and the scores are shares. Samples whose
@@ -69,9 +67,38 @@ def paired_difference(
     if not (np.isfinite(both).all() and both.min() >= 0 and both.max() <= 1):
         raise ValueError(f"scores from {both.min():g} to {both.max():g}: must be in [0, 1]")
     differences = b - a
-    low, high = _interval(differences, seed, resamples)
+    low, high = mean_interval(differences, least=-1.0, most=1.0, seed=seed, resamples=resamples)
     p = _probability(differences[differences != 0], seed, resamples)
     return PairedDifference(len(a), float(a.mean()), float(b.mean()), low, high, p)
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    least: float,
+    most: float,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """95 % interval of a mean by the bootstrap, bias-corrected and accelerated.
+
+    Where all values are the same, as where both models answer everything, resampling shows no
+    spread at all. There it is the interval that holds if as many values are others as Wilson's
+    bound allows.
+
+    Args:
+        values: at least one.
+        least, most: between which a value lies.
+    """
+    n, common = len(values), float(values[0])
+    if np.ptp(values) == 0:
+        _, unseen = wilson_interval(0, n)  # share of values that may be others
+        seen = (1 - unseen) * common
+        return seen + unseen * least, seen + unseen * most
+    found = stats.bootstrap(
+        (np.asarray(values),), np.mean, vectorized=True, n_resamples=resamples, batch=1000, rng=seed
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
@@ -85,17 +112,6 @@ def holm(probabilities: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(in_order) - place) * probabilities[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def _interval(differences: np.ndarray, seed: int, resamples: int) -> tuple[float, float]:
-    n, common = len(differences), float(differences[0])
-    if (differences == common).all():
-        _, unseen = wilson_interval(0, n)  # share of samples that may differ otherwise
-        return max(-1.0, (1 - unseen) * common - unseen), min(1.0, (1 - unseen) * common + unseen)
-    found = stats.bootstrap(
-        (differences,), np.mean, vectorized=True, n_resamples=resamples, batch=1000, rng=seed
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def _probability(differences: np.ndarray, seed: int, resamples: int) -> float:

@@ -40,5 +40,5 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
-            shares = {name: f"{row[name]:.4f}" for name in _SHARES if name in row}
+            shares = {name: f"{row[name]:.4f}" for name in _SHARES if row.get(name) is not None}
             writer.writerow({**row, **shares})

@@ -86,6 +86,7 @@ def run_suite(
         box = [done]
         torch.distributed.broadcast_object_list(box)  # all have to skip the same samples
         done = box[0]
+    suite.begin(own_file if is_writer else None)
     missing = {
         cell: [index for index in range(cell.samples) if index not in done[cell]] for cell in cells
     }

@@ -108,6 +108,20 @@ class Suite(ABC, Generic[C]):
     tokens_per_batch: int
     prefill_chunk_tokens: int
 
+    def connect(self) -> None:
+        """Look for what the suite needs beside a model, before that is loaded.
+
+        Raises:
+            UsageError: it is not there.
+        """
+
+    def begin(self, file: Path | None) -> None:
+        """What comes before the first sample is answered.
+
+        Args:
+            file: that this process writes answers into; None where another one writes them.
+        """
+
     @abstractmethod
     def cells(self) -> Iterator[C]:
         """All cells, in the order in which to answer and to show them."""

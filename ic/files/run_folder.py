@@ -120,6 +120,7 @@ class SuiteFolder:
         samples: a line for each sample, as it is answered.
         earlier_cells: in its place, a line for each cell of an evaluation by an earlier version.
         results: rows of the cells; the verb `evaluate` writes them, a run's own are in its results.
+        judgements: what a judge said of the answers, as it comes.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -127,6 +128,7 @@ class SuiteFolder:
         self.samples = path / "samples.jsonl"
         self.earlier_cells = earlier_cells_file(self.samples)
         self.results = path / "results.json"
+        self.judgements = path / "judgements.jsonl"
 
     @property
     def holds_answers(self) -> bool:

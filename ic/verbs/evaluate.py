@@ -118,6 +118,8 @@ def run(config: Config) -> int:
 
     suites = [build_suite(name, options) for name, options in config.suite.items()]
     source, sharing = find_source(config.checkpoint), config.context_parallel_size
+    for suite in suites:
+        suite.connect()
     gpus = torch.cuda.device_count() if config.accelerator != "cpu" else 0
     devices = max(1, gpus) if config.devices == "auto" else config.devices
     with launched_ranks(

@@ -299,7 +299,7 @@ def test_fit_evaluates_any_suite(
 
 
 def test_suites_are_found_by_their_folders() -> None:
-    assert suite_names() == ["passkey"]
+    assert {"judge", "passkey", "perplexity"} <= set(suite_names())
     assert build_suite("passkey").name == "passkey"
     with pytest.raises(ValueError, match="unknown suite 'passkeys'; did you mean passkey"):
         build_suite("passkeys")
