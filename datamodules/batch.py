@@ -24,6 +24,8 @@ class Batch(TypedDict):
             is one document.
         answer_mask: (B, T) bool, aligned with `labels`, true where a token answers a question;
             absent where none is marked.
+        answers: what each answer of a row is about, such as its task, by the name of what is told;
+            absent in training and where nothing is told.
         token_bytes: (B, T) int32, bytes of the text that each token of `input_ids` stands for, 0 of
             special tokens; absent where data is no text.
         num_targets: (2,) int64, numbers of marked and of all targets of the whole optimizer step on
@@ -46,6 +48,7 @@ class Batch(TypedDict):
     step: NotRequired[int]
     document_ids: NotRequired[Tensor]
     answer_mask: NotRequired[Tensor]
+    answers: NotRequired[list[tuple[dict[str, str], ...]]]
     token_bytes: NotRequired[Tensor]
     num_targets: NotRequired[Tensor]
     ahead: NotRequired[list[Batch]]

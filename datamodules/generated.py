@@ -27,13 +27,16 @@ class MakeBatch(Protocol):
 def stack_sequences(sequences: list[Sequence], step: int) -> Batch:
     """The batch of a step, of sequences of one length."""
     input_ids = torch.from_numpy(np.stack([s.tokens for s in sequences])).long()
-    return {
+    batch: Batch = {
         "input_ids": input_ids,
         "labels": input_ids.clone(),
         "position_ids": torch.from_numpy(np.stack([s.position_ids for s in sequences])),
         "answer_mask": torch.from_numpy(np.stack([s.is_answer for s in sequences])),
         "step": step,
     }
+    if sequences[0].answers:
+        batch["answers"] = [sequence.answers for sequence in sequences]
+    return batch
 
 
 class _TrainStream(IterableDataset):

@@ -29,11 +29,12 @@ _TOKENS_PER_FACT, _MOST_FACTS = 128, 24  # how many facts one exercise may have
 
 @dataclass(frozen=True)
 class _Part:
-    """Tokens that stand together (T,), at a place between 0 and 1, and which of them answer."""
+    """Tokens that stand together (T,), at a place between 0 and 1; which of them answer, what."""
 
     place: float
     tokens: np.ndarray
     is_answer: np.ndarray
+    about: dict[str, str] | None = None
 
 
 class RetrievalBatches:
@@ -73,12 +74,14 @@ class RetrievalBatches:
                 pieces.append(_Part(0.0, sentence, np.zeros(len(sentence), dtype=bool)))
             pieces.append(part)
         config = self.config
+        told = parts if split != "train" else []
         return Sequence(
             np.concatenate([piece.tokens for piece in pieces]),
             np.concatenate([piece.is_answer for piece in pieces]),
             draw_positions(
                 rng, length, config.max_position, config.skip_probability, config.num_skips
             ),
+            tuple(part.about for part in told if part.about is not None),
         )
 
     def _draw_parts(self, rng: np.random.Generator, split: str, length: int) -> list[_Part]:
@@ -129,7 +132,8 @@ class RetrievalBatches:
             if answer[: len(self._space)].tolist() == self._space:
                 is_answer[len(question) : len(question) + len(self._space)] = False
             place = float(rng.uniform(places[-1], 1.0))
-            parts.append(_Part(place, np.concatenate([question, answer]), is_answer))
+            tokens = np.concatenate([question, answer])
+            parts.append(_Part(place, tokens, is_answer, query.about))
         return parts
 
 

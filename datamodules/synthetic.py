@@ -26,11 +26,19 @@ _KEY_AT = _PAIR.tobytes().index(b"00000")
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens (T,) of integers, which of them are answers (T,) bool, positions (T,) int64."""
+    """A row of a batch.
+
+    Attributes:
+        tokens: (T,) of integers.
+        is_answer: (T,) bool, which of them are answers.
+        position_ids: (T,) int64.
+        answers: what each answer is about, in the order of the text; empty where nobody asks.
+    """
 
     tokens: np.ndarray
     is_answer: np.ndarray
     position_ids: np.ndarray
+    answers: tuple[dict[str, str], ...] = ()
 
 
 def draw_sequence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,13 @@ def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None
     assert (run / "passkey/heatmap.png").is_file()
     composed = yaml.safe_load((run / "config.yaml").read_text())
     assert composed["name"] == name
+    if name == "retrieval_tiny":
+        assert ic("predict", f"run={run}") == 0
+        rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+        assert all(row["about"]["task"] for row in rows)
+        (saved,) = (run / "predict").glob("*.json")
+        kinds = [r for r in json.loads(saved.read_text())["rows"] if r.get("by") == "task"]
+        assert sum(kind["n"] for kind in kinds) == len(rows)
 
 
 def test_ruler_32k_can_be_planned(ic: Callable[..., int]) -> None:

@@ -37,11 +37,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Query:
-    """A question and the continuation that answers it, with what it asks in (`kind`)."""
+    """A question and the continuation that answers it.
+
+    Attributes:
+        about: its `task`, and for a single fact the kinds in which it is `stated` and `asked`, and
+            of its `key`.
+    """
 
     question: Piece
     answer: str
-    kind: str
+    about: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,13 @@ def draw_exercises(task: str, draw: Draw) -> list[Exercise]:
 def _fact(draw: Draw) -> list[Exercise]:
     """Facts, each asked for; of several ones all but the entity is alike."""
     count = draw.between(2, _MOST_ALIKE) if draw.rng.random() < 0.3 else 1
-    return [_single(fact) for fact in draw.facts(count, alike=count > 1)]
+    return [_single(fact, "fact") for fact in draw.facts(count, alike=count > 1)]
 
 
 def _profile(draw: Draw) -> list[Exercise]:
     """Several facts of one entity, so that the attribute decides which is asked for."""
     count = draw.between(2, 4)
-    return [_single(fact) for fact in draw.facts(count, per_entity=count)]
+    return [_single(fact, "profile") for fact in draw.facts(count, per_entity=count)]
 
 
 def _block(draw: Draw) -> list[Exercise]:
@@ -109,7 +114,7 @@ def _block(draw: Draw) -> list[Exercise]:
     lines = any(fact.own_line for fact in facts)
     text = ("\n" if lines else " ").join(fact.statement for fact in facts)
     order = draw.rng.permutation(len(facts))[: draw.between(1, len(facts))]
-    queries = tuple(_query(facts[int(index)]) for index in order)
+    queries = tuple(_query(facts[int(index)], "block") for index in order)
     return [Exercise("block", (Piece(text, lines),), queries)]
 
 
@@ -119,7 +124,7 @@ def _owner(draw: Draw) -> list[Exercise]:
     form = pick(draw.rng, wordings.OWNERS[draw.split])
     fact = facts[0]
     question = fill(draw.rng, draw.split, form, fact.entity, fact.attribute, fact.value)
-    query = Query(Piece(begin(form, question), False), f" {fact.entity}.", "owner")
+    query = Query(Piece(begin(form, question), False), f" {fact.entity}.", {"task": "owner"})
     return [
         Exercise("owner", _pieces([fact]), (query,)),
         *(Exercise("owner", _pieces([other]), ()) for other in facts[1:]),
@@ -144,7 +149,7 @@ def _values(draw: Draw) -> list[Exercise]:
                 wording=fact.wording,
             )
             pieces.append(Piece(stated.text, stated.own_line))
-    query = _list_query(draw, wordings.VALUES, values, e=fact.entity, a=fact.attribute)
+    query = _list_query(draw, "values", wordings.VALUES, values, e=fact.entity, a=fact.attribute)
     return [Exercise("values", tuple(pieces), (query,))]
 
 
@@ -154,7 +159,12 @@ def _entities(draw: Draw) -> list[Exercise]:
     asked = [facts[int(i)] for i in draw.rng.permutation(len(facts))[: draw.between(2, 4)]]
     names = ", ".join(fact.entity for fact in asked[:-1]) + f" and {asked[-1].entity}"
     query = _list_query(
-        draw, wordings.ENTITIES, [fact.value for fact in asked], l=names, a=facts[0].attribute
+        draw,
+        "entities",
+        wordings.ENTITIES,
+        [fact.value for fact in asked],
+        l=names,
+        a=facts[0].attribute,
     )
     return [Exercise("entities", _pieces(facts), (query,))]
 
@@ -176,7 +186,7 @@ def _variables(draw: Draw) -> list[Exercise]:
             Piece(text.replace("{x}", name), own_line)
             for text, name in zip(texts, names, strict=True)
         )
-        asked = () if nth else (_list_query(draw, wordings.VARIABLES, names, v=value),)
+        asked = () if nth else (_list_query(draw, "variables", wordings.VARIABLES, names, v=value),)
         exercises.append(Exercise("variables", pieces, asked))
     return exercises
 
@@ -201,7 +211,7 @@ def _repeated(draw: Draw) -> list[Exercise]:
     else:
         text = heading + "\n" + "\n".join(bag)
     answers = sorted(common, key=bag.index)
-    query = _list_query(draw, wordings.REPEATED, answers)
+    query = _list_query(draw, "repeated", wordings.REPEATED, answers)
     return [Exercise("repeated", (Piece(text, True),), (query,))]
 
 
@@ -210,7 +220,7 @@ def _nonliteral(draw: Draw) -> list[Exercise]:
     if fact.entity.casefold() in draw.taken or fact.wording in draw.taken:
         return []  # its question would have two answers
     draw.taken.update((fact.entity.casefold(), fact.wording))
-    return [Exercise("nonliteral", _pieces([fact]), (_query(fact),))]
+    return [_single(fact, "nonliteral")]
 
 
 def _variable(draw: Draw, letters: int) -> str:
@@ -235,20 +245,28 @@ _TASKS: dict[str, Callable[[Draw], list[Exercise]]] = {
 }
 
 
-def _single(fact: Fact) -> Exercise:
-    return Exercise("fact", _pieces([fact]), (_query(fact),))
+def _single(fact: Fact, task: str) -> Exercise:
+    return Exercise(task, _pieces([fact]), (_query(fact, task),))
 
 
 def _pieces(facts: list[Fact]) -> tuple[Piece, ...]:
     return tuple(Piece(fact.statement, fact.own_line) for fact in facts)
 
 
-def _query(fact: Fact) -> Query:
+def _query(fact: Fact, task: str) -> Query:
     own_line = fact.question_own_line or "\n" in fact.question
-    return Query(Piece(fact.question, own_line), fact.answer, fact.question_kind)
+    about = {
+        "task": task,
+        "stated": fact.statement_kind,
+        "asked": fact.question_kind,
+        "key": fact.key_kind,
+    }
+    return Query(Piece(fact.question, own_line), fact.answer, about)
 
 
-def _list_query(draw: Draw, forms: wordings.Forms, answers: list[str], **filled: str) -> Query:
+def _list_query(
+    draw: Draw, task: str, forms: wordings.Forms, answers: list[str], **filled: str
+) -> Query:
     """A question in one of the forms; the answers follow with commas between them."""
     form = text = pick(draw.rng, forms[draw.split])
     if "a" in filled:
@@ -259,4 +277,4 @@ def _list_query(draw: Draw, forms: wordings.Forms, answers: list[str], **filled:
     lead = pick(draw.rng, wordings.LEADS[draw.split])
     newline = draw.rng.random() < 0.3
     question = f"{text}\n{lead}" if newline else f"{text} {lead}"
-    return Query(Piece(question, newline), f" {', '.join(answers)}.", "list")
+    return Query(Piece(question, newline), f" {', '.join(answers)}.", {"task": task})

@@ -65,8 +65,26 @@ def write_predictions(config: RunConfig) -> int:
         if isinstance(value, bool | float)
     }
     summary = {"what": "predict", "n": len(rows), **means, "predictions": str(path)}
-    _save(run, config, "predict", checkpoint, [summary])
+    _save(run, config, "predict", checkpoint, [summary, *_by_kind(rows)])
     return 0
+
+
+def _by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Right answers by everything that is told about them, printed as a table."""
+    right: dict[tuple[str, str], list[bool]] = {}
+    for row in rows:
+        for name, kind in row.get("about", {}).items():
+            right.setdefault((name, kind), []).append(row["correct"])
+    if not right:
+        return []
+    table = Table("by", "kind", "right", "of")
+    for (name, kind), values in sorted(right.items()):
+        table.add_row(name, kind, str(sum(values)), str(len(values)))
+    Console().print(table)
+    return [
+        {"what": "predict", "by": name, "kind": kind, "n": len(v), "num_correct": sum(v)}
+        for (name, kind), v in sorted(right.items())
+    ]
 
 
 def _save(

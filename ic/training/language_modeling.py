@@ -111,7 +111,7 @@ class LanguageModelingModule(LightningModule):
         assert predicted is not None
         rows, at = [], 0
         for row, marks in enumerate(batch["answer_mask"].cpu()):
-            for start, end in _runs(marks):
+            for nth, (start, end) in enumerate(_runs(marks)):
                 expected = batch["labels"][row, start:end]
                 given = predicted[at : at + len(expected)]
                 at += len(expected)
@@ -123,6 +123,7 @@ class LanguageModelingModule(LightningModule):
                         "expected": self.tokenizer.decode(expected),
                         "predicted": self.tokenizer.decode(given),
                         "correct": bool((given == expected).all()),
+                        **({"about": batch["answers"][row][nth]} if "answers" in batch else {}),
                     }
                 )
         return rows

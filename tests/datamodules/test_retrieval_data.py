@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ic.datamodules.batch import Batch
+from ic.datamodules.facts.keys import key_kinds
 from ic.datamodules.facts.words import english_words
 from ic.datamodules.needle_names import RETRIEVAL_TASKS
 from ic.datamodules.retrieval import RetrievalBatches, RetrievalDataModule
@@ -75,6 +76,15 @@ def test_every_answer_stands_earlier_in_the_text(task: str, split: str) -> None:
     assert data["labels"].equal(data["input_ids"])
     found = answers(data, ByteTokenizer())
     assert len(found) >= 8
+    if split == "train":
+        assert "answers" not in data  # nobody asks
+    else:
+        about = [each for row in data["answers"] for each in row]
+        assert [each["task"] for each in about] == [task] * len(found)
+        if "key" in about[0] and task != "nonliteral":
+            assert {each["key"] for each in about} <= set(key_kinds("test"))
+            digits = [f[1] for f, a in zip(found, about, strict=True) if a["key"] == "digits-7"]
+            assert all(re.fullmatch(r" ?\d{7} ?\D", answer) for answer in digits)
     assert sum(not after for _, _, after in found) == 8  # each sequence ends with an answer
     for before, answer, _ in found:
         value = re.fullmatch(r"(.+?) ?(\n|_|\W)", answer.lstrip(" "), re.DOTALL).group(1)
