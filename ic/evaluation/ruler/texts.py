@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ic.datamodules.compressed import without_compression
 from ic.datamodules.options import SUFFIXES
-from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
+from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
 from ic.evaluation.ruler.grid import Config
 from ic.evaluation.ruler.questions import SHIPPED, Questions, hotpotqa, shipped_paragraphs, squad
 
 # As many as a million tokens can hold. A longer haystack is repeated, as in RULER.
 _MOST_WORDS = 2**20
+_SETTING = "suite.ruler.haystack"
 _KNOWN = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
@@ -68,15 +69,10 @@ def name_of(config: Config, task: str) -> str | None:
 
 
 def _read_words(path: str) -> list[str]:
-    where = f"suite.ruler.haystack={path}"
-    found = sorted(map(str, Path(path).rglob("*"))) if Path(path).is_dir() else [path]
-    if Path(path).is_dir():
-        found = [file for file in found if _is_text(file)]
-        if not found:
-            raise ValueError(f"{where}: the folder holds no file of prose ({', '.join(_KNOWN)})")
-    files = resolve_files(found, "suite.ruler.haystack")
+    where = f"{_SETTING}={path}"
+    files = resolve_files(expand_folders([path], _SETTING), _SETTING)
     for file in files:
-        if not _is_text(file):
+        if not without_compression(file).lower().endswith(_KNOWN):
             raise ValueError(
                 f"{where}: {Path(file).name} is neither text, JSON Lines nor parquet "
                 f"({', '.join(_KNOWN)})"
@@ -89,7 +85,3 @@ def _read_words(path: str) -> list[str]:
     if not words:
         raise ValueError(f"{where}: holds no word; give prose, the longer the better")
     return words
-
-
-def _is_text(file: str) -> bool:
-    return Path(file).is_file() and Path(without_compression(file)).suffix.lower() in _KNOWN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from ic.evaluation.ruler.prompts import PromptMaker
 from ic.evaluation.ruler.suite import RulerSuite
 from ic.evaluation.ruler.texts import Texts
 from ic.evaluation.suite import Row
+from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.ruler.solver import Silent, Solver
 
@@ -169,6 +172,33 @@ def test_the_least_length_is_enough() -> None:
         assert all(enough.sample(ByteTokenizer(), cell, i) for i in range(3))
     with pytest.raises(ValueError, match=r"600 tokens cannot hold vt: sample 0 takes"):
         suite.sample(ByteTokenizer(), TaskCell("vt", 600, 1), 0)
+
+
+def test_from_the_command_line(
+    ic: Callable[..., int],
+    make_model: Callable[..., MLAForCausalLM],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_model(vocab_size=320).save_pretrained(tmp_path / "model")
+    ByteTokenizer().save_pretrained(tmp_path / "model")
+    asked = ("evaluate", "checkpoint=model", "suite=ruler", "accelerator=cpu", "output=out")
+    few = ("suite.ruler.tasks=[fwe,qa_1]", "suite.ruler.samples=1")
+    assert ic(*asked, *few, "suite.ruler.lengths=[256]") == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(
+            "ic: suite.ruler.lengths: 256 tokens are too few, with those to generate, for fwe "
+        )
+    )
+    assert ic(*asked, *few, "suite.ruler.lengths=[768]") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "effective length over 2 of 13 tasks: below 768" in said
+    rows = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert [(row["task"], row["accuracy"]) for row in rows[:-1]] == [("fwe", 0.0), ("qa_1", 0.0)]
+    assert (rows[-1]["what"], rows[-1]["length_tokens"]) == ("effective_length", None)
+    assert (tmp_path / "out/ruler.csv").read_text().count("\n") == 4
 
 
 def test_tasks_that_do_not_exist() -> None:
