@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,22 +11,58 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coverage import CoverageData
+from coverage import Coverage
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Recorder:
-    """A pytest plugin: the seconds of every test, and those that failed."""
+class Watch:
+    """A pytest plugin: what each test executes of some folders, its seconds, and whether it fails.
 
-    def __init__(self) -> None:
+    Every worker writes what it saw. Nothing else goes to the disk meanwhile: some tests make it
+    seem full.
+    """
+
+    def __init__(self, folder: Path, areas: list[str]) -> None:
+        self.folder = folder
         self.seconds: dict[str, float] = defaultdict(float)
         self.failed: set[str] = set()
+        include = [str(ROOT / area / "*") for area in areas]
+        self.coverage = Coverage(data_file=None, config_file=False, include=include)
+        self.coverage.start()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.coverage.switch_context(f"{item.nodeid}|setup")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self.coverage.switch_context(f"{item.nodeid}|run")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        self.coverage.switch_context(f"{item.nodeid}|teardown")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
         if report.failed:
             self.failed.add(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self.coverage.stop()
+        data = self.coverage.get_data()
+        lines = {
+            str(Path(module).relative_to(ROOT)): data.contexts_by_lineno(module)
+            for module in data.measured_files()
+        }
+        kept = {"seconds": self.seconds, "failed": sorted(self.failed), "contexts": lines}
+        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(kept))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or not config.option.numprocesses:
+        folder, *areas = os.environ["IC_EXECUTED"].split(":")
+        config.pluginmanager.register(Watch(Path(folder), areas))
 
 
 class Executed:
@@ -48,19 +85,44 @@ class Executed:
     def take(cls, areas: list[str], folders: list[str], jobs: int, marks: str) -> "Executed":
         """Run the folders' tests in a process of their own, under coverage of the areas."""
         with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, "executed.json")
-            command = [
-                sys.executable,
-                __file__,
-                str(file),
-                str(jobs),
-                marks,
-                *areas,
-                "--",
-                *folders,
-            ]
-            subprocess.run(command, cwd=ROOT, check=True)
-            return cls(json.loads(file.read_text()))
+            folder = Path(scratch, "workers")
+            folder.mkdir()
+            environment = {
+                **os.environ,
+                "IC_EXECUTED": ":".join([str(folder), *areas]),
+                "PYTHONPATH": str(Path(__file__).parent),
+            }
+            command = [sys.executable, "-m", "pytest", "-p", "executed", "-n", str(jobs)]
+            command += ["--dist", "loadfile", "-q", "-p", "no:cacheprovider", "-m", marks]
+            # Of its own: other runs of pytest clear what lies in the common one.
+            command += [f"--basetemp={scratch}/tests", *folders]
+            subprocess.run(command, cwd=ROOT, env=environment)
+            return cls.merged([json.loads(file.read_text()) for file in folder.iterdir()])
+
+    @classmethod
+    def merged(cls, workers: list[dict[str, Any]]) -> "Executed":
+        """Of what several workers saw, each of files of its own."""
+        seconds = {name: each for worker in workers for name, each in worker["seconds"].items()}
+        numbers = {name: number for number, name in enumerate(seconds)}
+        of_file: dict[str, set[int]] = defaultdict(set)
+        for name, number in numbers.items():
+            of_file[name.partition("::")[0]].add(number)
+        found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+        for worker in workers:
+            for module, by_line in worker["contexts"].items():
+                for line, contexts in by_line.items():
+                    for context in contexts:
+                        name, _, phase = context.rpartition("|")
+                        if name in numbers:
+                            # A fixture may be shared by all tests of its file.
+                            all_of = of_file[name.partition("::")[0]]
+                            found[module][line] |= {numbers[name]} if phase == "run" else all_of
+        lines = {
+            module: {line: sorted(tests) for line, tests in by_line.items()}
+            for module, by_line in found.items()
+        }
+        failed = sorted({name for worker in workers for name in worker["failed"]})
+        return cls({"seconds": seconds, "failed": failed, "lines": lines})
 
     def save(self, file: Path) -> None:
         kept = {"seconds": self.seconds, "failed": self.failed, "lines": self.lines}
@@ -114,48 +176,3 @@ def _lines_of_functions(source: str) -> set[int]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines.update(range(node.body[0].lineno, (node.end_lineno or node.lineno) + 1))
     return lines
-
-
-def _run(file: Path, jobs: int, marks: str, areas: list[str], folders: list[str]) -> None:
-    data_file = file.with_suffix(".coverage")
-    config = file.with_suffix(".ini")
-    config.write_text(f"[run]\ndata_file = {data_file}\n")
-    recorder = Recorder()
-    pytest.main(
-        ["-n", str(jobs), "--dist", "loadfile", "-q", "-p", "no:cacheprovider", "-m", marks]
-        # Of its own: other runs of pytest clear what lies in the common one.
-        + [f"--basetemp={file.with_suffix('.tmp')}"]
-        + [f"--cov={area}" for area in areas]
-        + ["--cov-context=test", "--cov-report=", f"--cov-config={config}", *folders],
-        plugins=[recorder],
-    )
-    numbers = {name: number for number, name in enumerate(recorder.seconds)}
-    of_file: dict[str, set[int]] = defaultdict(set)
-    for name, number in numbers.items():
-        of_file[name.partition("::")[0]].add(number)
-    data = CoverageData(str(data_file))
-    data.read()
-    lines: dict[str, dict[str, list[int]]] = {}
-    for module in data.measured_files():
-        by_line = lines[str(Path(module).relative_to(ROOT))] = {}
-        for line, contexts in data.contexts_by_lineno(module).items():
-            found: set[int] = set()
-            for context in contexts:
-                name, _, phase = context.rpartition("|")
-                if name in numbers:
-                    # A fixture may be shared by all tests of its file.
-                    found |= {numbers[name]} if phase == "run" else of_file[name.partition("::")[0]]
-            by_line[str(line)] = sorted(found)
-    kept = {"seconds": recorder.seconds, "failed": sorted(recorder.failed), "lines": lines}
-    file.write_text(json.dumps(kept))
-
-
-if __name__ == "__main__":
-    separator = sys.argv.index("--")
-    _run(
-        Path(sys.argv[1]),
-        int(sys.argv[2]),
-        sys.argv[3],
-        sys.argv[4:separator],
-        sys.argv[separator + 1 :],
-    )
