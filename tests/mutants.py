@@ -2,20 +2,21 @@
 
 `make mutants` runs it. The faults are Cosmic Ray's (comparisons, arithmetic, constants, loops,
 conditions, caught exceptions). A sample is drawn by a seed, since all of them would take a day.
-The tests of an area's folders first run once without a fault, to know which of them execute which
-line. Each worker has a copy of the tree in which one fault at a time stands, runs the tests that
-execute its line, and stops at the first that fails. The result goes to a JSON file, with the lines
-of every fault that lived.
+Each worker has a copy of the tree in which one fault at a time stands, and stops at the first test
+that fails. At the end every test that noticed a fault runs once without any: where it fails too, it
+noticed nothing. The result goes to a JSON file, with the lines of every fault that lived.
 """
 
 import argparse
 import datetime
 import difflib
+import functools
 import importlib
 import json
 import os
 import platform
 import random
+import re
 import select
 import shutil
 import signal
@@ -33,7 +34,6 @@ from cosmic_ray.commands.init import _all_work_items
 from cosmic_ray.mutating import use_mutation
 from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_item import WorkItem
-from executed import Executed
 
 ROOT = Path(__file__).resolve().parent.parent
 # The area's modules, and the folders of tests that should notice a fault there.
@@ -70,6 +70,37 @@ def every_fault(area: str, chance: random.Random) -> list[WorkItem]:
     return [chance.choice(items) for items in places.values()]
 
 
+def test_files(module: Path, folders: list[str]) -> list[str]:
+    """The folders' test files that name the module, the file of its own name first.
+
+    Where none does, those that name a module which imports it; else all.
+    """
+    files = sorted(f for folder in folders for f in (ROOT / folder).rglob("test_*.py"))
+    own = [f for f in files if f.stem == f"test_{module.stem}"]
+    importers = [m for m in modules() if names(m, module) and m != ROOT / module]
+    named = [f for f in files if names(f, module)] or [
+        f for f in files if any(names(f, each.relative_to(ROOT)) for each in importers)
+    ]
+    chosen = list(dict.fromkeys(own + named)) or files
+    return [str(f.relative_to(ROOT)) for f in chosen]
+
+
+@functools.cache
+def modules() -> list[Path]:
+    return sorted(m for folder in ("ic", *AREAS) for m in (ROOT / folder).rglob("*.py"))
+
+
+def names(file: Path, module: Path) -> bool:
+    """Whether a file's text holds the module's dotted name."""
+    dotted = ".".join(module.with_suffix("").parts).removeprefix("ic.")
+    return re.search(rf"\bic\.{re.escape(dotted)}\b(?!\.)", text_of(file)) is not None
+
+
+@functools.cache
+def text_of(file: Path) -> str:
+    return file.read_text()
+
+
 def take_copy(queue: "Queue[str]") -> None:
     """Gives this worker a copy of the tree of its own, and keeps compiled faults off the disk."""
     sys.dont_write_bytecode = True
@@ -77,22 +108,44 @@ def take_copy(queue: "Queue[str]") -> None:
     os.chdir(queue.get())
 
 
-def tests_pass(arguments: list[str], timeout_s: float) -> bool | None:
-    """Runs pytest in a fork of this process, which has the libraries loaded; None: it took too long."""
+class First:
+    """A pytest plugin: keeps the first test that fails."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self.file.exists():
+            self.file.write_text(report.nodeid)
+
+
+def first_failure(tests: list[str], timeout_s: float) -> tuple[bool, str]:
+    """Runs tests in a fork of this process, which has the libraries loaded.
+
+    Returns:
+        Whether they came to an end within the time, and the first that failed; empty if all passed,
+        `collection` if they could not begin.
+    """
+    own = Path.cwd().with_suffix(".tests")  # other runs of pytest clear the common folder
+    kept = Path.cwd().with_suffix(".failed")
+    kept.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         os.setsid()
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
-        os._exit(int(pytest.main(arguments)))
+        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "-m", NOT_MARKED]
+        os._exit(int(pytest.main([*arguments, f"--basetemp={own}", *tests], plugins=[First(kept)])))
     end = os.pidfd_open(child)
     ended, _, _ = select.select([end], [], [], timeout_s)
     os.close(end)
     if not ended:
         os.killpg(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status == 0 if ended else None
+    if status == 0:
+        return True, ""
+    return bool(ended), kept.read_text() if kept.exists() else "collection"
 
 
 def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, object]:
@@ -101,21 +154,24 @@ def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, objec
     fault = item.mutations[0]
     operator = get_operator(fault.operator_name)(**fault.operator_args)
     with use_mutation(fault.module_path, operator, fault.occurrence) as (before, after):
-        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider"]
-        arguments += [f"--basetemp={Path.cwd().with_suffix('.tmp')}", *tests]
-        passed = tests_pass(arguments, timeout_s) if tests else True
+        in_time, noticed_by = first_failure(tests, timeout_s)
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return {
         "module": str(fault.module_path),
         "line": fault.start_pos[0],
         "operator": fault.operator_name.removeprefix("core/"),
-        "lived": passed is True,
-        "timed_out": passed is None,
-        "tests": len(tests),
+        "lived": in_time and not noticed_by,
+        "undecided": not in_time,
+        "noticed_by": noticed_by if in_time else "",
         "seconds": round(time.perf_counter() - began, 1),
-        "change": changed if passed else [],
+        "change": changed,
     }
+
+
+def fails_anyway(test: str, timeout_s: float) -> bool:
+    """Whether a test fails in this worker's copy, in which no fault stands."""
+    return first_failure([test], timeout_s) != (True, "")
 
 
 def commit() -> str:
@@ -125,16 +181,14 @@ def commit() -> str:
 
 
 def summary(
-    options: argparse.Namespace,
-    records: list[dict[str, Any]],
-    possible: dict[str, int],
-    failed: list[str],
+    options: argparse.Namespace, records: list[dict[str, Any]], possible: dict[str, int]
 ) -> dict[str, Any]:
     """What the results file holds, also of a campaign that is cut short.
 
-    A fault whose tests took too long is undecided: it counts neither as planted nor as seen.
+    A fault whose tests took too long, or failed without it too, is undecided: it counts neither as
+    planted nor as seen.
     """
-    judged = [r for r in records if not r["timed_out"]]
+    judged = [r for r in records if not r["undecided"]]
     rows = []
     for area in options.areas:
         of_area = [r for r in judged if r["area"] == area]
@@ -152,9 +206,9 @@ def summary(
         "planted": len(judged),
         "seen": sum(not r["lived"] for r in judged),
         "rows": rows,
-        "left_out": failed,
         "lived": [r for r in records if r["lived"]],
-        "undecided": [f"{r['module']}:{r['line']}" for r in records if r["timed_out"]],
+        "undecided": [f"{r['module']}:{r['line']}" for r in records if r["undecided"]],
+        "noticed_by": sorted({r["noticed_by"] for r in judged} - {""}),
     }
 
 
@@ -164,13 +218,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the sample")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="faults at a time")
     parser.add_argument("--areas", nargs="+", choices=sorted(AREAS), default=sorted(AREAS))
-    parser.add_argument(
-        "--tests-at-most-s", type=float, default=300, help="of tests for one fault, as first timed"
-    )
+    parser.add_argument("--timeout-s", type=float, default=600, help="for the tests of one fault")
     parser.add_argument(
         "--stop-after-s", type=float, default=float("inf"), help="starts no more then"
     )
-    parser.add_argument("--executed", type=Path, help="keeps which tests execute which line")
     parser.add_argument("--output", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
 
@@ -185,14 +236,6 @@ def main() -> None:
     random.Random(options.seed).shuffle(chosen)
 
     began, records = time.perf_counter(), []
-    if options.executed is not None and options.executed.exists():
-        executed = Executed(json.loads(options.executed.read_text()))
-    else:
-        folders = sorted({folder for area in options.areas for folder in AREAS[area]})
-        executed = Executed.take(options.areas, folders, options.jobs, NOT_MARKED)
-        if options.executed is not None:
-            executed.save(options.executed)
-    print(f"left out, since they fail without a fault: {executed.failed or 'none'}", flush=True)
     for library in LIBRARIES:
         importlib.import_module(library)
     with tempfile.TemporaryDirectory() as scratch:
@@ -211,13 +254,8 @@ def main() -> None:
         with ProcessPoolExecutor(options.jobs, initializer=take_copy, initargs=(queue,)) as pool:
             waiting = []
             for area, item in chosen:
-                fault = item.mutations[0]
-                tests = executed.tests_of(
-                    fault.module_path, fault.start_pos[0], options.tests_at_most_s
-                )
-                # Ten times what they took: a busy machine is no reason to call a fault seen.
-                timeout_s = 60 + 10 * sum(executed.seconds[name] for name in tests)
-                waiting.append((area, pool.submit(judge, item, tests, timeout_s)))
+                tests = test_files(item.mutations[0].module_path, AREAS[area])
+                waiting.append((area, pool.submit(judge, item, tests, options.timeout_s)))
             for area, future in waiting:
                 left = options.stop_after_s - (time.perf_counter() - began)
                 if left <= 0:
@@ -225,10 +263,17 @@ def main() -> None:
                 if not future.cancelled():
                     records.append({"area": area, **future.result()})
                     print(f"{len(records)}/{len(chosen)}", *records[-1].values(), flush=True)
-                    found = summary(options, records, possible, executed.failed)
+                    found = summary(options, records, possible)
                     options.output.write_text(json.dumps(found, indent=1) + "\n")
-
-    for row in summary(options, records, possible, executed.failed)["rows"]:
+            noticed_by = sorted({r["noticed_by"] for r in records} - {"", "collection"})
+            again = pool.map(fails_anyway, noticed_by, [options.timeout_s] * len(noticed_by))
+            failing = {test for test, fails in zip(noticed_by, again, strict=True) if fails}
+    print(f"fail without a fault: {sorted(failing) or 'none'}")
+    for record in records:
+        record["undecided"] |= record["noticed_by"] in failing
+    found = summary(options, records, possible)
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    for row in found["rows"]:
         print(f"{row['area']}: {row['seen']} of {row['planted']} seen")
     print(f"{time.perf_counter() - began:.0f} s")
 
