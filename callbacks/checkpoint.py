@@ -15,7 +15,6 @@ import contextlib
 import copy
 import math
 import os
-import shlex
 import shutil
 import signal
 from types import FrameType
@@ -189,7 +188,7 @@ class FolderCheckpoint(Checkpoint):
 
     def finish(self, trainer: Trainer) -> int:
         """Say how to go on -> exit code of an interrupted run."""
-        rank_zero_info(f"interrupted; continue with fit run={shlex.quote(str(self.run.path))}")
+        rank_zero_info(f"interrupted; continue with {self.run.resume_command}")
         return INTERRUPTED_EXIT_CODE
 
     def state_dict(self) -> dict[str, Any]:
@@ -231,7 +230,7 @@ class FolderCheckpoint(Checkpoint):
             self.save(trainer)
             rank_zero_info(
                 f"the checkpoint of step {trainer.global_step} is saved; continue with "
-                "ckpt_path=last"
+                f"{self.run.resume_command}"
             )
 
     def _worth_saving(self, trainer: Trainer, *, at_end: bool) -> bool:

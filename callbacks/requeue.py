@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.options import SlurmRequeueOptions
+from ic.files.run_folder import RunFolder
 from ic.machine.slurm_job import SlurmError, SlurmJob
 from ic.parallel.agreement import Agreement
 
@@ -121,11 +122,12 @@ class SlurmRequeue(Callback):
         """
         if not trainer.is_global_zero:
             return 0
+        resume = RunFolder(trainer.default_root_dir).resume_command
         if self.stop is Stop.TERMINATE:
-            rank_zero_info("terminated; the checkpoint is saved, continue with ckpt_path=last")
+            rank_zero_info(f"terminated; the checkpoint is saved, continue with {resume}")
             return TERMINATED_EXIT_CODE
         if self.job is None:
-            rank_zero_info("stopped by a signal; continue with ckpt_path=last")
+            rank_zero_info(f"stopped by a signal; continue with {resume}")
             return TO_BE_CONTINUED_EXIT_CODE
         if self.job.restart_count >= self.config.max_restarts:
             rank_zero_warn(

@@ -18,6 +18,9 @@ from ic.datamodules.options import COMPRESSIONS
 READ_ERRORS: tuple[type[Exception], ...] = (OSError, EOFError, lzma.LZMAError)
 
 
+_CHUNK = 1 << 16  # bytes
+
+
 def without_compression(path: str) -> str:
     """The path without a final suffix of `COMPRESSIONS`: its own suffix tells the format."""
     return str(Path(path).with_suffix("")) if _compression(path) else path
@@ -80,7 +83,49 @@ def _compression(path: str) -> str:
 
 
 def _open_zstandard(path: str) -> IO[bytes]:
-    return io.BufferedReader(_zstandard(path, "reading").open(path, "rb"))
+    return io.BufferedReader(_ZstandardReader(path, _zstandard(path, "reading")))
+
+
+class _ZstandardReader(io.RawIOBase):
+    """All frames of a file; the package's own reader takes the first, or a cut one, for the whole.
+
+    Raises:
+        OSError: what is read is damaged.
+        EOFError: the file ends within a frame.
+    """
+
+    def __init__(self, path: str, package: Any) -> None:
+        self._package = package
+        self._file = Path(path).open("rb")  # noqa: SIM115 - closed with this
+        self._frame = package.ZstdDecompressor().decompressobj()
+        self._is_between_frames = True
+        self._waiting = b""  # decompressed and not yet read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._waiting:
+            compressed = self._frame.unused_data if self._frame.eof else b""
+            compressed = compressed or self._file.read(_CHUNK)
+            if not compressed and self._is_between_frames:
+                return 0
+            if not compressed:
+                raise EOFError("the file ends within a zstandard frame")
+            if self._frame.eof:
+                self._frame = self._package.ZstdDecompressor().decompressobj()
+            try:
+                self._waiting = self._frame.decompress(compressed)
+            except self._package.ZstdError as error:
+                raise OSError(str(error)) from error
+            self._is_between_frames = self._frame.eof
+        size = min(len(buffer), len(self._waiting))
+        buffer[:size], self._waiting = self._waiting[:size], self._waiting[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _zstandard(path: str, doing: str) -> Any:

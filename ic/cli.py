@@ -18,7 +18,6 @@ import errno
 import importlib
 import importlib.metadata
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -97,6 +96,8 @@ class Verb:
         return overrides if complete is None else list(complete(overrides))
 
     def run(self, config: Any) -> int:
+        if (check := getattr(self.module, "check", None)) is not None:
+            check(config)  # what can be refused before PyTorch is loaded
         if "torch" not in sys.modules and is_first_process():
             folder = getattr(config, "folder", None)
             where = "" if folder is None else f" in {folder.path}"
@@ -161,8 +162,7 @@ def _where_to_continue(run: RunFolder) -> str:
     """What a `fit` that ended at once leaves, and the command that goes on from it."""
     if not run.last.exists():
         return "no checkpoint is saved: the same command begins again"
-    path = shlex.quote(str(run.path))
-    return f"continue from {os.readlink(run.last)} with fit run={path}"
+    return f"continue from {os.readlink(run.last)} with {run.resume_command}"
 
 
 def _no_memory(error: Exception) -> str:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ic.checkpoint.commit import whole_folder
 from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.export_folder import MANIFEST, check_output
 from ic.checkpoint.folder import load_config, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.hugging_face import CONFIG, INDEX
@@ -28,8 +29,6 @@ from ic.files.atomic_write import write_json
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 
-# What an export wrote, so that nothing else is ever deleted with it.
-MANIFEST = "export.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -72,18 +71,7 @@ def export_checkpoint(
     Raises:
         CheckpointError: unreadable source, existing output, full disk; `output` is untouched.
     """
-    if output.exists():
-        if source.path.resolve().is_relative_to(output.resolve()):
-            same = output.resolve() == source.path.resolve()
-            raise CheckpointError(
-                f"output={output} {'is' if same else 'holds'} the checkpoint: choose another folder"
-            )
-        if not overwrite:
-            raise CheckpointError(
-                f"output={output} exists: choose another folder, or replace an export with "
-                "overwrite=true"
-            )
-        _check_replaceable(output)
+    check_output(source.path, output, overwrite)
     config, weights, own_tokenizer = _open(source, tokenizer is None)
     tokenizer = tokenizer or own_tokenizer
     target_dtype = None if dtype is None else DTYPES[dtype]
@@ -166,30 +154,6 @@ def _write_config(config: MLAConfig, folder: Path) -> None:
 def _write_manifest(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     write_json(folder / MANIFEST, {"files": names})
-
-
-def _check_replaceable(output: Path) -> None:
-    """Raises CheckpointError unless a folder is empty, or holds what an export wrote and nothing
-    else.
-    """
-    if output.is_symlink() or not output.is_dir():
-        kind = "a link" if output.is_symlink() else "a file"
-        raise CheckpointError(f"output={output} is {kind}: overwrite=true replaces folders alone")
-    found = {path.name for path in output.iterdir()}
-    if not found:
-        return
-    try:
-        written = {*json.loads((output / MANIFEST).read_text())["files"], MANIFEST}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"output={output} is no export (it holds no {MANIFEST} of one), and overwrite=true "
-            "replaces exports alone: choose another folder, or remove it yourself"
-        ) from None
-    if others := sorted(found - written):
-        raise CheckpointError(
-            f"output={output} holds more than an export, such as {others[0]}, and overwrite=true "
-            "would delete it: choose another folder, or move it away"
-        )
 
 
 def _check_space(output: Path, needed_bytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 _STEP_FOLDER = re.compile(r"step=(\d+)")
@@ -52,6 +53,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last"
         self.best = self.checkpoints / "best"
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run, from any folder and without its settings."""
+        return f"fit run={shlex.quote(str(self.path))}"
 
     def memory(self, verb: str = "fit") -> Path:
         """The memory profile of training, or of a verb that only evaluated the run."""

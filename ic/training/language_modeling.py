@@ -133,7 +133,29 @@ class LanguageModelingModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: lr_factor(self.optimizer_config, step, self.progress(step))
         )
+        self._optimizer_settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Follow the configuration, whose changes a checkpoint of before them would undo.
+
+        It holds the settings of its own run, and the rate as that run's schedule had it: a finished
+        run that is given more steps would take the first of them at its last rate, zero.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            schedule.base_lrs = [settings["initial_lr"] for settings in self._optimizer_settings]
+            for group, settings, factor in zip(
+                schedule.optimizer.param_groups,
+                self._optimizer_settings,
+                schedule.lr_lambdas,
+                strict=True,
+            ):
+                rate = settings["initial_lr"] * factor(schedule.last_epoch)
+                group.update({**settings, "lr": rate})
 
     def progress(self, step: int) -> float:
         """Share of the run that is done, by steps or by time, whichever is further."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.options import ExportOptions as Config
+from ic.checkpoint.source import find_source
+
+
+def check(config: Config) -> None:
+    """Refuse a source that is none and an output that may not be taken.
+
+    Raises:
+        CheckpointError: naming which.
+    """
+    check_output(find_source(config.checkpoint).path, Path(config.output), config.overwrite)
 
 
 def run(config: Config) -> int:
@@ -20,7 +31,6 @@ def run(config: Config) -> int:
     )
 
     from ic.checkpoint.export import export_checkpoint
-    from ic.checkpoint.source import find_source
     from ic.datamodules.tokenizers import build_tokenizer
     from ic.inference.loading import announce
 

@@ -178,7 +178,9 @@ def test_sigterm_saves_and_stops_without_a_requeue(
     slurm.answer("squeue", "kill -TERM $PPID; echo N/A")
     handler = signal.getsignal(signal.SIGTERM)
     assert ic(*RUN) == 143
-    assert "terminated; the checkpoint is saved" in capsys.readouterr().err
+    folder = tmp_path / "runs/debug/job"
+    said = f"terminated; the checkpoint is saved, continue with fit run={folder}\n"
+    assert said in capsys.readouterr().err
     assert slurm.requeued == []
     assert os.readlink(tmp_path / "runs/debug/job/checkpoints/last") == "step=1"
     assert signal.getsignal(signal.SIGTERM) == handler
@@ -187,7 +189,7 @@ def test_sigterm_saves_and_stops_without_a_requeue(
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGUSR1, 75, "stopped by a signal; continue with ckpt_path=last"),
+        (signal.SIGUSR1, 75, "stopped by a signal; continue with fit run="),
         (signal.SIGINT, 130, "interrupted; continue with fit run="),
     ],
 )

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +152,26 @@ def test_existing_output(checkpoint: Path, tmp_path: Path) -> None:
     assert load_model(copy)
     with pytest.raises(CheckpointError, match="is the checkpoint: choose another"):
         export_checkpoint(find_source(checkpoint), checkpoint, overwrite=True)
+
+
+def test_a_wrong_output_is_refused_before_anything_is_loaded(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+        "from ic.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    given = [f"checkpoint={checkpoint}", f"output={tmp_path}"]
+    for args, message in (
+        (given, "exists: choose another"),
+        ([*given, "overwrite=true"], "no export"),
+    ):
+        (tmp_path / "precious").touch()
+        ended = subprocess.run(
+            [sys.executable, "-c", script, "export", *args], capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stdout) == (2, "False\n")
+        assert message in ended.stderr
 
 
 def test_tells_progress(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import sys
 from itertools import islice
 from pathlib import Path
@@ -20,6 +17,7 @@ from ic.datamodules.options import TextDataOptions
 from ic.datamodules.text import TextDataModule
 from ic.datamodules.text_files import resolve_files
 from ic.model.byte_tokenizer import ByteTokenizer
+from tests.datamodules.test_file_formats import COMPRESS, SUFFIXES
 
 GOOD = json.dumps({"text": "a good row of some length"})
 
@@ -151,13 +149,13 @@ def test_a_whole_number_of_any_length_beside_the_text(
     fit_setup(tokenizer, [str(tmp_path / "a.jsonl")])
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("damage", ["cut", "plain"])
 def test_damaged_compression(
     tokenizer: ByteTokenizer, tmp_path: Path, suffix: str, damage: str
 ) -> None:
     rows = "\n".join(json.dumps({"text": f"row {i}"}) for i in range(9000)).encode()
-    whole = {"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(rows)
+    whole = COMPRESS[suffix](rows)
     path = tmp_path / f"a.jsonl.{suffix}"
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else rows)
     sizes = {"context_length": 100_000, "tokens_per_batch": 100_000}  # all of it is read

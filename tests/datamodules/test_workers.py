@@ -156,6 +156,6 @@ def test_a_killed_worker_costs_no_step(
     (step,) = run.saved_steps()
     assert 2 <= step <= 2 + BATCHES_AHEAD + 1
     assert run.last.resolve() == run.checkpoint(step)
-    assert f"the checkpoint of step {step} is saved; continue with ckpt_path=last" in error
+    assert f"the checkpoint of step {step} is saved; continue with fit run={run.path}\n" in error
     losses = [int(row["step"]) for row in read_metrics(run.metrics) if "train/loss" in row]
     assert losses == list(range(step))

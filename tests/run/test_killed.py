@@ -168,9 +168,9 @@ def test_killed_in_the_final_evaluation(ic: Run, whole: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
-        (signal.SIGINT, 130, "interrupted; continue with fit run="),
-        (signal.SIGTERM, 143, "terminated; the checkpoint is saved, continue with ckpt_path=last"),
-        (signal.SIGUSR1, 75, "stopped by a signal; continue with ckpt_path=last"),
+        (signal.SIGINT, 130, "interrupted; continue with fit run={run}\n"),
+        (signal.SIGTERM, 143, "terminated; the checkpoint is saved, continue with fit run={run}\n"),
+        (signal.SIGUSR1, 75, "stopped by a signal; continue with fit run={run}\n"),
     ],
 )
 def test_a_signal_in_the_final_evaluation(
@@ -199,7 +199,7 @@ def test_a_signal_in_the_final_evaluation(
     assert ic(*RUN, "ckpt_path=last") == code
     handler = getattr(signal.getsignal(number), "__module__", "")
     assert not str(handler).startswith("ic.")  # ours are taken back
-    assert said in capsys.readouterr().err
+    assert said.format(run=run) in capsys.readouterr().err
     status, rows = results(run)
     assert status == "evaluation incomplete"
     assert {row["what"] for row in rows} == {"training", "memory"}

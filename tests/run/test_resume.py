@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ic.checkpoint.folder import read_trainer_state
 from ic.config.compose import compose_config
 from ic.config.run import RunConfig
 from ic.training.language_modeling import LanguageModelingModule
@@ -103,6 +104,29 @@ def test_beginning_anew_forgets_the_old_checkpoints(ic: Run, tmp_path: Path) -> 
     )
     assert not (checkpoints / "last").exists()
     assert not (checkpoints / "best").exists()
+
+
+def rates(folder: Path) -> list[float]:
+    rows = csv.DictReader((folder / "csv/metrics.csv").open())
+    return [float(row["lr"]) for row in rows if row["train/loss"]]
+
+
+def test_a_longer_run_and_another_rate_hold_from_the_first_step(ic: Run, tmp_path: Path) -> None:
+    """The end of the shorter run, where its rate had come near zero, is forgotten."""
+    schedule = ("optimizer.warmup_steps=0", "optimizer.decay_fraction=0.5")
+    args = (*RUN, *schedule, "trainer.max_steps=8")
+    assert ic(*args, "run_id=whole") == 0
+    assert ic(*args, "run_id=longer", "trainer.max_steps=4") == 0
+    whole, longer = (tmp_path / "runs/debug" / name for name in ("whole", "longer"))
+    assert rates(longer) == pytest.approx([0.004, 0.004, 0.004, 0.002])
+    again = ("ckpt_path=last", "allow_config_change=true")
+    assert ic(*args, "run_id=longer", *again) == 0
+    assert rates(longer)[4:] == rates(whole)[4:] == pytest.approx([0.004, 0.003, 0.002, 0.001])
+    changed = ("optimizer.lr=0.008", "optimizer.weight_decay=0.25", "trainer.max_steps=16")
+    assert ic(*args, "run_id=longer", *again, *changed) == 0
+    assert rates(longer)[8:10] == pytest.approx([0.008, 0.007])
+    groups = read_trainer_state(longer / "checkpoints/last")["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups if group["weight_decay"]} == {0.25}
 
 
 def test_names_every_changed_key(ic: Run, capsys: Capture, tmp_path: Path) -> None:
