@@ -161,12 +161,13 @@ def test_a_wrong_output_is_refused_before_anything_is_loaded(
         "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
         "from ic.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    given = [f"checkpoint={checkpoint}", f"output={tmp_path}"]
+    given = [f"checkpoint={checkpoint}", f"output={tmp_path}/out"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious").touch()
     for args, message in (
         (given, "exists: choose another"),
         ([*given, "overwrite=true"], "no export"),
     ):
-        (tmp_path / "precious").touch()
         ended = subprocess.run(
             [sys.executable, "-c", script, "export", *args], capture_output=True, text=True
         )
