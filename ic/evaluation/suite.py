@@ -161,7 +161,7 @@ class Suite(ABC, Generic[C]):
 
     @abstractmethod
     def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
-        """Refuse what cannot be answered, before anything is computed.
+        """Refuse what cannot be answered, before anything is computed and cells are asked for.
 
         Args:
             positions: that the model has.
