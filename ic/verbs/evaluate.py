@@ -162,8 +162,6 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     loaded = opened.load()
     if sharing > 1:
         loaded.model.model.context_parallel = ContextParallel()
-    for suite in suites:  # all before the first begins
-        suite.check(loaded.tokenizer, loaded.model.config.max_position_embeddings)
     console = Console()
     for suite in suites:
         folder = _folder(config, source, suite.name)

@@ -16,18 +16,14 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ic.errors import UsageError
+from ic.evaluation.harness.answer_end import AnswerEnd
 from ic.evaluation.harness.grid import TOO_LONG
 from ic.evaluation.suite import Decoder
 
@@ -229,7 +225,7 @@ class DecoderLM(TemplateLM):
 
     def _answers(self, rows: list[list[int]], tokens: int, until: Sequence[str]) -> list[str]:
         """Answers to prompts of equal length."""
-        ends = [_End(self.tokenizer, self.eot_token_id, until) for _ in rows]
+        ends = [AnswerEnd(self.tokenizer, self.eot_token_id, until) for _ in rows]
 
         def ended(out_BT: Tensor) -> bool:
             states = [end.seen(row) for end, row in zip(ends, out_BT, strict=True)]
@@ -336,38 +332,6 @@ class DecoderLM(TemplateLM):
         """For the harness's cache of answers (`use_cache`)."""
         if request is not None:
             self.cache_hook.add_partial(kind, request, answer)
-
-
-class _End:
-    """Watches an answer for its end.
-
-    Args:
-        end: the token that ends it; `until`, the strings that do.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, end: int, until: Sequence[str]) -> None:
-        self.tokenizer = tokenizer
-        self.end = end
-        self.until = until
-        self.tokens: int | None = None  # up to the end
-        # No stop string is spelled by more tokens than it has bytes; one more may stand before it.
-        self.reach = 2 + max((len(text.encode()) for text in until), default=0)
-
-    def seen(self, out_T: Tensor) -> bool:
-        """Whether the answer has ended by its last token."""
-        if self.tokens is None:
-            if int(out_T[-1]) == self.end:
-                self.tokens = len(out_T) - 1
-            elif self.until:
-                tail = str(self.tokenizer.decode(out_T[-self.reach :].tolist()))
-                if any(text in tail for text in self.until):
-                    self.tokens = len(out_T)
-        return self.tokens is not None
-
-    def text(self, out_T: Tensor) -> str:
-        """The answer without its end."""
-        text = str(self.tokenizer.decode(out_T[: self.tokens].tolist(), skip_special_tokens=True))
-        return str(postprocess_generated_text(text, list(self.until), None))
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:

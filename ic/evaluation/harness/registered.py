@@ -11,6 +11,7 @@ from ic.errors import UsageError
 from ic.evaluation.harness.language_model import DecoderLM
 from ic.inference.greedy import GreedyDecoder
 from ic.inference.loading import load_source
+from ic.inference.model_facts import end_tokens, positions_of
 from ic.inference.options import InferenceOptions
 
 _DEVICES = (None, "cpu", "cuda", "cuda:0")
@@ -59,16 +60,17 @@ class SourceLM(DecoderLM):
             loaded = load_source(InferenceOptions(**options))
         except ValueError as error:
             raise UsageError(str(error)) from error
-        positions = loaded.model.config.max_position_embeddings
+        positions = positions_of(loaded.model.config)
         if max_length is not None and not 2 <= max_length <= positions:
             raise UsageError(
                 f"max_length={max_length}: from 2 to the model's {positions} positions"
             )
+        ends = end_tokens(loaded.model, loaded.tokenizer)
         rows = None if batch_size == "auto" else int(batch_size)
         if rows is not None and max_batch_size is not None:
             rows = min(rows, max_batch_size)
         super().__init__(
-            GreedyDecoder(loaded.model, prefill_chunk_tokens),
+            GreedyDecoder(loaded.model, prefill_chunk_tokens, ends=ends),
             loaded.tokenizer,
             max_length or positions,
             tokens_per_batch=tokens_per_batch,
