@@ -98,6 +98,7 @@ class Suite(ABC, Generic[C]):
         name: in file and metric names, and `what` in results rows.
         title: says in a picture what was measured.
         picture: name of the CSV file and the picture, without suffix.
+        synthetic: what of its prompts a program wrote, for the report.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
     """
@@ -105,6 +106,7 @@ class Suite(ABC, Generic[C]):
     name: ClassVar[str]
     title: str
     picture: ClassVar[str]
+    synthetic: ClassVar[str] = "every text and every question"
     tokens_per_batch: int
     prefill_chunk_tokens: int
 

@@ -33,9 +33,14 @@ def write_results(
     rows: list[dict[str, Any]],
     command: str | None = None,
     status: RunStatus | None = None,
+    shown: dict[str, Any] | None = None,
 ) -> None:
-    """Write `describe_run` and `rows`, whose keys name units; a run says its `status`."""
-    said = {} if status is None else {"status": status.value}
+    """Write `describe_run` and `rows`, whose keys name units; a run says its `status`, and a suite
+    how it is `shown` in a report.
+    """
+    said: dict[str, Any] = {} if status is None else {"status": status.value}
+    if shown is not None:
+        said["shown"] = shown
     write_json(path, {**describe_run(config, command), **said, "rows": rows})
 
 

@@ -154,6 +154,28 @@ class SuiteFolder:
         return self.path / f"{name}.png"
 
 
+class ReportFolder:
+    """What the verb `evaluate` writes of all suites; theirs lie below it, or in it.
+
+    Attributes:
+        path: the folder itself.
+        document: a page with every suite's table and picture.
+        table: the rows of every suite.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.document = path / "report.md"
+        self.table = path / "report.csv"
+
+    @property
+    def suites(self) -> list[SuiteFolder]:
+        """Those that hold answers, by their names."""
+        inside = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        folders = [SuiteFolder(path) for path in (self.path, *inside) if path.is_dir()]
+        return [folder for folder in folders if folder.holds_answers]
+
+
 class ComparisonFolder:
     """What the verb `compare` writes.
 

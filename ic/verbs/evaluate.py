@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.files.run_folder import ReportFolder, SuiteFolder, run_of, saved_step
 from ic.inference.options import InferenceOptions
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from ic.checkpoint.source import Source
     from ic.evaluation.suite import Suite
-    from ic.files.run_folder import SuiteFolder
 
 
 @dataclass
@@ -138,9 +138,11 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
 
     from ic.evaluation.progress import suite_progress
     from ic.evaluation.report import write_report
+    from ic.evaluation.report_page import Measured, check_folder, shown, write_page
     from ic.evaluation.runner import run_suite
     from ic.files.results import write_results
     from ic.inference.loading import open_source
+    from ic.model.fingerprint import fingerprint
     from ic.parallel.context_parallel import ContextParallel
 
     sharing = config.context_parallel_size
@@ -160,11 +162,17 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     for suite in suites:  # before the weights are loaded, and before the first suite takes hours
         suite.check(opened.tokenizer, opened.positions)
     loaded = opened.load()
+    weights = fingerprint(loaded.model)
+    report = _report_folder(config, source)
+    if config.output is not None:
+        check_folder(report, weights, [suite.name for suite in suites])
     if sharing > 1:
         loaded.model.model.context_parallel = ContextParallel()
+    trained = config.trained_length or loaded.trained_length
     console = Console()
     for suite in suites:
-        folder = _folder(config, source, suite.name)
+        single = config.output is not None and len(suites) == 1
+        folder = SuiteFolder(report.path if single else report.path / suite.name)
         processes = ranks.world_size if sharing == 1 else 1
         with suite_progress(suite, quiet=ranks.global_rank > 0, processes=processes) as on_sample:
             cells = run_suite(
@@ -179,26 +187,27 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
         if ranks.global_rank > 0:
             continue
         picture = write_report(
-            suite,
-            cells,
-            folder,
-            title=f"{loaded.name}: {suite.title}",
-            trained_length=config.trained_length or loaded.trained_length,
+            suite, cells, folder, title=f"{loaded.name}: {suite.title}", trained_length=trained
         )
-        options = {"suite": suite.name, "evaluation": asdict(config.suite[suite.name])}
-        write_results(folder.results, {**asdict(config), **options}, suite.rows(cells))
+        about = {
+            "suite": suite.name,
+            "evaluation": asdict(config.suite[suite.name]),
+            "model": asdict(Measured(loaded.name, str(source.path), weights, trained)),
+        }
+        rows = suite.rows(cells)
+        write_results(folder.results, {**asdict(config), **about}, rows, shown=shown(suite, cells))
+        write_page(report, weights)  # after each, should the next one be stopped
         console.print(suite.table(cells))
         console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
+    if ranks.global_rank == 0:
+        console.print(f"report: {report.document}", soft_wrap=True, highlight=False)
 
 
-def _folder(config: Config, source: Source, suite: str) -> SuiteFolder:
-    """Where the files of a suite go."""
-    from ic.files.run_folder import SuiteFolder, run_of, saved_step
-
+def _report_folder(config: Config, source: Source) -> ReportFolder:
+    """Where the files of all suites go."""
     if config.output is not None:
-        output = Path(config.output)
-        return SuiteFolder(output if len(config.suite) == 1 else output / suite)
+        return ReportFolder(config.output)
     owner = run_of(source.path)
     if owner is None:
-        return SuiteFolder(Path("runs/evaluate") / source.name / suite)
-    return SuiteFolder(owner.evaluation(saved_step(source.path.resolve())) / suite)
+        return ReportFolder(Path("runs/evaluate") / source.name)
+    return ReportFolder(owner.evaluation(saved_step(source.path.resolve())))

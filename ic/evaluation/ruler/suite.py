@@ -37,6 +37,10 @@ class RulerSuite(SuiteByLength[Config]):
 
     name = "ruler"
     title = "RULER v1"
+    synthetic = (
+        "keys, numbers, words and noise; essays and questions are as suite.ruler.haystack, squad "
+        "and hotpotqa say"
+    )
     picture = "ruler"
 
     def __init__(self, options: Config) -> None:

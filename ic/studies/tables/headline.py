@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ic.display.markdown import markdown
 from ic.display.numbers import gib, tokens
 from ic.evaluation.statistics import Accuracy
-from ic.studies.tables.published import load, markdown
+from ic.studies.tables.published import load
 
 # The longest prompts that were asked often enough for a narrow interval.
 _SURE = 131072

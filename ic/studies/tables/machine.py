@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ic.display.markdown import markdown
 from ic.display.numbers import gib, percent, tokens
-from ic.studies.tables.published import RESULTS, load, markdown
+from ic.studies.tables.published import RESULTS, load
 from ic.studies.tables.retrieval import RUNS
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ic.display.markdown import markdown
 from ic.evaluation.registry import build_suite
 from ic.evaluation.statistics import pool
 from ic.studies.ablation.report import ablation_cells, training_share
-from ic.studies.tables.published import RESULTS, load, markdown
+from ic.studies.tables.published import RESULTS, load
 
 # (name shown, file of the training run, file of the evaluation; one file may hold both)
 RUNS = (
