@@ -386,6 +386,33 @@ def test_failed_run_leaves_its_profile(tmp_path, make_trainer, make_module, make
     assert list(read_phases(tmp_path)) == ["setup", "forward"]
 
 
+@pytest.mark.parametrize(
+    ("error", "wanted", "has_hook", "written"),
+    [
+        (torch.cuda.OutOfMemoryError, True, False, True),
+        (torch.cuda.OutOfMemoryError, True, True, False),  # the hook has written it
+        (torch.cuda.OutOfMemoryError, False, False, False),
+        (ValueError, True, False, False),
+    ],
+)
+def test_a_snapshot_is_taken_afterwards_where_pytorch_has_no_hook(
+    tmp_path, monkeypatch, make_trainer, make_module, make_loader, error, wanted, has_hook, written
+):
+    profiler = MemoryProfiler(MemoryProfilerOptions(oom_snapshot=wanted))
+    snapshots: list[Path] = []
+    monkeypatch.setattr(
+        "ic.callbacks.memory_profiler.write_oom_snapshot", lambda path, why: snapshots.append(path)
+    )
+
+    def fail() -> None:
+        profiler._has_oom_hook = has_hook
+        raise error("no room")
+
+    with pytest.raises(error, match="no room"):
+        make_trainer(profiler).fit(make_module({"training_step": fail}), make_loader(1))
+    assert snapshots == [tmp_path / "memory/oom_snapshot.pickle"] * written
+
+
 def test_full_disk_at_the_end_does_not_hide_the_error(
     tmp_path, monkeypatch, make_trainer, make_module, make_loader, caplog
 ):

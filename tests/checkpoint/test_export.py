@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 
-from ic.checkpoint import commit
+from ic.checkpoint import commit, export
 from ic.checkpoint.checksums import CHECKSUMS
 from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.folder import (
@@ -253,3 +255,26 @@ def test_a_refusal_of_the_file_system_is_named_and_leaves_nothing(
     with pytest.raises(CheckpointError, match="Permission denied"):
         export_checkpoint(find_source(checkpoint), tmp_path / "new" / "out")
     assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [(None, "header too large"), (OSError(errno.EROFS, "Read-only"), "[Errno 30] Read-only")],
+)
+def test_what_stopped_an_export_is_said(
+    cause: OSError | None,
+    said: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The operating system's word, if it had one."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise SafetensorError("header too large") from cause
+
+    monkeypatch.setattr(export, "save_file", broken)
+    output = tmp_path / "new" / "deep" / "out"
+    with pytest.raises(CheckpointError, match=re.escape(f"could not export to {output}: {said}. ")):
+        export_checkpoint(find_source(checkpoint), output)
+    assert not list(output.parent.iterdir())

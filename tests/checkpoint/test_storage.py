@@ -95,6 +95,29 @@ def test_lasting_fault(code: int, opened: int, tmp_path: Path) -> None:
     assert not (tmp_path / "step=1").exists()
 
 
+class BrokenFileSystem(FileSystem):
+    """Fails as a library does, with or without an error of the operating system below."""
+
+    def __init__(self, cause: OSError | None) -> None:
+        self.cause = cause
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
+        raise RuntimeError("the writer gave up") from self.cause
+        yield
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [(None, "the writer gave up"), (OSError(errno.EROFS, "Read-only"), "[Errno 30] Read-only")],
+)
+def test_what_failed_is_said(cause: OSError | None, said: str, tmp_path: Path) -> None:
+    """The operating system's word, if it had one."""
+    with pytest.raises(CheckpointException) as caught:
+        save(tmp_path / "step=1", BrokenFileSystem(cause))
+    assert str(caught.value.failures[0][0]) == said
+
+
 @pytest.fixture
 def checkpoint(four: Path, tmp_path: Path) -> Path:
     return shutil.copytree(four / "runs/debug/four/checkpoints/step=2", tmp_path / "step=2")
