@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.batch import Batch
 from ic.datamodules.facts.exercises import Draw, Exercise, Piece, draw_exercises
+from ic.datamodules.facts.forms import question_kinds, statement_kinds
+from ic.datamodules.facts.keys import KEY_FAMILIES, key_families
 from ic.datamodules.facts.splits import pick
 from ic.datamodules.generated import GeneratedDataModule, stack_sequences
 from ic.datamodules.haystacks import Haystack, encoder
@@ -41,10 +43,12 @@ class RetrievalBatches:
     """Makes the batch of a step; a pure function of the arguments of the call.
 
     Raises:
-        ValueError: the text files cannot be read.
+        ValueError: the text files cannot be read, or a split has none of the families of keys or of
+            the forms.
     """
 
     def __init__(self, config: RetrievalDataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
+        _check_kinds(config)
         self.config = config
         self._encode = encoder(tokenizer)
         self._haystack = Haystack(config, self._encode)
@@ -87,7 +91,13 @@ class RetrievalBatches:
     def _draw_parts(self, rng: np.random.Generator, split: str, length: int) -> list[_Part]:
         """Pieces and queries in the order of the text; a query is the last."""
         budget = int(length * self.config.fact_share * rng.uniform(_LEAST_SHARE, 1.0))
-        draw = Draw(rng, split, most=min(_MOST_FACTS, max(1, length // _TOKENS_PER_FACT)))
+        draw = Draw(
+            rng,
+            split,
+            most=min(_MOST_FACTS, max(1, length // _TOKENS_PER_FACT)),
+            key_families=self.config.key_families or KEY_FAMILIES,
+            forms=self.config.forms,
+        )
         parts: list[_Part] = []
         used, refused = 0, 0
         while refused < (_MOST_REFUSED if parts else _MOST_DRAWS):
@@ -135,6 +145,26 @@ class RetrievalBatches:
             tokens = np.concatenate([question, answer])
             parts.append(_Part(place, tokens, is_answer, query.about))
         return parts
+
+
+def _check_kinds(config: RetrievalDataOptions) -> None:
+    """Raises a ValueError for names that there are not, and where a split is left with nothing."""
+    for setting, able_in in (
+        ("key_families", key_families),
+        ("forms", question_kinds),  # what states a fact can ask for it too, and a request only asks
+        ("forms", statement_kinds),
+    ):
+        given, known = getattr(config, setting), {k for split in SPLITS for k in able_in(split)}
+        if able_in is not statement_kinds and (unknown := sorted(set(given) - known)):
+            choices = ", ".join(sorted(known))
+            raise ValueError(f"data.{setting}: unknown {unknown}; choose from {choices}")
+        for split in SPLITS:
+            if given and not set(given) & set(able_in(split)):
+                what = "no statement" if able_in is statement_kinds else "nothing"
+                raise ValueError(
+                    f"data.{setting}={given} leaves split={split} with {what}: add one of "
+                    f"{', '.join(able_in(split))}"
+                )
 
 
 def _spaced(piece: Piece) -> str:

@@ -18,6 +18,10 @@ class RetrievalDataOptions(GeneratedDataOptions):
             value it is), `values` (all of one entity), `entities` (several asked for at once),
             `variables` (chains), `repeated` (words that occur several times), `nonliteral` (no
             word in common).
+        key_families: what facts hold: `digits`, `hex`, `letters`, `words`, `pseudo-words`, `names`,
+            `dates`, `amounts`, `codes`; all if empty.
+        forms: kinds of statements and questions, such as `sentence`, `request` and `json`; all if
+            empty.
         haystack_weights: how often a sequence consists of `noise` sentences, of `random` letters,
             of random English `words`, or of `text` of the files; without files `text` counts 0.
         fact_share: most of a sequence that facts and questions take; at least half of it is taken.
@@ -45,6 +49,8 @@ class RetrievalDataOptions(GeneratedDataOptions):
             "nonliteral": 0.25,
         }
     )
+    key_families: list[str] = field(default_factory=list)
+    forms: list[str] = field(default_factory=list)
     haystack_weights: dict[str, float] = field(
         default_factory=lambda: {"noise": 1.0, "random": 1.0, "words": 1.0, "text": 3.0}
     )

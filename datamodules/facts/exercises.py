@@ -8,7 +8,7 @@ are worded otherwise than RULER's; of the ways to assign variables one is RULER'
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from ic.datamodules.facts import exercise_wordings as wordings
 from ic.datamodules.facts.attributes import plural
 from ic.datamodules.facts.fact import Fact, draw_facts, draw_nonliteral_fact
 from ic.datamodules.facts.forms import begin, draw_statement, fill
-from ic.datamodules.facts.keys import draw_key
+from ic.datamodules.facts.keys import KEY_FAMILIES, draw_key
 from ic.datamodules.facts.kinds import draw_characters
 from ic.datamodules.facts.splits import pick
 from ic.datamodules.facts.words import draw_word
@@ -65,11 +65,14 @@ class Draw:
     Attributes:
         taken: entities and variables that are in the text already, in lower case.
         most: how many facts, values, names or variables an exercise may have.
+        key_families, forms: of the facts (`draw_facts`).
     """
 
     rng: np.random.Generator
     split: str
     most: int = 8
+    key_families: Collection[str] = KEY_FAMILIES
+    forms: Collection[str] = ()
     taken: set[str] = field(default_factory=set)
 
     def between(self, least: int, most: int) -> int:
@@ -86,6 +89,8 @@ class Draw:
             paraphrase=self.rng.random() < _PARAPHRASED
             and (per_entity == 1 or self.split == "train"),
             avoid=self.taken,
+            key_families=self.key_families,
+            forms=self.forms,
         )
         self.taken.update(fact.entity.casefold() for fact in facts)
         return facts

@@ -26,7 +26,7 @@ from ic.datamodules.facts.associations import ASSOCIATIONS, LEADS
 from ic.datamodules.facts.attributes import Attribute, draw_attribute
 from ic.datamodules.facts.entities import draw_entity
 from ic.datamodules.facts.forms import SENTENCE, draw_question, draw_statement
-from ic.datamodules.facts.keys import draw_key
+from ic.datamodules.facts.keys import KEY_FAMILIES, draw_key
 from ic.datamodules.facts.splits import check_split, pick
 
 _MOST_DRAWS = 1000
@@ -111,6 +111,8 @@ def draw_facts(
     question_kind: str | None = None,
     paraphrase: bool = False,
     avoid: Collection[str] = (),
+    key_families: Collection[str] = KEY_FAMILIES,
+    forms: Collection[str] = (),
 ) -> list[Fact]:
     """Several facts with different values, whose entities are not part of each other.
 
@@ -120,6 +122,8 @@ def draw_facts(
         facts_per_entity: how many facts each entity has, each with an attribute of its own.
         paraphrase: questions call the attribute by another of its names.
         avoid: entities of other facts in the same text, in lower case.
+        key_families: families of the keys, where no kind is given.
+        forms: kinds of statements and questions, where none is given; all of the split's if empty.
 
     Raises:
         ValueError: an unknown split or kind, a kind held out for another split, or more facts per
@@ -140,9 +144,9 @@ def draw_facts(
             elif index:
                 attributes = _draw_attributes(rng, split, facts_per_entity)
         stated, asked = _wordings(rng, attributes[nth], paraphrase, alike)
-        key = draw_key(rng, split, key_kind)
+        key = draw_key(rng, split, key_kind, key_families)
         while any(key.text == fact.value for fact in facts):
-            key = draw_key(rng, split, key_kind)
+            key = draw_key(rng, split, key_kind, key_families)
         statement = draw_statement(
             rng,
             split,
@@ -150,6 +154,7 @@ def draw_facts(
             stated,
             key.text,
             kind=statement_kind,
+            forms=forms,
             wording=wording,
             names_attribute=facts_per_entity > 1,
         )
@@ -159,6 +164,7 @@ def draw_facts(
             entity,
             asked,
             kind=question_kind,
+            forms=forms,
             not_wording=statement.wording,
             names_attribute=facts_per_entity > 1,
         )

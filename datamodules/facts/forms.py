@@ -8,6 +8,7 @@ last. So each statement can be asked for in another form, and each form takes pa
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,11 +30,10 @@ from ic.datamodules.facts.words import draw_word
 
 SENTENCE, REQUEST, COMPOSED = "sentence", "request", "composed"
 _PLACE = re.compile(r"\{([a-zA-Z])\}")
-_SENTENCE_SHARE = 0.5  # of the statements
-_REQUEST_SHARE = 0.7  # of the questions
 _OPENING_SHARE, _ENDING_SHARE, _WRAPPED_SHARE = 0.4, 0.25, 0.15  # of the sentences
 _EXAMPLE = "{e} {a} {v}"
-_COMPOSED_SHARE = 0.3  # of the forms that are neither sentence nor request
+# How often a fact is stated and asked for in these kinds; the others share the rest.
+_STATED, _ASKED = {SENTENCE: 0.5, COMPOSED: 0.3}, {REQUEST: 0.7, COMPOSED: 0.3}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def draw_statement(
     kind: str | None = None,
     wording: str | None = None,
     names_attribute: bool = False,
+    forms: Collection[str] = (),
 ) -> Statement:
     """A statement in a form of the split.
 
@@ -98,15 +99,17 @@ def draw_statement(
         kind: one of `statement_kinds`, drawn if not given.
         wording: that of another statement of the same kind, to be used again.
         names_attribute: leave out forms that state a value without saying of what.
+        forms: kinds from which to draw; all if empty.
 
     Raises:
         ValueError: an unknown split or kind, or one that the split has no form of.
     """
-    forms = _stating(split, names_attribute)
-    kind = _kind(rng, split, kind, tuple(forms), SENTENCE, _SENTENCE_SHARE)
+    able = _stating(split, names_attribute)
+    allowed = tuple(name for name in able if not forms or name in forms)
+    kind = _kind(rng, split, kind, allowed, _STATED)
     if wording is None and kind == COMPOSED:
         wording = compose(rng, names_attribute=names_attribute)
-    wording = wording or pick(rng, forms[kind])
+    wording = wording or pick(rng, able[kind])
     text = fill(rng, split, wording, entity, attribute, value)
     if kind != SENTENCE:
         return Statement(text, kind, wording, True)
@@ -130,6 +133,7 @@ def draw_question(
     kind: str | None = None,
     not_wording: str = "",
     names_attribute: bool = False,
+    forms: Collection[str] = (),
 ) -> Question:
     """A question in a form of the split.
 
@@ -137,16 +141,19 @@ def draw_question(
         kind: one of `question_kinds`, drawn if not given.
         not_wording: the wording of the statement, which the question does not use again.
         names_attribute: leave out forms that ask for a value without saying of what.
+        forms: kinds from which to draw; all if empty.
 
     Raises:
         ValueError: an unknown split or kind, or one that the split cannot ask in.
     """
     able = {
         name: others
-        for name, forms in _asking(split, names_attribute).items()
-        if (others := [form for form in forms if form != not_wording])
+        for name, texts in _asking(split, names_attribute).items()
+        if (others := [text for text in texts if text != not_wording])
     }
-    kind = _kind(rng, split, kind, (REQUEST, *able), REQUEST, _REQUEST_SHARE)
+    allowed = tuple(name for name in (REQUEST, *able) if not forms or name in forms)
+    # A form that stated the fact cannot ask for it; if it is the only one, a request does.
+    kind = _kind(rng, split, kind, allowed or (REQUEST,), _ASKED)
     if kind == REQUEST:
         stated = not_wording.partition("{v}")[0].strip()
         lead = pick(rng, [lead for lead in LEADS[split] if not lead or lead != stated])
@@ -176,21 +183,19 @@ def _kind(
     split: str,
     kind: str | None,
     allowed: tuple[str, ...],
-    first: str,
-    first_share: float,
+    share_of: dict[str, float],
 ) -> str:
-    """The kind that was asked for, or a drawn one; the first has a share of its own."""
-    if kind is None:
-        if rng.random() < first_share:
-            return first
-        if COMPOSED in allowed and rng.random() < _COMPOSED_SHARE:
-            return COMPOSED
-        return pick(rng, [name for name in allowed[1:] if name != COMPOSED])
-    if kind not in allowed:
-        raise ValueError(
-            f"kind={kind!r}: {split!r} has no such form here; choose from {', '.join(allowed)}"
-        )
-    return kind
+    """The kind asked for, or one of the allowed; some have a share, the others share the rest."""
+    if kind is not None:
+        if kind not in allowed:
+            raise ValueError(
+                f"kind={kind!r}: {split!r} has no such form here; choose from {', '.join(allowed)}"
+            )
+        return kind
+    for name, share in share_of.items():
+        if name in allowed and rng.random() < share:
+            return name
+    return pick(rng, [name for name in allowed if name not in share_of] or allowed)
 
 
 @cache

@@ -6,6 +6,7 @@ hexadecimal ones or of three words.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,14 +201,31 @@ def key_kinds(split: str) -> tuple[str, ...]:
     return tuple(kind.name for kind in own_kinds(KEY_KINDS, split))
 
 
-def draw_key(rng: np.random.Generator, split: str, kind: str | None = None) -> Key:
+KEY_FAMILIES = tuple(dict.fromkeys(kind.family for kind in KEY_KINDS))
+
+
+def key_families(split: str) -> tuple[str, ...]:
+    """Families of which a split has kinds of its own."""
+    return tuple(dict.fromkeys(kind.family for kind in own_kinds(KEY_KINDS, split)))
+
+
+def draw_key(
+    rng: np.random.Generator,
+    split: str,
+    kind: str | None = None,
+    families: Collection[str] = KEY_FAMILIES,
+) -> Key:
     """A key of the split, of a kind of its own or of the named one.
+
+    Args:
+        families: to one of which the kind belongs, if none is named.
 
     Raises:
         ValueError: an unknown split, an unknown kind, or one held out for another split.
     """
     if kind is None:
-        chosen = draw_kind(rng, own_kinds(KEY_KINDS, split))
+        own = own_kinds(KEY_KINDS, split)
+        chosen = draw_kind(rng, tuple(kind for kind in own if kind.family in families))
     else:
         chosen = named_kind(KEY_KINDS, split, kind, "key_kind")
     return Key(chosen.make(rng, split), chosen.name)

@@ -146,6 +146,37 @@ def test_validation_asks_in_its_own_forms_for_its_own_kinds() -> None:
             assert len(found) >= 2 if split == other else not found
 
 
+def test_kinds_can_be_chosen() -> None:
+    chosen = {"key_families": ["digits", "hex"], "forms": ["sentence", "request", "json"]}
+    config = options(task_weights={"fact": 1.0, "block": 1.0}, **chosen)
+    for split in ("validation", "test"):
+        about = [each for row in batch(config, split=split)["answers"] for each in row]
+        assert {each["stated"] for each in about} == {"sentence", "json"}
+        assert {each["asked"] for each in about} == {"sentence", "json", "request"}
+        kinds = {"validation": {"digits-10", "hex-upper-6"}, "test": {"digits-7", "hex-8"}}
+        assert {each["key"] for each in about} == kinds[split]
+    found = answers(batch(config), ByteTokenizer())
+    assert all(re.fullmatch(r" ?[0-9a-f]{2,10} ?(\n|\W)", answer) for _, answer, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"key_families": ["digit"]},
+            "data.key_families: unknown ['digit']; choose from amounts, codes",
+        ),
+        ({"key_families": ["amounts"]}, "leaves split=validation with nothing: add one of digits"),
+        ({"forms": ["sentences"]}, "data.forms: unknown ['sentences']; choose from"),
+        ({"forms": ["request"]}, "leaves split=train with no statement: add one of sentence"),
+        ({"forms": ["yaml"]}, "leaves split=validation with nothing: add one of request"),
+    ],
+)
+def test_refuses_kinds_that_are_not_there(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RetrievalBatches(options(**changes), ByteTokenizer())
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_goes_on_where_it_was(workers: int) -> None:
     config = options(context_length=256, tokens_per_batch=512, num_workers=workers)
