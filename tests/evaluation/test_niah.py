@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ic.datamodules.facts.associations import FUNCTION_WORDS
@@ -138,6 +138,16 @@ def test_samples_by_hand(tmp_path: Path) -> None:
     assert after.endswith(("here.", "there.", "nowhere."))
     assert sample.new_tokens == len(f" {value}.") + 3
     assert len(text) == 256 - sample.new_tokens
+
+
+def test_no_needle_goes_into_a_token() -> None:
+    """The second sentence ends within the token `. Th`, so nothing can be put behind it."""
+    pieces = ["One.", " Two", ". Th", "ree."]
+    tokenizer = Tokenizer(models.WordLevel(dict(zip(pieces, range(4), strict=True))))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(".{4}"), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    ids, places = Haystack(["One. Two. Three."], repeat=False).tokens(fast, 0)
+    assert (ids.tolist(), places.tolist()) == ([0, 1, 2, 3], [1, 4])
 
 
 def test_the_beginning_is_no_torn_character(tmp_path: Path) -> None:
