@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -57,6 +59,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"the tokenizer in {folder} cannot be loaded: {error}; say which to use instead with "
             "tokenizer=bytes or tokenizer=FOLDER"
         ) from error
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identity of the tokens that plain text becomes: of the vocabulary without what was added to
+    it, such as the marks of a chat template.
+    """
+    added = tokenizer.get_added_vocab()
+    plain = sorted(item for item in tokenizer.get_vocab().items() if item[0] not in added)
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,6 +3,7 @@
 A line of `samples.jsonl`:
 
     {"model": ..., "settings": ...,     identity of the weights and of the suite's settings
+     "tokenizer": ...,                  identity of the vocabulary; earlier versions wrote none
      "task": "single", ...,             the fields of the sample's cell
      "index": 3,                        which of the cell's samples, from 0
      "expected": ..., "text": ..., "correct": ..., "measured": {...},   of `suite.Score`
@@ -23,7 +24,8 @@ from ic.evaluation.suite import Cell, Row, Score
 from ic.files.json_lines import read_rows, write_rows
 from ic.files.run_folder import SuiteFolder
 
-IDENTITY = ("model", "settings")
+_NEEDED = ("model", "settings")
+IDENTITY = (*_NEEDED, "tokenizer")
 _OF_SCORE = ("expected", "text", "correct", "measured")
 _NOT_OF_CELL = {*IDENTITY, *_OF_SCORE, "index", "seconds", "n", "answers"}
 
@@ -43,8 +45,8 @@ def read_samples(path: Path) -> list[Row]:
 
     Rows are as the docstring of this module shows; `sample_key` says which rows of two files are
     about the same question. A folder may hold samples of several models and settings, told apart by
-    `model` and `settings`. What ranks have not merged yet is left out, and so is a last line that a
-    crash cut short.
+    `model`, `settings` and `tokenizer`. What ranks have not merged yet is left out, and so is a
+    last line that a crash cut short.
 
     Args:
         path: a folder that a suite was evaluated into, its `samples.jsonl`, or a `cells.jsonl` of
@@ -60,13 +62,13 @@ def read_samples(path: Path) -> list[Row]:
     found: dict[tuple[Any, ...], Row] = {}
     for file in files:
         for number, row in enumerate(read_rows(file), 1):
-            if not ("index" in row or "answers" in row) or not set(IDENTITY) <= row.keys():
+            if not ("index" in row or "answers" in row) or not set(_NEEDED) <= row.keys():
                 raise ValueError(
                     f"{file}, line {number}: neither a sample nor a cell of an evaluation; give a "
                     "samples.jsonl or cells.jsonl that `evaluate` or `fit` wrote"
                 )
             for sample in _samples_of(row):
-                key = (*(sample[name] for name in IDENTITY), sample_key(sample))
+                key = (*(sample.get(name) for name in IDENTITY), sample_key(sample))
                 found.setdefault(key, sample)
     return list(found.values())
 
@@ -97,7 +99,7 @@ def sample_row(
 
 def cell_row(samples: Sequence[Row]) -> Row:
     """A cell's row from the rows of its samples, in the order of their indices."""
-    identity = {name: samples[0][name] for name in IDENTITY}
+    identity = _identity(samples[0])
     in_order = sorted(samples, key=lambda row: row["index"])
     return {
         **identity,
@@ -113,7 +115,7 @@ def cells_of(samples: Iterable[Row]) -> list[Row]:
     """Rows of the cells whose samples are all there, in the order in which they begin."""
     by_cell: dict[tuple[Any, ...], list[Row]] = {}
     for row in samples:
-        key = (*(row[name] for name in IDENTITY), *sorted(cell_fields(row).items()))
+        key = (*(row.get(name) for name in IDENTITY), *sorted(cell_fields(row).items()))
         by_cell.setdefault(key, []).append(row)
     return [cell_row(rows) for rows in by_cell.values() if len(rows) == rows[0]["samples"]]
 
@@ -129,7 +131,7 @@ def merge_rank_files(file: Path, ranks: Ranks | None = None) -> None:
             rows = [row for part in (file, *parts) for row in read_rows(part)]
             once: dict[tuple[Any, ...], Row] = {}
             for row in rows:
-                key = (*(row[name] for name in IDENTITY), sample_key(row))
+                key = (*(row.get(name) for name in IDENTITY), sample_key(row))
                 once.setdefault(key, row)
             write_rows(file, list(once.values()))
         for part in parts:
@@ -138,11 +140,15 @@ def merge_rank_files(file: Path, ranks: Ranks | None = None) -> None:
         ranks.barrier("samples merged")
 
 
+def _identity(row: Row) -> Row:
+    return {name: row[name] for name in IDENTITY if name in row}
+
+
 def _samples_of(row: Row) -> Iterator[Row]:
     if "index" in row:
         yield row
         return
-    shared = {name: row[name] for name in IDENTITY} | cell_fields(row)
+    shared = _identity(row) | cell_fields(row)
     seconds = row["seconds"] / len(row["answers"])
     for index, answer in enumerate(row["answers"]):
         yield {**shared, "index": index, **answer, "seconds": seconds}

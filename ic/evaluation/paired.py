@@ -47,7 +47,7 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare scores of the same samples in the same order, each in [0, 1].
 
-    The interval is the paired bootstrap's, `mean_interval` of the differences.
+    The interval is the paired bootstrap's, `bootstrap_interval` of the differences.
 
     The probability comes from exchanging the two scores of a sample, in every way that there is,
     or in `resamples` random ones where there are more and the scores are shares. Samples whose
@@ -67,12 +67,14 @@ def paired_difference(
     if not (np.isfinite(both).all() and both.min() >= 0 and both.max() <= 1):
         raise ValueError(f"scores from {both.min():g} to {both.max():g}: must be in [0, 1]")
     differences = b - a
-    low, high = mean_interval(differences, least=-1.0, most=1.0, seed=seed, resamples=resamples)
+    low, high = bootstrap_interval(
+        differences, least=-1.0, most=1.0, seed=seed, resamples=resamples
+    )
     p = _probability(differences[differences != 0], seed, resamples)
     return PairedDifference(len(a), float(a.mean()), float(b.mean()), low, high, p)
 
 
-def mean_interval(
+def bootstrap_interval(
     values: Sequence[float] | np.ndarray,
     *,
     least: float,

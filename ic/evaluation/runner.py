@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.tokenizers import tokenizer_fingerprint
 from ic.evaluation.answered import (
     IDENTITY,
     Ranks,
@@ -72,7 +73,11 @@ def run_suite(
         ValueError: what `Suite.check` refuses.
     """
     suite.check(tokenizer, positions_of(model.config))  # on every rank
-    identity = {"model": fingerprint(model), "settings": settings_hash(suite)}
+    identity = {
+        "model": fingerprint(model),
+        "settings": settings_hash(suite),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
     own_file = rank_file(file, rank) if world > 1 else file
@@ -132,7 +137,8 @@ def _answered_before(cells: Sequence[C], file: Path, identity: Mapping[str, str]
     for path in (earlier_cells_file(file), file):
         for row in read_samples(path):
             cell = by_key.get(_key(cell_fields(row)))
-            if cell is not None and all(row[name] == identity[name] for name in IDENTITY):
+            same = all(row.get(name) in (identity[name], None) for name in IDENTITY)
+            if cell is not None and same:
                 done[cell].setdefault(row["index"], row)
     return done
 

@@ -101,12 +101,15 @@ class Suite(ABC, Generic[C]):
         synthetic: what of its prompts a program wrote, for the report.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+        texts_by_tokens: texts are as long as so many of the model's own tokens, so that another
+            tokenizer makes others.
     """
 
     name: ClassVar[str]
     title: str
     picture: ClassVar[str]
     synthetic: ClassVar[str] = "every text and every question"
+    texts_by_tokens: ClassVar[bool] = True
     tokens_per_batch: int
     prefill_chunk_tokens: int
 

@@ -31,10 +31,12 @@ def write_cells(
     model: str = "a",
     settings: str = "s",
     expected: str = "key",
+    tokenizer: str | None = "t",
     **options: Any,
 ) -> Path:
     """A folder of the suite passkey: a cell for each length, and a control that nobody answers."""
     rows = []
+    identity = {"model": model, "settings": settings, "tokenizer": tokenizer}
     for length, of_length in scores.items():
         for depth, of_cell in ((0.5, of_length), (-1.0, [0.0] * 5)):
             answers = [
@@ -43,9 +45,7 @@ def write_cells(
             ]
             place = {"task": "single", "length_tokens": length, "depth": depth, "filler": "noise"}
             counts = {"n": len(of_cell), "samples": len(of_cell), "correct": 0, "seconds": 1.0}
-            rows.append(
-                {"model": model, "settings": settings, **place, **counts, "answers": answers}
-            )
+            rows.append({**identity, **place, **counts, "answers": answers})
     write_rows(folder / "cells.jsonl", rows)
     config = {"suite": "passkey", "evaluation": {**OPTIONS, **options}}
     (folder / "results.json").write_text(json.dumps({"config": config}))
@@ -152,6 +152,11 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "sample 0 of task single, length_tokens 512, depth 0.5, filler noise asked A for ['key5120'] "
         "and B for ['word5120']; evaluate both with the same tokenizer",
+    ),
+    "other tokenizer": (
+        {"tokenizer": "u"},
+        [],
+        "passkey: A and B have other tokenizers, and so many tokens are another text to each",
     ),
     "other lengths": (
         {"scores": {1024: [1.0]}},

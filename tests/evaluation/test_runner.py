@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ic.callbacks.evaluation import SuiteEvaluation
 from ic.callbacks.options import PasskeyEvaluationOptions
-from ic.evaluation.answered import cells_of, merge_rank_files, read_samples, sample_key
+from ic.evaluation.answered import IDENTITY, cells_of, merge_rank_files, read_samples, sample_key
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.report import write_report
 from ic.evaluation.runner import run_suite
@@ -78,7 +78,7 @@ def test_rows_say_what_was_answered(copier: Copier, calls: list, tmp_path: Path)
         (letters, length, index) for length in (32, 64) for letters in (2, 4) for index in range(3)
     ]
     assert lines[4] == {
-        **{name: rows[1][name] for name in ("model", "settings", "letters", "length_tokens")},
+        **{name: rows[1][name] for name in (*IDENTITY, "letters", "length_tokens")},
         "samples": 3,
         "index": 1,
         **rows[1]["answers"][1],
@@ -88,6 +88,26 @@ def test_rows_say_what_was_answered(copier: Copier, calls: list, tmp_path: Path)
     assert rows[1]["seconds"] == pytest.approx(
         sum(line["seconds"] for line in lines[3:6]), abs=1e-3
     )
+
+
+def test_another_tokenizer_asks_other_samples(copier: Copier, calls: list, tmp_path: Path) -> None:
+    """The same weights and settings: so many tokens are another text."""
+    file, suite = tmp_path / "samples.jsonl", CopyWord(Config())
+    for times in (1, 1):  # the second time nothing is left to answer
+        run_suite(copier, TOKENIZER, suite, file)
+        assert len(read_rows(file)) == 12 * times
+    first = list(calls)
+    other = ByteTokenizer()
+    other._bytes = {**other._bytes, "A": 66, "B": 65}
+    run_suite(copier, other, suite, file)
+    assert calls == first * 2
+    assert len(read_samples(tmp_path)) == 24
+    # A mark of a chat template changes no text. Lines of an earlier version say no tokenizer.
+    marked = ByteTokenizer(extra_special_tokens=["<|x|>"])
+    rows = [{n: v for n, v in row.items() if n != "tokenizer"} for row in read_rows(file)[:12]]
+    write_rows(file, rows)
+    run_suite(copier, marked, suite, file)
+    assert calls == first * 2
 
 
 def test_report_has_intervals(copier: Copier, tmp_path: Path) -> None:

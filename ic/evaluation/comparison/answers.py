@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ic.errors import UsageError
-from ic.evaluation.answered import cell_fields, read_samples
+from ic.evaluation.answered import IDENTITY, cell_fields, read_samples
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.suite import Row
 from ic.files.results import read_json
@@ -50,6 +50,7 @@ class SuiteAnswers:
         folder: that its answers lie in.
         model: identity of its weights.
         settings: identity of what shaped the samples.
+        tokenizer: identity of the vocabulary, if it is known.
         options: what is known of those settings, for an error.
         answers: those that count, by their place.
     """
@@ -58,6 +59,7 @@ class SuiteAnswers:
     folder: Path
     model: str
     settings: str
+    tokenizer: str | None
     options: Row = field(compare=False)
     answers: Mapping[Key, Answer] = field(compare=False)
 
@@ -131,10 +133,18 @@ def _read(folder: SuiteFolder) -> SuiteAnswers:
             f"and its name is none of {', '.join(suite_names())}"
         )
     last = rows[-1]
-    of_last = [row for row in rows if all(row[key] == last[key] for key in ("model", "settings"))]
+    of_last = [
+        row for row in rows if all(row.get(name) in (last.get(name), None) for name in IDENTITY)
+    ]
     answers = {answer.key: answer for answer in map(_answer, build_suite(name).counted(of_last))}
     return SuiteAnswers(
-        name, folder.path, last["model"], last["settings"], config.get("evaluation", {}), answers
+        name,
+        folder.path,
+        last["model"],
+        last["settings"],
+        last.get("tokenizer"),
+        options=config.get("evaluation", {}),
+        answers=answers,
     )
 
 

@@ -117,6 +117,7 @@ def compare(first: Side, second: Side, *, seed: int = 0, resamples: int = RESAMP
     for suite, a in first.items():
         b = second[suite]
         _check_settings(a, b)
+        _check_tokenizers(a, b)
         pairs = [(a.answers[key], b.answers[key]) for key in a.answers if key in b.answers]
         _check_samples(suite, pairs)
         only_first += len(a.answers) - len(pairs)
@@ -176,6 +177,15 @@ def _check_settings(a: SuiteAnswers, b: SuiteAnswers) -> None:
         + "; evaluate one of them again with the settings of the other, or leave the suite out "
         "with suites="
     )
+
+
+def _check_tokenizers(a: SuiteAnswers, b: SuiteAnswers) -> None:
+    known = None not in (a.tokenizer, b.tokenizer)
+    if known and a.tokenizer != b.tokenizer and build_suite(a.suite).texts_by_tokens:
+        raise UsageError(
+            f"{a.suite}: A and B have other tokenizers, and so many tokens are another text to "
+            "each; compare models of one tokenizer, or leave the suite out with suites="
+        )
 
 
 def _shaping(answers: SuiteAnswers) -> Row:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import percent
 from ic.evaluation.judge.grid import ABSOLUTE
-from ic.evaluation.paired import mean_interval
+from ic.evaluation.paired import bootstrap_interval
 from ic.evaluation.suite import Row
 
 HEADS = ("grading", "n", "mean", "95 %", "unjudged", "answers")
@@ -81,7 +81,7 @@ def draw(rows: Sequence[Row], path: Path, *, title: str) -> None:
 def _row(cell: Row, seed: int) -> Row:
     shares = [each["correct"] for each in cell["answers"] if each["correct"] is not None]
     # Without a judgement anything may be true.
-    low, high = mean_interval(shares, least=0.0, most=1.0, seed=seed) if shares else (0.0, 1.0)
+    low, high = bootstrap_interval(shares, least=0.0, most=1.0, seed=seed) if shares else (0.0, 1.0)
     row: Row = {
         "what": "judge",
         "task": cell["task"],

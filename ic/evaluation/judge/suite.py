@@ -45,6 +45,7 @@ class JudgeSuite(Suite[GradedCell]):
     name = "judge"
     title = "answers graded by a judge"
     picture = "grades"
+    texts_by_tokens = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
