@@ -109,6 +109,11 @@ class Config:
                 f"suite.judge.url={self.url!r}: must begin with http:// or https://, such as "
                 "http://localhost:8000/v1"
             )
+        if self.url is not None and "@" in self.url.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "suite.judge.url: must hold no name and password, because it is saved; put a key "
+                "into an environment variable and name that by suite.judge.api_key_env"
+            )
         if fixed := {"model", "messages", "stream", "n"} & set(self.request):
             raise ValueError(f"suite.judge.request: {', '.join(sorted(fixed))} cannot be set there")
 

@@ -45,6 +45,7 @@ class JudgeSuite(Suite[GradedCell]):
     name = "judge"
     title = "answers graded by a judge"
     picture = "grades"
+    synthetic = "nothing, if the instructions of suite.judge.instructions are not"
     texts_by_tokens = False
 
     def __init__(self, config: Config) -> None:

@@ -201,6 +201,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["suite.judge.url=localhost:8000"],
         "suite.judge.url='localhost:8000': must begin with http",
     ),
+    "password": (
+        ["suite.judge.url=http://me:secret@host/v1"],
+        "suite.judge.url: must hold no name and password",
+    ),
     "grading": (["suite.judge.gradings=[absolut]"], "did you mean absolute?"),
     "rubric": (["suite.judge.rubric=help"], "suite.judge.rubric='help': choose one of helpfulness"),
     "samples": (
@@ -222,7 +226,9 @@ def test_bad_options(ic: Run, capsys: Capture, tmp_path: Path, model: Path, case
     args, message = BAD[case]
     with judge_server(grade) as server:
         assert ic(*arguments(server.url, model, *args)) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert message in told
+    assert "secret" not in told
     assert not server.requests
 
 
