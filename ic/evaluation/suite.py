@@ -61,7 +61,7 @@ class Score:
     Attributes:
         correct: true or false, or the share that is right where an answer can be partly right; None
             where nothing can be right or wrong, or nobody could tell.
-        measured: whatever else the suite's rows are made of; numbers and strings, they are written.
+        measured: whatever else the suite's rows are made of; what JSON holds, it is written.
     """
 
     expected: Any
