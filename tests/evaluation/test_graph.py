@@ -122,6 +122,17 @@ def test_longer_prompts_have_more_edges(options: Config) -> None:
     assert all(584 <= each["edges"] <= 600 for each in long)
 
 
+def test_a_dense_graph_is_as_long(options: Config) -> None:
+    """More edges a node than there are others: the graph has fewer nodes, and each edge once."""
+    suite = GraphSuite(replace(options, degree=10**9))
+    sample = suite.sample(ByteTokenizer(), TaskCell("parents", 2560, 4), 0)
+    text = bytes(sample.ids.tolist()).decode()
+    edges = re.findall(r"^([0-9a-f]{10}) -> ([0-9a-f]{10})$", text, re.MULTILINE)
+    assert 36 <= len(edges) == len(set(edges)) <= 46
+    assert len({node for edge in edges for node in edge}) == 8  # 56 edges; 7 would have 42
+    assert len(sample.ids) + sample.new_tokens == 2560
+
+
 def test_walks_by_hand() -> None:
     graph = Graph([(0, 1), (0, 2), (1, 3), (2, 3), (3, 0), (3, 4), (2, 1)])
     assert (graph.at_depth(0, 1), graph.at_depth(0, 2)) == ({1, 2}, {3})
@@ -203,6 +214,7 @@ def test_samples_depend_on_their_cell_and_index_alone(options: Config) -> None:
             r"lengths=\[1024\]: 1024 tokens do not hold the instructions, 12 edg",
         ),
         ({"lengths": [2560, 8192]}, r"lengths=\[2560, 8192\]: the model has 4,096 positions"),
+        ({"depths": [10**12]}, r"depths=\[1000000000000\]: a graph as large"),
         ({"depths": [40]}, r"depths=\[40\]: a graph as large .* no node at depth 40 of another"),
         ({"depths": [0]}, r"suite\.graph\.depths=\[0\]: at least one, each at least 1"),
         ({"depths": []}, r"suite\.graph\.depths=\[\]: at least one"),

@@ -173,6 +173,8 @@ def test_pieces_differ() -> None:
     [
         ({"lengths": [1024]}, r"lengths=\[1024\]: 1024 tokens do not hold 8 needles of 2 lines"),
         ({"lengths": [2048, 8192]}, r"lengths=\[2048, 8192\]: the model has 4,096 positions"),
+        ({"needles": [10**9]}, r"2048 tokens do not hold 1000000000 needles"),
+        ({"piece_lines": 10**9}, r"do not hold 2 needles of 1000000000 lines"),
         ({"needles": [1]}, r"suite\.mrcr\.needles=\[1\]: at least one number, each at least 2"),
         ({"needles": [2, 2]}, r"suite\.mrcr\.needles"),
         ({"piece_lines": 1}, r"suite\.mrcr\.piece_lines=1: must be at least 2"),

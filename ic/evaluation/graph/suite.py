@@ -26,6 +26,8 @@ from ic.evaluation.suite import Sample, Score
 _LEAST_EDGES = 12
 # Names of nodes whose tokens tell how many edges a length holds.
 _MEASURED_EDGES = 64
+# Of a cell, so that a check takes moments; they differ by a few tokens.
+_CHECKED_SAMPLES = 100
 # What a model may write more than the answer: its end, or the beginning of another line.
 _SPARE_TOKENS = 8
 
@@ -57,7 +59,9 @@ class GraphSuite(SuiteByLength[Config]):
         if room < _LEAST_EDGES * line_tokens:
             raise self._too_short(cell)
         # Some more than fit, because names differ in tokens; the last are taken away again.
-        num_nodes = math.ceil((1.02 * room / line_tokens + 4) / options.degree)
+        at_most = 1.02 * room / line_tokens + 4
+        # At least so many that there are as many different edges.
+        num_nodes = math.ceil(max(at_most / options.degree, (1 + math.sqrt(1 + 4 * at_most)) / 2))
         names = node_names(num_nodes, rng)
         edges = list(draw_edges(num_nodes, options.degree, rng))
         lines = [encode(tokenizer, f"{names[a]} -> {names[b]}\n") for a, b in edges]
@@ -112,7 +116,7 @@ class GraphSuite(SuiteByLength[Config]):
         for cell in self.cells():
             if cell.length_tokens > 2 * min(options.lengths):
                 break
-            for index in range(cell.samples):
+            for index in range(min(cell.samples, _CHECKED_SAMPLES)):
                 self.sample(tokenizer, cell, index)
 
     def _frame(self, tokenizer: PreTrainedTokenizerBase, depth: int, node: str) -> Frame:

@@ -56,6 +56,8 @@ class Graph:
         """Nodes whose shortest path from a node has exactly `depth` edges."""
         seen, level = {node}, {node}
         for _ in range(depth):
+            if not level:
+                break
             level = {child for each in level for child in self._children.get(each, ())} - seen
             seen |= level
         return level
