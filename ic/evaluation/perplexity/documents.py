@@ -42,19 +42,14 @@ class Documents:
     """The documents of the suite's files.
 
     Raises:
-        ValueError: no files, or one that is not there or empty.
+        ValueError: a file that is not there or empty.
     """
 
     def __init__(self, options: Config) -> None:
-        setting = "suite.perplexity.files"
-        if not options.files:
-            raise ValueError(
-                f"{setting} is empty: name long texts that the model was not trained on, folders "
-                "or files (text, .jsonl, .parquet), for example ['books/*.txt']"
-            )
-        group = "suite.perplexity"
+        group, setting = "suite.perplexity", "suite.perplexity.files"
         paths = resolve_files(expand_folders(options.files, setting), setting)
-        file_format = detect_format(paths, options.format, setting, group)
+        # Answers of before are shown and compared without the files.
+        file_format = detect_format(paths, options.format, setting, group) if paths else "text"
         self.options = options
         self.files = TextFiles(
             paths, file_format, options.text_column, options.document_unit, group
@@ -77,8 +72,13 @@ class Documents:
         """The documents of a length, cut to it, in the order in which the seed drew them.
 
         Raises:
-            ValueError: fewer documents are that long than samples were asked for.
+            ValueError: no files, or fewer documents are that long than samples were asked for.
         """
+        if not self.files.files:
+            raise ValueError(
+                "suite.perplexity.files is empty: name long texts that the model was not trained "
+                "on, folders or files (text, .jsonl, .parquet), for example ['books/*.txt']"
+            )
         if self._drawn_for is not tokenizer:
             self._drawn = self._draw(tokenizer)
             self._drawn_for = tokenizer

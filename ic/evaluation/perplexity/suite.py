@@ -160,10 +160,6 @@ class PerplexitySuite(SuiteByLength[Config]):
     def rows(self, cells: Sequence[Row]) -> list[Row]:
         return curve_rows(cells)
 
-    def counted(self, rows: Sequence[Row]) -> list[Row]:
-        """None: nothing is right or wrong."""
-        return []
-
     def table(self, rows: Sequence[Row]) -> Table:
         return terminal_table(rows, self.title)
 
