@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import lzma
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,27 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ic.datamodules.facts.associations import FUNCTION_WORDS
 from ic.datamodules.facts.keys import key_kinds
+from ic.evaluation.answered import read_samples
 from ic.evaluation.niah.grid import NON_LITERAL, TASKS, Cell, Config
 from ic.evaluation.niah.haystack import Haystack
 from ic.evaluation.niah.prompts import parts_of
 from ic.evaluation.niah.scoring import begins_with, normalise, share_of_values
-from ic.evaluation.niah.suite import NiahSuite, build
+from ic.evaluation.niah.suite import build
 from ic.evaluation.options import CONTROL
 from ic.evaluation.runner import settings_hash
 from ic.evaluation.suite import Sample
+from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
+from tests.evaluation.made_up_books import suite_of, write_books
 from tests.evaluation.small_bpe import small_bpe
 
 BYTES = ByteTokenizer()
 TOKENIZERS = {"bytes": BYTES, "bpe": small_bpe()}
-_LETTERS = list("aeioubdlmnrst")
-
-
-def write_books(folder: Path, count: int = 3, sentences: int = 150) -> list[str]:
-    """Books of made-up sentences, each with its number; one of them in curly quotation marks."""
-    folder.mkdir(exist_ok=True)
-    books = []
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        made = []
-        for index in range(sentences):
-            words = " ".join("".join(rng.choice(_LETTERS, 4)) for _ in range(rng.integers(3, 12)))
-            end = ("“{}!”", "Mr. {}.", "{}?")[index % 3].format(words.capitalize())
-            made.append(end + ("\n\n" if index % 7 == 6 else " "))
-        books.append("".join(made).strip())
-        (folder / f"{number}.txt").write_text(books[-1])
-    return books
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +46,6 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("haystack") / "books"
     write_books(folder)
     return folder
-
-
-def suite_of(books: Path | None, **given: Any) -> NiahSuite:
-    chosen: dict[str, Any] = {"lengths": [1024], "samples": 5, "control_samples": 2, **given}
-    return build(Config(haystack=None if books is None else str(books), **chosen))
 
 
 def text_of(tokenizer: Any, sample: Sample) -> str:
@@ -240,6 +223,16 @@ def test_samples_go_round_depths_and_kinds() -> None:
     assert [cell.depth for cell in cells] == [*config.depths, CONTROL]
     drawn = [config.kind_of(kinds, cell, i) for cell in cells[:-1] for i in range(cell.samples)]
     assert sorted(drawn.count(kind) for kind in kinds) == [4, 4, 4]
+    for count in (5, 10, 7):  # as many kinds as depths, a multiple, and neither
+        many = [str(number) for number in range(count)]
+        pairs = {
+            (many.index(config.kind_of(many, cell, index)), cell.depth)
+            for cell in cells[:-1]
+            for index in range(count)
+        }
+        assert len(pairs) == 5 * count
+        seen = [config.kind_of(many, cell, index) for index in (0, 1) for cell in cells[:-1]]
+        assert set(seen) == set(many)
     few = Config(samples=3, control_samples=0, lengths=[512], tasks=["own_words"], kinds=kinds)
     assert [few.kind_of(kinds, cell, 0) for cell in few.cells()] == kinds
 
@@ -353,89 +346,11 @@ def test_another_text_is_another_setting(books: Path, tmp_path: Path) -> None:
 
 
 def test_formats_and_compressions_of_haystacks(books: Path, tmp_path: Path) -> None:
-    import lzma
-
     texts = [file.read_text() for file in sorted(books.iterdir())]
     rows = [json.dumps(texts[0]), *(json.dumps({"text": text}) for text in texts[1:])]
     (tmp_path / "books.jsonl.xz").write_bytes(lzma.compress("\n".join(rows).encode()))
     read = build(Config(haystack=str(tmp_path / "books.jsonl.xz"))).haystack.documents
     assert read == [text.strip() for text in texts] == suite_of(books).haystack.documents
-
-
-def without_digits() -> PreTrainedTokenizerFast:
-    """Characters other than small letters and spaces are unknown."""
-    vocabulary = {token: i for i, token in enumerate(["[UNK]", *"abcdefghijklmnopqrstuvwxyz ."])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-
-
-@pytest.mark.parametrize(
-    ("given", "tokenizer", "positions", "said"),
-    [
-        ({"lengths": [4096]}, BYTES, 2048, r"suite.niah.lengths=\[4096\]: the model has 2,048 pos"),
-        ({"lengths": [65536]}, BYTES, 10**6, r"the text has \d\d,\d{3} tokens, but .* 65,536; .*repeat"),
-        ({"lengths": [128]}, BYTES, 10**6, r"suite.niah.lengths: 128 tokens cannot hold the task mu"),
-        ({}, without_digits(), 10**6, r"the tokenizer reads '.*' back as '.*\[UNK\].*suite.niah.kin"),
-        ({"tasks": ["multi_attribute"], "num_needles": 30, "lengths": [8192]}, BYTES, 10**6, r"num_needles=30: too many for multi_attribute"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_answered_is_refused_before_the_work(
-    given: dict[str, Any], tokenizer: Any, positions: int, said: str, books: Path
-) -> None:
-    suite = suite_of(books, **{"tasks": ["multi_key"], **given})
-    with pytest.raises(ValueError, match=said):
-        suite.check(tokenizer, positions)
-
-
-def test_a_chat_needs_a_template(books: Path) -> None:
-    with pytest.raises(ValueError, match=r"prompt=chat: the tokenizer has no chat template"):
-        suite_of(books, prompt="chat").check(without_digits(), 10**6)
-
-
-def test_short_texts_are_repeated_only_if_asked(books: Path) -> None:
-    suite = suite_of(books, lengths=[65536], repeat=True, tasks=["own_words"])
-    suite.check(BYTES, 10**6)
-    sample = suite.sample(BYTES, next(suite.cells()), 0)
-    assert len(sample.ids) + sample.new_tokens == 65536
-    haystack = Haystack(["One. Two."], repeat=False)
-    with pytest.raises(ValueError, match="fewer than 100 tokens of text"):
-        haystack.cut(np.random.default_rng(0), BYTES, 100)
-    filler = haystack.cut(np.random.default_rng(0), BYTES, 9)
-    assert (bytes(filler.ids_T.tolist()), filler.ends.tolist()) == (b"One. Two.", [4, 9])
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"tasks": []}, r"suite\.niah\.tasks=\[\]: one or more of own_words, other_words"),
-        ({"tasks": ["single"]}, r"suite\.niah\.tasks"),
-        ({"forms": "all"}, r"suite\.niah\.forms=all: choose one of train, validation, test"),
-        ({"depths": [2.0]}, r"suite\.niah\.depths=\[2\.0\]: at least one, each in \[0, 1\]"),
-        ({"depths": [0.5, 0.5]}, r"suite\.niah\.depths"),
-        ({"num_needles": 0}, r"suite\.niah\.num_needles=0: must be between 1 and 64"),
-        ({"control_samples": -1}, r"suite\.niah\.control_samples=-1"),
-        ({"kinds": ["digits"]}, r"suite\.niah\.kinds=\['digits'\]: .* unknown; choose from"),
-        (
-            {"kinds": ["hex-8"], "forms": "train"},
-            r"kinds=\['hex-8'\]: .*held out from split='train'",
-        ),
-        ({"records": ["jsonl"]}, r"suite\.niah\.records='jsonl': did you mean json\?"),
-        ({"haystack": "nowhere"}, r"suite\.niah\.haystack: there is no file 'nowhere'"),
-    ],
-)
-def test_options_that_make_no_sense(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        build(Config(**given))
-
-
-def test_an_empty_haystack_says_what_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"suite\.niah\.haystack: no text in the folder"):
-        build(Config(haystack=str(tmp_path)))
-    (tmp_path / "blank.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"there is no text in it; python -m ic prepare_corpus"):
-        build(Config(haystack=str(tmp_path)))
 
 
 def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> None:
@@ -470,3 +385,37 @@ def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> No
     ]
     assert suite.title == "needles in real text, test forms"
     assert suite_of(None).title == "needles in synthetic noise, test forms"
+
+
+def test_command(
+    books: Path,
+    ic: Callable[..., int],
+    make_model: Callable[..., MLAForCausalLM],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_model(vocab_size=320).save_pretrained(tmp_path / "model")
+    BYTES.save_pretrained(tmp_path / "model")
+    given = {
+        "haystack": books,
+        "lengths": "[512]",
+        "tasks": "[own_words,records]",
+        "num_needles": 1,
+        "samples": 5,
+        "control_samples": 1,
+        "records": "[json]",
+    }
+    options = [f"suite.niah.{name}={value}" for name, value in given.items()]
+    asked = ("evaluate", "checkpoint=model", "suite=niah", "accelerator=cpu", "output=out")
+    assert ic(*asked, *options) == 0
+    assert "needles in real text, test forms, greedy decoding" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    assert sum(row["n"] for row in rows if row["task"] in ("own_words", "records")) == 2 * 6
+    samples = read_samples(tmp_path / "out")
+    assert len(samples) == 12
+    for row in samples:
+        assert set(row["measured"]) == {"kind", "needle", "question"}
+        assert row["expected"][0] in row["measured"]["needle"]
+    assert (tmp_path / "out/heatmap.png").is_file()
+    assert ic(*asked, *options[1:], "suite.niah.haystack=nowhere") == 2
+    assert "suite.niah.haystack: there is no file 'nowhere'" in capsys.readouterr().err

@@ -5,6 +5,7 @@ Without PyTorch and NumPy, so that help and errors come at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -106,8 +107,12 @@ class Config(SuiteOptions):
                     yield Cell(task, length, CONTROL, control)
 
     def kind_of(self, kinds: Sequence[str], cell: Cell, index: int) -> str:
-        """The kind of key of a cell's sample: each depth begins with another one."""
+        """The kind of key of a cell's sample: in turn, over all depths, so that a few samples show
+        all kinds; once every depth would get its first kind again, each gets the next one.
+        """
         if cell.task == NON_LITERAL:
             return "first-name"
         place = 0 if cell.depth == CONTROL else self.depths.index(cell.depth)
-        return kinds[(index + place) % len(kinds)]
+        number = index * len(self.depths) + place
+        again = number // math.lcm(len(self.depths), len(kinds))
+        return kinds[(number + again) % len(kinds)]
