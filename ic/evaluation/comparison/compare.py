@@ -132,7 +132,8 @@ def compare(first: Side, second: Side, *, seed: int = 0, resamples: int = RESAMP
         groups += _groups(suite, scored, seed, resamples)
     if not groups:
         raise UsageError(
-            f"{', '.join(first)}: no sample has a score of both models, so nothing can be compared"
+            f"{', '.join(first)}: no sample has a score of both models, so nothing can be "
+            "compared (perplexity has none; its report shows intervals)"
         )
     adjusted = holm([group.paired.p for group in groups])
     return Comparison(
