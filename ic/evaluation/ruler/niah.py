@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +41,7 @@ class Needles(Task):
     num_keys: int = 1
     num_values: int = 1
     num_queries: int = 1
-    essay: Sequence[str] = ()
+    essay: tuple[str, ...] = ()
 
     def least_units(self, index: int) -> int:
         # Needles go before different lines.
@@ -90,8 +89,8 @@ class Needles(Task):
 
     def _in_essay(self, draw: Draw, needles: list[str], units: int) -> str:
         """Between sentences at depths of a grid of 40; a short essay is repeated."""
-        repeats = -(-units // len(self.essay))
-        sentences = split_sentences(" ".join((list(self.essay) * repeats)[:units]))
+        repeats, rest = divmod(units, len(self.essay))
+        sentences = split_sentences(" ".join([*self.essay * repeats, *self.essay[:rest]]))
         depths = draw.words.sample(_DEPTHS, len(needles))
         places = sorted(int(len(sentences) * (depth / 100)) for depth in depths)
         pieces, last = [], 0

@@ -105,6 +105,7 @@ class RulerSuite(SuiteByLength[Config]):
     def table(self, rows: Sequence[Row]) -> Table:
         rows = self.counted(rows)
         table = super().table(rows)
+        table.min_width = 72  # for the caption
         table.caption = f"per cent; {summarise(rows)}{_origins(rows, self.options)}"
         return table
 

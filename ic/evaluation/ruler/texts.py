@@ -30,13 +30,13 @@ class Texts:
         self._config = config
 
     @cached_property
-    def essay(self) -> list[str]:
+    def essay(self) -> tuple[str, ...]:
         """The words of the prose."""
         path = self._config.haystack
         if path is not None:
             return _read_words(path)
         pairs = shipped_paragraphs()
-        return " ".join(pair[part]["text"] for pair in pairs for part in ("a", "b")).split()
+        return tuple(" ".join(pair[part]["text"] for pair in pairs for part in ("a", "b")).split())
 
     @cached_property
     def squad(self) -> Questions:
@@ -68,7 +68,7 @@ def name_of(config: Config, task: str) -> str | None:
     return SHIPPED if path is None else Path(path).name
 
 
-def _read_words(path: str) -> list[str]:
+def _read_words(path: str) -> tuple[str, ...]:
     where = f"{_SETTING}={path}"
     files = resolve_files(expand_folders([path], _SETTING), _SETTING)
     for file in files:
@@ -81,7 +81,7 @@ def _read_words(path: str) -> list[str]:
         TextFiles([file], detect_format([file], "auto", where), "text", "file").documents(0)
         for file in files
     )
-    words = list(islice((word for _, text in documents for word in text.split()), _MOST_WORDS))
+    words = tuple(islice((word for _, text in documents for word in text.split()), _MOST_WORDS))
     if not words:
         raise ValueError(f"{where}: holds no word; give prose, the longer the better")
     return words

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -65,6 +67,32 @@ def test_scores_are_theirs(theirs: dict[str, Any]) -> None:
         assert round(100 * score, 2) == theirs[name], name
 
 
+@pytest.fixture(scope="module")
+def harness() -> ModuleType:
+    """What lm-evaluation-harness scores RULER with."""
+    package = find_spec("lm_eval")
+    if package is None:
+        pytest.skip("pip install '.[harness]'")
+    (folder,) = package.submodule_search_locations or ()
+    spec = spec_from_file_location("ruler_scores", f"{folder}/tasks/ruler/common_utils.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("answer", THEIRS["scores"])
+def test_scores_are_those_of_the_harness(answer: dict[str, Any], harness: ModuleType) -> None:
+    text, outputs = answer["text"], answer["outputs"]
+    doc = {"outputs": outputs, "max_length": 4096}
+    ours = {name: metric(cleaned(text), outputs) for name, metric in METRICS.items()}
+    assert harness.process_results(doc, [text])["4096"] == ours["all"]
+    # Of a question with several answers the harness takes the share; RULER takes the best.
+    part = ours["part"] if len(outputs) == 1 else ours["all"]
+    assert harness.process_results_part(doc, [text])["4096"] == part
+
+
 def test_word_pairs_are_sorted_as_a_list_of_them_would_be() -> None:
     adjectives = ["well", "well-known", "we", "well-known", "ill", "well-kept", "far away", "A"]
     nouns = ["lamp", "known-ape", "kite", "sea lion", "kite"]
@@ -96,8 +124,22 @@ def test_as_many_units_as_fit(per_unit: int, room: int, guess: int | None) -> No
         return _Made(100 + per_unit * units + units % 3)
 
     units, found = largest_that_fits(make, 1, room, guess)
-    assert found.tokens <= room < make(units + 1).tokens
-    assert len(made) < 25
+    # No room for one more, or but a ten-thousandth; and few long ones were made.
+    assert found.tokens <= room
+    assert found.tokens == make(units).tokens
+    assert room - found.tokens < max(per_unit + 2, room / 10_000)
+    assert len([units for units in made if 2 * per_unit * units > room]) < 8
+
+
+def test_units_that_add_nothing_for_a_while_are_no_endless_room() -> None:
+    made = []
+
+    def make(units: int) -> _Made:
+        made.append(units)
+        return _Made(100 + units // 40)
+
+    assert largest_that_fits(make, 1, 1000)[1].tokens == 1000
+    assert max(made) < 100_000
 
 
 def test_too_short_says_what_it_takes() -> None:
@@ -176,4 +218,4 @@ def test_haystacks(tmp_path: Path) -> None:
         _ = Texts(Config(haystack=str(tmp_path))).essay
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "b.jsonl").write_text('{"text": "One  two."}\n{"text": "Three."}\n')
-    assert Texts(Config(haystack=str(tmp_path))).essay == ["One", "two.", "Three."]
+    assert Texts(Config(haystack=str(tmp_path))).essay == ("One", "two.", "Three.")
