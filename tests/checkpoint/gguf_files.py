@@ -70,6 +70,7 @@ def write(
     split: bool = True,
     splitting: str | None = "gpt-2",
     leave_out: str = "",
+    parts: int | None = None,
     **keys: int | str | float,
 ) -> None:
     """Write a GGUF file, and give `model` the weights that it holds once it is dequantised.
@@ -79,6 +80,7 @@ def write(
         split: with `attn_k_b` and `attn_v_b`, as since April 2025; else the older layout.
         splitting: rule by which the tokenizer splits text; None leaves the tokenizer out.
         leave_out: a tensor that is not written.
+        parts: files that the model is said to be in; None says nothing.
         keys: metadata to add or to replace, without the architecture's prefix.
     """
     config = model.config
@@ -120,6 +122,8 @@ def write(
         writer.add_token_merges([" ".join(pair) for pair in MERGES])
         writer.add_bos_token_id(config.bos_token_id)
         writer.add_eos_token_id(config.eos_token_id)
+    if parts is not None:
+        writer.add_uint16("split.count", parts)
     for name, value in keys.items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
         (writer.add_string if isinstance(value, str) else add)(f"deepseek2.{name}", value)

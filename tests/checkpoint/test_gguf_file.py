@@ -128,6 +128,11 @@ def test_export(ic: Callable[..., int], tmp_path: Path, kind: str, dtype: torch.
         ({"block_count": 1}, "tensors that the model has no place for, the first is blk.1.attn_k"),
         ({"rope.scaling.type": "linear"}, "rope.scaling.type=linear, .* may be plain or YaRN's"),
         ({"attention.temperature_scale": 0.1}, "not supported: attention.temperature_scale=0.1"),
+        (
+            {"rope.scaling.yarn_ext_factor": 0.5},
+            "not supported: .*rope.scaling.yarn_ext_factor=0.5",
+        ),
+        ({"parts": 2}, "is one of 2 parts of a model; put them together with llama-gguf-split"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -136,6 +141,11 @@ def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) 
         GGUFFile(tmp_path / "x.gguf")
     assert "\n" not in str(caught.value)
     assert "x.gguf" in str(caught.value)
+
+
+def test_a_model_that_is_said_to_be_in_one_part_is_whole(tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", deepseek(), parts=1)
+    assert GGUFFile(tmp_path / "x.gguf").config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize("size", [0, 3, 50, 5_000, 30_000, -1])
