@@ -160,3 +160,21 @@ def test_the_embedding_has_rows_for_added_tokens(added: int, rows: int) -> None:
     tokenizer.add_tokens([f"<tool {i}>" for i in range(added)])
     assert vocabulary_size(tokenizer) == rows
     assert max(tokenizer("a" + "".join(f"<tool {i}>" for i in range(added)))["input_ids"]) < rows
+
+
+def test_a_resume_within_parquet_reads_no_earlier_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"document {i}" for i in range(30)]
+    file = write(tmp_path / "a.parquet", texts, row_group_size=7)
+    iter_batches, read = pyarrow.parquet.ParquetFile.iter_batches, []
+
+    def traced(self: Any, *args: Any, row_groups: list[int], **options: Any) -> Any:
+        read.append(list(row_groups))
+        return iter_batches(self, *args, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", traced)
+    files = TextFiles([file], "parquet", "text", "file")
+    for start, groups in ((0, 5), (6, 5), (7, 4), (13, 4), (14, 3), (29, 1), (30, 0)):
+        assert list(files.documents(0, start_row=start)) == list(enumerate(texts))[start:]
+        assert read.pop() == list(range(5 - groups, 5))
