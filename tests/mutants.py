@@ -108,23 +108,24 @@ def take_copy(queue: "Queue[str]") -> None:
     os.chdir(queue.get())
 
 
-class First:
-    """A pytest plugin: keeps the first test that fails."""
+class Failures:
+    """A pytest plugin: keeps the names of the tests that fail."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and not self.file.exists():
-            self.file.write_text(report.nodeid)
+        if report.failed:
+            with self.file.open("a") as file:
+                file.write(f"{report.nodeid}\n")
 
 
-def first_failure(tests: list[str], timeout_s: float) -> tuple[bool, str]:
+def failures(tests: list[str], timeout_s: float, *options: str) -> tuple[bool, list[str]]:
     """Runs tests in a fork of this process, which has the libraries loaded.
 
     Returns:
-        Whether they came to an end within the time, and the first that failed; empty if all passed,
-        `collection` if they could not begin.
+        Whether they came to an end within the time, and those that failed; `collection` if they
+        could not begin.
     """
     own = Path.cwd().with_suffix(".tests")  # other runs of pytest clear the common folder
     kept = Path.cwd().with_suffix(".failed")
@@ -135,17 +136,18 @@ def first_failure(tests: list[str], timeout_s: float) -> tuple[bool, str]:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
-        arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "-m", NOT_MARKED]
-        os._exit(int(pytest.main([*arguments, f"--basetemp={own}", *tests], plugins=[First(kept)])))
+        arguments = ["-n", "0", "-q", "-p", "no:cacheprovider", "-m", NOT_MARKED, *options]
+        arguments += [f"--basetemp={own}", *tests]
+        os._exit(int(pytest.main(arguments, plugins=[Failures(kept)])))
     end = os.pidfd_open(child)
     ended, _, _ = select.select([end], [], [], timeout_s)
     os.close(end)
     if not ended:
         os.killpg(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == 0:
-        return True, ""
-    return bool(ended), kept.read_text() if kept.exists() else "collection"
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return True, []
+    return bool(ended), kept.read_text().splitlines() if kept.exists() else ["collection"]
 
 
 def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, object]:
@@ -154,24 +156,19 @@ def judge(item: WorkItem, tests: list[str], timeout_s: float) -> dict[str, objec
     fault = item.mutations[0]
     operator = get_operator(fault.operator_name)(**fault.operator_args)
     with use_mutation(fault.module_path, operator, fault.occurrence) as (before, after):
-        in_time, noticed_by = first_failure(tests, timeout_s)
+        in_time, failed = failures(tests, timeout_s, "-x")
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
     return {
         "module": str(fault.module_path),
         "line": fault.start_pos[0],
         "operator": fault.operator_name.removeprefix("core/"),
-        "lived": in_time and not noticed_by,
+        "lived": in_time and not failed,
         "undecided": not in_time,
-        "noticed_by": noticed_by if in_time else "",
+        "noticed_by": failed[0] if in_time and failed else "",
         "seconds": round(time.perf_counter() - began, 1),
         "change": changed,
     }
-
-
-def fails_anyway(test: str, timeout_s: float) -> bool:
-    """Whether a test fails in this worker's copy, in which no fault stands."""
-    return first_failure([test], timeout_s) != (True, "")
 
 
 def commit() -> str:
@@ -266,8 +263,8 @@ def main() -> None:
                     found = summary(options, records, possible)
                     options.output.write_text(json.dumps(found, indent=1) + "\n")
             noticed_by = sorted({r["noticed_by"] for r in records} - {"", "collection"})
-            again = pool.map(fails_anyway, noticed_by, [options.timeout_s] * len(noticed_by))
-            failing = {test for test, fails in zip(noticed_by, again, strict=True) if fails}
+            again = pool.submit(failures, noticed_by, options.timeout_s * len(noticed_by))
+            failing = set(again.result()[1]) if noticed_by else set()
     print(f"fail without a fault: {sorted(failing) or 'none'}")
     for record in records:
         record["undecided"] |= record["noticed_by"] in failing
