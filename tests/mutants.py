@@ -73,14 +73,13 @@ def every_fault(area: str, chance: random.Random) -> list[WorkItem]:
 def test_files(module: Path, folders: list[str]) -> list[str]:
     """The folders' test files that name the module, the file of its own name first.
 
-    Where none does, those that name a module which imports it; else all.
+    Then those that name a module which imports it; all where there are none.
     """
     files = sorted(f for folder in folders for f in (ROOT / folder).rglob("test_*.py"))
     own = [f for f in files if f.stem == f"test_{module.stem}"]
     importers = [m for m in modules() if names(m, module) and m != ROOT / module]
-    named = [f for f in files if names(f, module)] or [
-        f for f in files if any(names(f, each.relative_to(ROOT)) for each in importers)
-    ]
+    named = [f for f in files if names(f, module)]
+    named += [f for f in files if any(names(f, each.relative_to(ROOT)) for each in importers)]
     chosen = list(dict.fromkeys(own + named)) or files
     return [str(f.relative_to(ROOT)) for f in chosen]
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ic.datamodules.corpus.boilerplate import Boilerplate
 from ic.datamodules.corpus.books import read_book
-from ic.datamodules.corpus.histogram import histogram
+from ic.datamodules.corpus.histogram import draw_lengths, histogram
 from ic.datamodules.corpus.near_duplicates import NearDuplicates, shingles, signature, similarity
 from ic.datamodules.corpus.options import PrepareCorpusOptions
 from ic.datamodules.corpus.prepare import compressed_share, held_out_authors, prepare_corpus
@@ -289,6 +290,20 @@ def test_a_corpus_from_books(
     assert "left out: 1 near-duplicates of another" in said
     assert "4,096" in said
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_lengths_are_drawn_in_units_that_people_read(figures: list[Figure], tmp_path: Path) -> None:
+    lengths = {"book": [600, 3_000_000, 2_500_000], "rfc": [70_000]}
+    draw_lengths(lengths, tmp_path / "a.png", title="t")
+    left, right = figures[0].axes
+    assert [label.get_text() for label in left.get_xticklabels()] == [
+        "512 B", "2 KiB", "8 KiB", "32 KiB", "128 KiB", "512 KiB", "2 MiB"
+    ]  # fmt: skip
+    assert (left.get_ylabel(), right.get_ylabel()) == ("documents", "MB of text")
+    names = [text.get_text() for text in left.get_legend().get_texts()]
+    assert [name.rpartition(" ")[2] for name in names] == ["(3)", "(1)"]
+    assert max(patch.get_height() for patch in left.patches) == 2
+    assert max(patch.get_height() for patch in right.patches) == 5.5
 
 
 def test_lengths_are_counted_by_doubling() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from ic.evaluation.by_length import mean_over_tasks
 from ic.evaluation.by_length_figure import draw_by_length
@@ -91,3 +93,11 @@ def test_picture(tmp_path: Path) -> None:
     answers = {("a", 4096): Accuracy(9, 10), ("a", 8192): Accuracy(0, 10)}
     draw_by_length(answers, tmp_path / "x.png", title="a model", trained_length=4096)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_is_light_on_dark_cells_alone(figures: list[Figure], tmp_path: Path) -> None:
+    answers = {("a", 512 * 2**n): Accuracy(correct, 10) for n, correct in enumerate((0, 5, 6, 10))}
+    draw_by_length(answers, tmp_path / "a.png", title="t")
+    colors = [text.get_color() for text in figures[0].axes[0].texts]
+    assert colors[0] == colors[1] != colors[2] == colors[3]
+    assert sum(to_rgb(colors[0])) > sum(to_rgb(colors[2]))
