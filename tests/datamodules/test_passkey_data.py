@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from ic.datamodules import synthetic
 from ic.datamodules.needles import KEYS, answer_keys
-from ic.datamodules.options import PasskeyDataOptions
+from ic.datamodules.options import SLOT_BYTES, PasskeyDataOptions
 from ic.datamodules.passkey import PasskeyDataModule, make_batch
 from ic.model.byte_tokenizer import ByteTokenizer
 
@@ -146,3 +148,18 @@ def test_a_task_of_weight_zero_is_not_drawn_and_changes_no_draw() -> None:
         task_weights={"single": 1.0, "multi_key": 0.0}, tokens_per_batch=8192
     )
     assert batch(with_zero)["input_ids"].equal(batch(config)["input_ids"])
+
+
+def test_a_pair_stands_anywhere_within_its_slot() -> None:
+    """Also at its very end: else a model could learn where to look from the position alone."""
+    rng, slots = np.random.default_rng(0), 64
+    tokens = np.zeros(slots * SLOT_BYTES, dtype=np.uint8)
+    found: set[int] = set()
+    for _ in range(200):
+        is_answer = np.zeros(len(tokens), dtype=bool)
+        synthetic._write_pairs(rng, tokens, is_answer, rng.permutation(slots), slots, 0, "train")
+        ends = np.flatnonzero(is_answer[:-1] & ~is_answer[1:])
+        width = synthetic.KEY_DIGITS + 1
+        starts = ends - (width - 1) - synthetic._KEY_AT
+        found |= set((starts % SLOT_BYTES).tolist())
+    assert found == set(range(SLOT_BYTES - len(synthetic._PAIR) + 1))
