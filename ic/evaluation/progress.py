@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ic.display.numbers import clock_text
 from ic.evaluation.answered import cell_row
+from ic.evaluation.live_table import LiveTable
 from ic.evaluation.suite import Cell, Row, Suite
 
 
@@ -64,7 +66,8 @@ class TimeLeft:
 def suite_progress(
     suite: Suite[Any], *, quiet: bool = False, processes: int = 1
 ) -> Iterator[Callable[[Cell, Row], None]]:
-    """A progress bar on a terminal, elsewhere a line per cell -> what to call with each sample.
+    """A table that fills up and a progress bar on a terminal, elsewhere a line per cell -> what to
+    call with each sample.
 
     Says first how many prompts there are, and from the first on how long the others will take.
 
@@ -91,12 +94,15 @@ def suite_progress(
             + " tokens",
             flush=True,
         )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=prompts)
+    bar, table = Progress(*columns, console=console), LiveTable(suite)
+    task = bar.add_task("", total=prompts)
+    live = Live(Group(table, bar), console=console, transient=True)
+    with nullcontext() if quiet or not console.is_terminal else live:
 
         def on_sample(cell: Cell, row: Row) -> None:
             left.add(cell, row)
             answered[cell].append(row)
+            table.add(cell, row)
             shown = f"{cell.length_tokens:,} tokens, {left}".removesuffix(", ")
             bar.update(task, advance=1, description=shown)
             whole = len(answered[cell]) == cell.samples

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from ic.evaluation.answered import (
     read_samples,
     sample_row,
 )
+from ic.evaluation.sample_cache import SampleCache
 from ic.evaluation.shares import Part, batch_samples, share_of_samples
-from ic.evaluation.suite import C, Decoder, Row, Suite
+from ic.evaluation.suite import C, Decoder, Row, Sample, Suite
 from ic.files.json_lines import append_rows, rank_file
 from ic.files.run_folder import earlier_cells_file
 from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
@@ -53,6 +55,7 @@ def run_suite(
     ranks: Ranks | None = None,
     sharded: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    sample_cache: Path | None = None,
 ) -> list[Row]:
     """Answer every sample that `file` does not hold yet for these weights and settings.
 
@@ -67,6 +70,7 @@ def run_suite(
 
     Args:
         file: `samples.jsonl` of a suite's folder.
+        sample_cache: folder that keeps samples that were drawn, of suites that say it pays.
 
     Raises:
         StoppedError: it was stopped, on all processes alike; the samples that are done are kept.
@@ -107,9 +111,12 @@ def run_suite(
     model.eval()
     ends = end_tokens(model, tokenizer)
     decoder = GreedyDecoder(model, suite.prefill_chunk_tokens, on_cache, stop, ends)
+    draw: Callable[[C, int], Sample] = partial(suite.sample, tokenizer)
+    if sample_cache is not None and suite.cached:
+        draw = SampleCache(sample_cache, suite, tokenizer).sample
     with contextlib.suppress(StoppedError):
         for part in share_of_samples(suite, missing, rank, world):
-            for cell, rows in _answer(decoder, tokenizer, suite, part, identity):
+            for cell, rows in _answer(decoder, tokenizer, suite, draw, part, identity):
                 done[cell] |= {row["index"]: row for row in rows}
                 if is_writer:
                     append_rows(own_file, rows)
@@ -151,6 +158,7 @@ def _answer(
     decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite[C],
+    draw: Callable[[C, int], Sample],
     part: Part[C],
     identity: Mapping[str, str],
 ) -> Iterator[tuple[C, list[Row]]]:
@@ -165,7 +173,7 @@ def _answer(
             if not indices:
                 continue
             began = time.perf_counter()
-            samples = [suite.sample(tokenizer, cell, index) for index in indices]
+            samples = [draw(cell, index) for index in indices]
             scores = suite.answer(decoder, tokenizer, samples)
             seconds = (time.perf_counter() - began) / len(indices)
             yield (

@@ -98,6 +98,7 @@ class Suite(ABC, Generic[C]):
         name: in file and metric names, and `what` in results rows.
         title: says in a picture what was measured.
         picture: name of the CSV file and the picture, without suffix.
+        cached: whether its samples take longer to draw than to read from a file.
         synthetic: what of its prompts a program wrote, for the report.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
@@ -108,6 +109,7 @@ class Suite(ABC, Generic[C]):
     name: ClassVar[str]
     title: str
     picture: ClassVar[str]
+    cached: ClassVar[bool] = False
     synthetic: ClassVar[str] = "every text and every question"
     texts_by_tokens: ClassVar[bool] = True
     tokens_per_batch: int

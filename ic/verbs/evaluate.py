@@ -32,6 +32,8 @@ class Config(InferenceOptions):
         output: folder of the files, with several suites of a folder for each; by default beside
             the checkpoints in the run's folder, `evaluate/step=<n>/<suite>`, and for a model of no
             run `runs/evaluate/<name>/<suite>`.
+        sample_cache: folder that keeps samples of suites that draw slowly, for the next evaluation;
+            `auto` is `infinite-context/samples` in $XDG_CACHE_HOME or ~/.cache; null keeps none.
         trained_length: marked in pictures; default from the checkpoint.
         devices: processes of a host, each with the whole model, which share the samples; `auto`
             is all GPUs of the host. In a SLURM job it is the job's.
@@ -45,6 +47,7 @@ class Config(InferenceOptions):
     suite: dict[str, Any] = field(default_factory=dict)
     evaluation: PasskeyGridConfig = field(default_factory=PasskeyGridConfig)
     output: str | None = None
+    sample_cache: str | None = "auto"
     trained_length: int | None = None
     devices: Any = 1
     num_nodes: int = 1
@@ -140,6 +143,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     from ic.evaluation.report import write_report
     from ic.evaluation.report_page import Measured, check_folder, shown, write_page
     from ic.evaluation.runner import run_suite
+    from ic.evaluation.sample_cache import cache_folder
     from ic.files.results import write_results
     from ic.inference.loading import open_source
     from ic.model.fingerprint import fingerprint
@@ -183,6 +187,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
                 on_sample,
                 ranks=ranks if sharing == 1 else None,
                 sharded=sharing > 1,
+                sample_cache=cache_folder(config.sample_cache),
             )
         if ranks.global_rank > 0:
             continue

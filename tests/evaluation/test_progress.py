@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from ic.evaluation.live_table import LiveTable
 from ic.evaluation.passkey.grid import Cell, PasskeyGridConfig
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.progress import TimeLeft, suite_progress
@@ -72,16 +75,16 @@ def test_it_is_said_before_the_first_prompt(
     with suite_progress(suite) as on_sample:
         assert capsys.readouterr().out == "passkey: 8 cells, 16 prompts of 512 to 1,024 tokens\n"
         first, *_ = suite.cells()
-        on_sample(first, row(2.0, 0))
-        on_sample(first, row(2.0, 1))
+        on_sample(first, {**asdict(first), **row(2.0, 0)})
+        on_sample(first, {**asdict(first), **row(2.0, 1)})
         assert capsys.readouterr().out == ""  # a line per cell
-        on_sample(first, row(2.0, 2))
+        on_sample(first, {**asdict(first), **row(2.0, 2)})
         (line,) = capsys.readouterr().out.splitlines()
         assert line.endswith("depth 0.5: 3/3 in 6.0 s, at least 0:00:42 left")
     monkeypatch.setattr(suite, "progress_text", lambda row: f"{row['n']} texts")
     with suite_progress(suite) as on_sample:
         for index in range(3):
-            on_sample(first, row(2.0, index))
+            on_sample(first, {**asdict(first), **row(2.0, index)})
     assert ": 3 texts in 6.0 s" in capsys.readouterr().out
     with suite_progress(suite, quiet=True):
         pass
@@ -104,5 +107,32 @@ def test_lines_are_flushed_as_they_are_said(monkeypatch: pytest.MonkeyPatch) -> 
         assert log.flushed.startswith("passkey: ")
         first, *_ = suite.cells()
         for index in range(3):
-            on_sample(first, row(2.0, index))
+            on_sample(first, {**asdict(first), **row(2.0, index)})
         assert "3/3 in 6.0 s" in log.flushed
+
+
+def test_a_terminal_shows_a_table_that_fills_up(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = PasskeyGridConfig(lengths=[512, 1024], depths=[0.5], fillers=["noise"], samples=4)
+    suite = PasskeySuite(grid)
+    table = LiveTable(suite)
+    short, control, *_ = suite.cells()
+    for cell, index, correct in ((short, 0, 1), (short, 1, 0), (short, 2, None), (control, 0, 0)):
+        table.add(cell, {**asdict(cell), **row(1.0, index), "correct": correct})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    # Of three answers two have a score; the control of 512 tokens counts no more.
+    assert any("512" in line and "1k" in line for line in lines)
+    assert any("single" in line and "50 % 3/4" in line and "0/8" in line for line in lines)
+
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with suite_progress(suite) as on_sample:
+        for index in range(4):
+            on_sample(short, {**asdict(short), **row(2.0, index)})
+    shown = capsys.readouterr().out
+    assert "100 % 4/8" in shown
+    assert "4/16" in shown
+    assert "0:00:" in shown  # the time left

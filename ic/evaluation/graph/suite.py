@@ -42,6 +42,7 @@ class GraphSuite(SuiteByLength[Config]):
     name = "graph"
     title = "operations on graphs (GraphWalks)"
     picture = "graph"
+    cached = True
 
     def tasks(self) -> Sequence[str]:
         return [task for task in TASKS if task in self.options.tasks]

@@ -71,6 +71,7 @@ class MRCRSuite(SuiteByLength[Config]):
     name = "mrcr"
     title = "the n-th of similar pieces (MRCR)"
     picture = "mrcr"
+    cached = True
 
     def tasks(self) -> Sequence[str]:
         return [f"{needles} needles" for needles in self.options.needles]

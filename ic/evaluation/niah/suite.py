@@ -38,6 +38,7 @@ class NiahSuite(Suite[Cell]):
 
     name = "niah"
     picture = "heatmap"
+    cached = True
 
     def __init__(self, options: Config, haystack: Haystack) -> None:
         self.options = options

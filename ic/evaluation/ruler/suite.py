@@ -42,6 +42,7 @@ class RulerSuite(SuiteByLength[Config]):
         "and hotpotqa say"
     )
     picture = "ruler"
+    cached = True
 
     def __init__(self, options: Config) -> None:
         super().__init__(options)
