@@ -288,6 +288,29 @@ def test_what_cannot_be_run_is_refused(
         HarnessSuite(Config(**given)).check(TOKENIZER, 4096)
 
 
+def test_two_models_are_compared_document_by_document(
+    model: MLAForCausalLM,
+    tasks: Path,
+    tmp_path: Path,
+    ic: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = Config(tasks=["tiny_choice", "tiny_answer"], include_path=str(tasks))
+    first = evaluated(model, wanted, tmp_path / "A/harness/samples.jsonl")[1]
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight.roll(5, 0))
+    second = evaluated(model, wanted, tmp_path / "B/harness/samples.jsonl")[1]
+    assert ic("compare", "A", "B", "output=both") == 0
+    assert "tiny_choice" in capsys.readouterr().out
+    rows = {
+        row["task"]: row for row in json.loads(Path("both/comparison.json").read_text())["rows"]
+    }
+    assert list(rows) == [None, "tiny_choice", "tiny_answer"]
+    assert rows["tiny_choice"]["n"] == 5
+    assert rows["tiny_choice"]["first"] == first[0]["correct"] / 5
+    assert rows["tiny_choice"]["second"] == second[0]["correct"] / 5
+
+
 @pytest.fixture
 def checkpoint(model: MLAForCausalLM, tmp_path: Path) -> Path:
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

@@ -23,7 +23,7 @@ class Group:
     """Samples that are compared as one: a task at a length, or all of a suite.
 
     Attributes:
-        task, length_tokens: None stands for all of them.
+        task, length_tokens: None stands for all of them; tasks of some suites have no length.
         whole: whether every score is right or wrong, and none a share.
         p_adjusted: Holm's, for all groups of the comparison.
     """
@@ -150,10 +150,10 @@ def _groups(
     parts: dict[tuple[Any, Any], list[tuple[Answer, Answer]]] = {}
     for pair in pairs:
         place = pair[0].place
-        parts.setdefault((place.get("task"), place["length_tokens"]), []).append(pair)
+        parts.setdefault((place.get("task"), place.get("length_tokens")), []).append(pair)
     whole = {(None, None): list(pairs)} if len(parts) > 1 else {}
     tasks = list(dict.fromkeys(task for task, _ in parts))
-    ordered = sorted(parts, key=lambda part: (tasks.index(part[0]), part[1]))
+    ordered = sorted(parts, key=lambda part: (tasks.index(part[0]), part[1] or 0))
     for task, length in [*whole, *ordered]:
         of_part = whole.get((task, length)) or parts[task, length]
         scores = [[answer.score or 0.0 for answer in side] for side in zip(*of_part, strict=True)]
@@ -209,11 +209,14 @@ def _places(answers: SuiteAnswers) -> str:
     """`single at 512, 1,024 tokens`."""
     lengths: dict[str, set[int]] = {}
     for answer in answers.answers.values():
-        task = str(answer.place.get("task", answers.suite))
-        lengths.setdefault(task, set()).add(answer.place["length_tokens"])
+        of_task = lengths.setdefault(str(answer.place.get("task", answers.suite)), set())
+        if (length := answer.place.get("length_tokens")) is not None:
+            of_task.add(length)
     return (
         "; ".join(
             f"{task} at {', '.join(f'{length:,}' for length in sorted(of_task))} tokens"
+            if of_task
+            else task
             for task, of_task in lengths.items()
         )
         or "nothing"
