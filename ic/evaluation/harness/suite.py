@@ -36,6 +36,7 @@ class HarnessSuite(Suite[HarnessCell]):
     name = "harness"
     title = "tasks of lm-evaluation-harness"
     picture = "tasks"
+    synthetic = "what the tasks of lm-evaluation-harness say of themselves"
 
     def __init__(self, options: Config) -> None:
         self.options = options

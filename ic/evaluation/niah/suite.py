@@ -38,6 +38,7 @@ class NiahSuite(Suite[Cell]):
 
     name = "niah"
     picture = "heatmap"
+    synthetic = "needles, keys and questions; the prose around them is the given haystack"
     cached = True
 
     def __init__(self, options: Config, haystack: Haystack) -> None:
