@@ -22,6 +22,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ic.datamodules.facts.associations import FUNCTION_WORDS
+from ic.datamodules.facts.attributes import ATTRIBUTES
 from ic.datamodules.facts.keys import key_kinds
 from ic.evaluation.answered import read_samples
 from ic.evaluation.niah.grid import NON_LITERAL, TASKS, Cell, Config
@@ -173,6 +174,29 @@ def test_other_words_are_other_words(task: str) -> None:
             before = stated.partition(needles.values[0])[0].strip()
             assert not before or before[-30:] not in asked
             assert needles.values[0] not in asked
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_tasks_hide_what_they_say(index: int) -> None:
+    def drawn(task: str) -> tuple[list[str], str]:
+        options = Config(tasks=[task])
+        needles = parts_of(BYTES, options, Cell(task, 4096, 0.5, 5), index).needles
+        return [each.text for each in (needles.needle, *needles.others)], needles.question
+
+    def attributes(text: str) -> set[tuple[int, str]]:
+        known = enumerate(ATTRIBUTES["test"])
+        return {(n, name) for n, each in known for name in each.wordings if name in text}
+
+    stated, asked = drawn("multi_key")
+    (own,) = {frozenset(attributes(text)) for text in stated}  # one attribute, and it is asked for
+    assert own & attributes(asked)
+    stated, asked = drawn("multi_attribute")
+    told = [frozenset(n for n, _ in attributes(text)) for text in stated]
+    assert len(set(told)) == len(told) == 5
+    (text,), asked = drawn("paraphrase")
+    ours, theirs = attributes(text), attributes(asked)
+    assert {n for n, _ in ours} & {n for n, _ in theirs}
+    assert not ours & theirs
 
 
 @pytest.mark.parametrize(
