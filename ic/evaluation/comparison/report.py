@@ -97,11 +97,17 @@ def _document(comparison: Comparison, first: Side, second: Side, names: tuple[st
 def _sides(first: Side, second: Side) -> dict[str, Any]:
     return {
         name: {
-            suite: {"folder": str(answers.folder.resolve()), "model": answers.model}
+            suite: {"folder": _below_here(answers.folder), "model": answers.model}
             for suite, answers in side.items()
         }
         for name, side in (("A", first), ("B", second))
     }
+
+
+def _below_here(folder: Path) -> str:
+    """One spelling of a folder; relative where it can be, so that a report can be published."""
+    whole, here = folder.resolve(), Path.cwd().resolve()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 def _named(held: Mapping[str, Any], name: str) -> str:
