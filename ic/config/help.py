@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from ic.config.data import DATA_SCHEMAS
 from ic.config.meaning import keys_of
+from ic.config.reference import keys_of_suite
+from ic.evaluation.registry import suite_names
 
 _LINE = re.compile(r"( *)([\w/-]+):(.*)")
 _MEANING_COLUMN = 40
@@ -21,6 +23,8 @@ def explained(text: str, schema: type, data: str | None, width: int) -> str:
         data: the option of the group `data` that was chosen, if the verb has one.
     """
     meanings = {key.name: key.meaning for key in keys_of(schema)}
+    for suite in suite_names():
+        meanings |= {key.name: key.meaning for key in keys_of_suite(suite)}
     if data is not None:
         meanings |= {key.name: key.meaning for key in keys_of(_data_schema(data), "data.")}
     shown: list[str] = []

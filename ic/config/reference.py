@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ic.config.data import DATA_SCHEMAS
 from ic.config.meaning import Key, keys_of
 from ic.config.run import RunConfig
+from ic.evaluation.registry import suite_config, suite_names
 
 
 def configuration_reference(verbs: Mapping[str, type]) -> str:
-    """A table for each part of a run, for each kind of data and for each verb's own keys.
+    """A table for each part of a run, each kind of data, each suite and each verb's own keys.
 
     Args:
         verbs: each verb's dataclass.
@@ -23,6 +24,9 @@ def configuration_reference(verbs: Mapping[str, type]) -> str:
         sections.append(_section(f"`{part}`", below))
     for kind in DATA_SCHEMAS.values():
         sections.append(_section(f"`data={kind.name}`", keys_of(kind, "data.")))
+    for suite in suite_names():
+        if suite != "passkey":  # its options stand under `evaluation`
+            sections.append(_section(f"`suite={suite}`", keys_of_suite(suite)))
     known = {key.name for key in run}
     for verb, schema in verbs.items():
         own = list(keys_of(schema))
@@ -31,6 +35,11 @@ def configuration_reference(verbs: Mapping[str, type]) -> str:
         if own:
             sections.append(_section(f"The verb `{verb}`", own))
     return "\n\n".join(sections)
+
+
+def keys_of_suite(name: str) -> Iterator[Key]:
+    """The options of a suite, as `suite.NAME.option`."""
+    return keys_of(suite_config(name), f"suite.{name}.")
 
 
 def _section(title: str, keys: Iterable[Key]) -> str:

@@ -75,6 +75,12 @@ def test_help_explains_every_key_in_lines_that_fit(
     assert config["logger"]["wandb"]["mode"] == "offline"
 
 
+def test_help_explains_the_options_of_a_suite(ic: Run, capsys: Capture) -> None:
+    assert ic("evaluate", "suite=niah", "--help") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^    haystack: null +# the text to hide needles in$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_no_meaning_is_cut_inside_brackets(ic: Run, capsys: Capture, width: int) -> None:
     for verb in find_verbs():
