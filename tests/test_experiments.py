@@ -91,10 +91,12 @@ def test_text_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*ALIGNMENT} - {*TEXT}))
 def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
-    assert ic("fit", f"experiment={name}", *SHRINK, "model.init_from=null") == 0
+    suites = ["suite.niah.samples=2"] if name == "retrieval_tiny" else []
+    assert ic("fit", f"experiment={name}", *SHRINK, *suites, "model.init_from=null") == 0
     run = tmp_path / "runs" / name / "default"
     assert (run / "checkpoints/last/model.safetensors").is_file()
     assert (run / "passkey/heatmap.png").is_file()
+    assert (run / "niah/heatmap.png").is_file() == bool(suites)
     composed = yaml.safe_load((run / "config.yaml").read_text())
     assert composed["name"] == name
     if name == "retrieval_tiny":
