@@ -74,6 +74,14 @@ BAD = {
         ["fit", "evaluation.lengths=[4194304]"],
         "4194304 tokens and an answer, but the model has 1048576",
     ),
+    "options of another suite": (
+        ["evaluate", "checkpoint=x", "suite=niah", "evaluation.lengths=[512]"],
+        "suite=niah leaves out; options of another suite are suite.NAME.lengths",
+    ),
+    "a suite that an experiment sets up": (
+        ["fit", "experiment=retrieval_tiny", "suite=graph"],
+        "the suite niah is not chosen; add it: suite=[graph,niah]",
+    ),
     "compiled pairs": (
         ["fit", "experiment=dpo_tiny", "model.compile=true"],
         "the rows of data=preference all have their own; set",
@@ -103,10 +111,6 @@ BAD = {
     "evaluate dtype": (
         ["evaluate", "checkpoint=x", "dtype=bfloat"],
         "dtype='bfloat': did you mean bfloat16?",
-    ),
-    "generate on the CPU": (
-        ["generate", "checkpoint=x", "prompt=a", "rope=triton"],
-        "rope=triton: PyTorch sees no CUDA GPU",
     ),
     "accelerator": (
         ["fit", "trainer.accelerator=gpu"],

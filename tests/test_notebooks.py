@@ -48,6 +48,7 @@ def test_three_are_there() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_notebook_says_what_it_holds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the kernel's own process
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # which a verb sets in this one
     stored = nbformat.read(file, as_version=4)
     run = nbformat.read(file, as_version=4)
     for cell in run.cells:

@@ -22,6 +22,7 @@ from ic.config.objective import ObjectiveConfig, PreferenceConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
 from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.evaluation.registry import check_chosen
 from ic.files.run_folder import RunFolder
 from ic.files.saved_config import MAY_CHANGE
 from ic.training.options import OptimizerOptions
@@ -122,6 +123,7 @@ class RunConfig:
                 "model.max_position_embeddings"
             )
         _check_lengths(self.evaluation, positions)
+        check_chosen(self.suite)
         if "passkey" in self.suite:
             raise ValueError(
                 "suite=passkey: a run asks passkeys with callbacks.passkey, by the options of "

@@ -57,12 +57,14 @@ def pool_cells(rows: Sequence[Row]) -> list[ShownCell]:
 
 
 def pool_depths(rows: Sequence[Row]) -> list[ShownLength]:
-    """Add up the cells of each task and length, in that order."""
+    """Add up the cells of each task and length, in that order; of controls alone none is shown."""
     cells = pool_cells(rows)
     found = []
     for task, length in dict.fromkeys((cell.task, cell.length_tokens) for cell in cells):
         here = [c for c in cells if (c.task, c.length_tokens) == (task, length)]
         hidden = [c for c in here if not c.is_control]
+        if not hidden:  # a kind of key that came up in controls only
+            continue
         n = sum(c.accuracy.n for c in hidden)
         found.append(
             ShownLength(

@@ -8,6 +8,7 @@ once. `suite.py` holds `build(config)`. `conf/suite/NAME.yaml` makes it known to
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,19 @@ def suite_config(name: str) -> type:
     """
     config: type = _module(name, "grid").Config
     return config
+
+
+def check_chosen(suites: Mapping[str, Any]) -> None:
+    """Refuse options of a suite that nobody chose.
+
+    Raises:
+        ValueError: naming the suite and how to choose it.
+    """
+    for name, options in suites.items():
+        if isinstance(options, Mapping):  # of a suite that was chosen they have its dataclass
+            keys = ", ".join(f"suite.{name}.{key}" for key in options) or f"suite.{name}"
+            chosen = ",".join([*(each for each in suites if each != name), name])
+            raise ValueError(f"{keys}: the suite {name} is not chosen; add it: suite=[{chosen}]")
 
 
 def build_suite(name: str, config: Any = None) -> Suite[Any]:

@@ -106,6 +106,7 @@ def shown(suite: Suite[Any], rows: Sequence[Row]) -> dict[str, Any]:
         "title": suite.title,
         "picture": suite.picture,
         "synthetic": suite.synthetic,
+        "answering": suite.answering,
         "heads": heads,
         "lines": lines,
     }
@@ -119,7 +120,7 @@ def _suite(root: Path, folder: SuiteFolder, found: dict[str, Any]) -> list[str]:
         f"## {config['suite']}: {shown['title']}",
         "",
         f"Measured {found['date']} by `{found['command']}`.",
-        f"Synthetic is: {shown['synthetic']}. Answers are greedy, and intervals are of 95 %.",
+        f"Synthetic is: {shown['synthetic']}. {shown['answering']}, and intervals are of 95 %.",
         "",
         *markdown(shown["heads"], shown["lines"], left=1),
         "",

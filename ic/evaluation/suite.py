@@ -100,6 +100,7 @@ class Suite(ABC, Generic[C]):
         picture: name of the CSV file and the picture, without suffix.
         cached: whether its samples take longer to draw than to read from a file.
         synthetic: what of its prompts a program wrote, for the report.
+        answering: how the model is asked, for the report.
         tokens_per_batch: prompts of a cell that are answered together, in tokens.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
         texts_by_tokens: texts are as long as so many of the model's own tokens, so that another
@@ -110,7 +111,8 @@ class Suite(ABC, Generic[C]):
     title: str
     picture: ClassVar[str]
     cached: ClassVar[bool] = False
-    synthetic: ClassVar[str] = "every text and every question"
+    synthetic: str = "every text and every question"
+    answering: ClassVar[str] = "Answers are greedy"
     texts_by_tokens: ClassVar[bool] = True
     tokens_per_batch: int
     prefill_chunk_tokens: int

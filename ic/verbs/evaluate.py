@@ -1,4 +1,4 @@
-"""evaluation suites on any model: passkeys by length and depth"""
+"""evaluation suites on any model: needles in text, RULER, perplexity and more"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
+from ic.evaluation.registry import check_chosen
 from ic.files.run_folder import ReportFolder, SuiteFolder, run_of, saved_step
 from ic.inference.options import InferenceOptions
 
@@ -65,6 +66,7 @@ class Config(InferenceOptions):
             raise ValueError(f"rendezvous_timeout_s={self.rendezvous_timeout_s}: must be above 0")
         if not self.suite:
             raise ValueError("suite: choose at least one, for example suite=passkey")
+        check_chosen(self.suite)
 
 
 def complete(overrides: list[str]) -> list[str]:
@@ -84,6 +86,13 @@ def complete(overrides: list[str]) -> list[str]:
         for name in suites:
             if suites.count(name) > 1:
                 raise UsageError(f"suite: {name} is given twice; give each suite once")
+    asked = given_here.get("suite", "passkey")
+    of_passkey = [key for key in given_here if key.partition(".")[0] == "evaluation"]
+    if of_passkey and "passkey" not in ([asked] if isinstance(asked, str) else asked):
+        raise UsageError(
+            f"{of_passkey[0]}: an option of the suite passkey, which suite={asked} leaves out; "
+            f"options of another suite are suite.NAME.{of_passkey[0].partition('.')[2] or 'KEY'}"
+        )
     if "run" not in given_here:
         return overrides
     folder = str(given_here["run"])

@@ -38,7 +38,7 @@ def test_its_example_composes(name: str) -> None:
     verb = find_verbs()[name]
     words = shlex.split(verb.example)
     assert words[:4] == ["python", "-m", "ic", name]
-    given = split_flags(words[4:])[1]
+    given = split_flags(words[4:], verb.positional)[1]
     _, text = compose_config(name, verb.module.Config, given, check=False)
     composed = OmegaConf.create(text)
     for key in (override.partition("=")[0] for override in given):
@@ -52,9 +52,9 @@ def test_help_lists_every_group_with_its_options(ic: Run, capsys: Capture, name:
     listed = dict(line.split(None, 1) for line in shown.splitlines()[1:] if line)
     assert listed["model/adapter"] == "lora"
     assert listed["logger"] == "default, none, wandb"
-    # `suite` is chosen by `evaluate` alone; `local` is the user's own, and may not be there.
+    # `local` is the user's own, and may not be there.
     folders = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()}
-    assert set(listed) - {"local"} == folders - {"suite", "local"}
+    assert set(listed) - {"local"} == folders - {"local"}
 
 
 def test_roots_belong_to_verbs() -> None:

@@ -402,6 +402,9 @@ def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> No
     assert {row["task"] for row in of_kinds} <= {f"with {kind}" for kind in key_kinds("test")}
     assert suite.published(rows)[1] == suite.published(cells)[1]
     assert suite.published(rows)[1][0][:3] == ["own_words", "1,024", "4/10"]
+    # A kind of key that controls alone have is in no line of the tables.
+    alone = {**rows[0], "task": "with dates", "depth": "control"}
+    assert suite.published([*rows, alone])[1] == suite.published(rows)[1]
     suite.draw(rows, tmp_path / "heatmap.png", title=suite.title)
     assert [axis.get_ylabel().split("\n")[0] for axis in figures[0].axes[::2][:2]] == [
         "own_words",

@@ -162,6 +162,13 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
         load_source(cpu(tmp_path, tokenizer="bytes"))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_a_backend_that_this_machine_lacks(tmp_path: Path) -> None:
+    deepseek().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="^rope=triton: PyTorch sees no CUDA GPU"):
+        load_source(cpu(tmp_path, tokenizer="bytes", rope="triton"))
+
+
 def test_options(tmp_path: Path) -> None:
     for wrong, message in (
         ({"dtype": "bf16"}, "dtype='bf16': did you mean bfloat16"),

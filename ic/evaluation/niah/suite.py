@@ -38,7 +38,6 @@ class NiahSuite(Suite[Cell]):
 
     name = "niah"
     picture = "heatmap"
-    synthetic = "needles, keys and questions; the prose around them is the given haystack"
     cached = True
 
     def __init__(self, options: Config, haystack: Haystack) -> None:
@@ -47,6 +46,11 @@ class NiahSuite(Suite[Cell]):
         check_kinds(options)
         where = "synthetic noise" if options.haystack is None else "real text"
         self.title = f"needles in {where}, {options.forms} forms"
+        self.synthetic = (
+            "every text and every question"
+            if options.haystack is None
+            else "needles, keys and questions; the prose around them is the given haystack"
+        )
         self.tokens_per_batch = options.tokens_per_batch
         self.prefill_chunk_tokens = options.prefill_chunk_tokens
 

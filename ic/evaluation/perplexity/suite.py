@@ -44,6 +44,7 @@ class PerplexitySuite(SuiteByLength[Config]):
     name = "perplexity"
     title = "perplexity by position"
     synthetic = "nothing, if the files of suite.perplexity.files are not"
+    answering = "Nothing is generated"
     picture = "perplexity"
 
     def __init__(self, options: Config) -> None:

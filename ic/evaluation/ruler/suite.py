@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ic.evaluation.by_length import SuiteByLength
 from ic.evaluation.characters import check_characters
 from ic.evaluation.options import TaskCell
-from ic.evaluation.ruler.effective_length import summarise
+from ic.evaluation.ruler.effective_length import THRESHOLD, summarise
 from ic.evaluation.ruler.grid import TASKS, Config
 from ic.evaluation.ruler.metrics import METRICS, cleaned
 from ic.evaluation.ruler.prompts import PromptMaker, Tokenized
@@ -111,22 +111,37 @@ class RulerSuite(SuiteByLength[Config]):
         return table
 
     def published(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-        """A line for each task, and the mean: RULER's own form of table."""
+        """A line for each task and length, where its text comes from, and RULER's own summary."""
         rows = self.counted(rows)
-        heads, lines = self._percentages(rows)
+        heads, lines = super().published(rows)
+        origins = {row["task"]: row.get("text", name_of(self.options, row["task"])) for row in rows}
         summary = summarise(rows)
-        weighted = f"{100 * summary.weighted_inc:.1f} / {100 * summary.weighted_dec:.1f}"
-        last = {"mean": [summary.length_text, weighted]}
+        of_tasks = f"of {summary.num_tasks} of {len(TASKS)} tasks"
+        least = f"mean of at least {100 * THRESHOLD:.1f} %"
+        inc, dec = (f"{100 * mean:.1f}" for mean in (summary.weighted_inc, summary.weighted_dec))
+        summed = [
+            *(
+                [f"mean {of_tasks}", f"{length:,}", f"{100 * mean:.1f} %"]
+                for length, mean in sorted(summary.means.items())
+            ),
+            [f"effective length {of_tasks}", summary.length_text, least],
+            ["weighted mean, inc / dec", "", f"{inc} / {dec} %"],
+        ]
         return (
-            [*heads, "effective length", "weighted means, inc / dec"],
-            [[*line, *last.get(line[0], ["", ""])] for line in lines],
+            [*heads, "text"],
+            [
+                *([*line, origins[line[0]] or "-"] for line in lines),
+                *([*line, "", "", ""] for line in summed),
+            ],
         )
 
     def draw(
         self, rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
     ) -> None:
         rows = self.counted(rows)
-        title = f"{title}\neffective length {summarise(rows).length_text}"
+        summary = summarise(rows)
+        some = "" if summary.num_tasks == len(TASKS) else f", {summary.num_tasks} of 13 tasks"
+        title = f"{title}\neffective length {summary.length_text}{some}"
         super().draw(rows, path, title=title, trained_length=trained_length)
 
     def _maker_for(self, tokenizer: PreTrainedTokenizerBase) -> PromptMaker:

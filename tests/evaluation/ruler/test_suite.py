@@ -123,9 +123,15 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert summary["means"] == {"4096": 1.0, "8192": pytest.approx(0.8)}
     assert len(suite.counted(rows)) == 26
     heads, lines = suite.published(rows)
-    assert heads == ["task", "4k", "8k", "effective length", "weighted means, inc / dec"]
-    assert lines[0] == ["niah_single_1", "100.0", "80.0", "", ""]
-    assert lines[-1] == ["mean", "100.0", "80.0", "4k", "86.7 / 93.3"]
+    assert heads == ["task", "tokens", "score", "95 % interval", "n", "text"]
+    assert lines[0] == ["niah_single_1", "4,096", "100.0 %", "72.2-100.0 %", "10", "-"]
+    assert lines[25] == ["qa_2", "8,192", "80.0 %", "49.0-94.3 %", "10", "shipped"]
+    assert [line[:3] for line in lines[26:]] == [
+        ["mean of 13 of 13 tasks", "4,096", "100.0 %"],
+        ["mean of 13 of 13 tasks", "8,192", "80.0 %"],
+        ["effective length of 13 of 13 tasks", "4k", "mean of at least 85.6 %"],
+        ["weighted mean, inc / dec", "", "86.7 / 93.3 %"],
+    ]
     console = Console(width=200)
     with console.capture() as shown:
         console.print(suite.table(rows))
