@@ -107,7 +107,7 @@ def test_a_folder_of_another_model_or_suite_is_left_alone(
     assert evaluate(ic, "one", "output=out") == 0
     before = files(tmp_path / "out")
     for model, args, message in (
-        ("two", (), "output=out: out holds the answers of another model (one); choose another fo"),
+        ("two", (), "output=out: out holds the answers of another model (one); choose another"),
         ("two", ("suite=[passkey,perplexity]", *PERPLEXITY), "holds the answers of another model"),
         ("one", ("suite=perplexity", *PERPLEXITY), "output=out: holds the suite passkey; choose"),
     ):
