@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,9 +32,9 @@ class SuiteByLength(Suite[TaskCell], Generic[O]):
         self.tokens_per_batch = options.tokens_per_batch
         self.prefill_chunk_tokens = options.prefill_chunk_tokens
 
+    @abstractmethod
     def tasks(self) -> Sequence[str]:
         """The tasks that were chosen, in the order in which to show them."""
-        raise NotImplementedError
 
     def cells(self) -> Iterator[TaskCell]:
         return self.options.task_cells(self.tasks())

@@ -70,6 +70,22 @@ class SuiteOptions:
         """`suite.ruler.samples=0`, for an error."""
         return f"suite.{self.suite}.{name}={getattr(self, name)}"
 
+    def check_positions(self, positions: int, instead: str = "choose shorter lengths") -> None:
+        """Refuse lengths that a model cannot hold.
+
+        Args:
+            positions: that the model has.
+            instead: what to change, for the error.
+
+        Raises:
+            ValueError: the longest length is above `positions`.
+        """
+        if max(self.lengths) > positions:
+            raise ValueError(
+                f"{self.key('lengths')}: the model has {positions:,} positions "
+                f"(max_position_embeddings); {instead}"
+            )
+
     def task_cells(self, tasks: Sequence[str]) -> Iterator[TaskCell]:
         """A cell of each task and length, short lengths first."""
         for length in sorted(self.lengths):

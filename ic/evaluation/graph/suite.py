@@ -109,11 +109,7 @@ class GraphSuite(SuiteByLength[Config]):
 
     def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         options = self.options
-        if max(options.lengths) > positions:
-            raise ValueError(
-                f"{options.key('lengths')}: the model has {positions:,} positions "
-                "(max_position_embeddings); choose shorter lengths"
-            )
+        options.check_positions(positions)
         for cell in self.cells():
             if cell.length_tokens > 2 * min(options.lengths):
                 break

@@ -104,11 +104,7 @@ class MRCRSuite(SuiteByLength[Config]):
 
     def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         options = self.options
-        if max(options.lengths) > positions:
-            raise ValueError(
-                f"{options.key('lengths')}: the model has {positions:,} positions "
-                "(max_position_embeddings); choose shorter lengths"
-            )
+        options.check_positions(positions)
         shortest = min(options.lengths)
         for cell in self.cells():
             if cell.length_tokens > 2 * shortest:

@@ -81,11 +81,7 @@ class NiahSuite(Suite[Cell]):
     def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         """Also reads back what the tokenizer makes of the needles, and counts the text's tokens."""
         shortest, longest = min(self.options.lengths), max(self.options.lengths)
-        if longest > positions:
-            raise ValueError(
-                f"{self.options.key('lengths')}: the model has {positions:,} positions "
-                "(max_position_embeddings); choose shorter lengths"
-            )
+        self.options.check_positions(positions)
         for cell in self.cells():
             if cell.length_tokens == shortest and cell.depth != CONTROL:
                 for index in range(cell.samples):

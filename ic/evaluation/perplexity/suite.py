@@ -116,11 +116,8 @@ class PerplexitySuite(SuiteByLength[Config]):
         """Also reads the documents, so that too few of them are found out at once."""
         options = self.options
         longest = max(options.lengths)
-        if FULL in options.tasks and longest > positions:
-            raise ValueError(
-                f"{options.key('lengths')}: the model has {positions:,} positions "
-                "(max_position_embeddings); choose shorter lengths, or tasks=[sliding]"
-            )
+        if FULL in options.tasks:
+            options.check_positions(positions, "choose shorter lengths, or tasks=[sliding]")
         if SLIDING in options.tasks and options.window_tokens > positions:
             raise ValueError(
                 f"{options.key('window_tokens')}: the model has {positions:,} positions "
