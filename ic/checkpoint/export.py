@@ -74,10 +74,49 @@ def export_checkpoint(
     check_output(source.path, output, overwrite)
     config, weights, own_tokenizer = _open(source, tokenizer is None)
     tokenizer = tokenizer or own_tokenizer
-    target_dtype = None if dtype is None else DTYPES[dtype]
-    sizes = {
-        name: tensor.to(target_dtype or tensor.dtype) for name, tensor in weights.sizes.items()
-    }
+
+    def describe(folder: Path) -> None:
+        if tokenizer is None:
+            copy_tokenizer(source.path, folder)
+        else:
+            tokenizer.save_pretrained(folder)
+
+    return write_export(
+        output,
+        config,
+        weights,
+        describe,
+        dtype=None if dtype is None else DTYPES[dtype],
+        max_shard_size=max_shard_size,
+        origin=source.path,
+        on_bytes=on_bytes,
+    )
+
+
+def write_export(
+    output: Path,
+    config: MLAConfig,
+    weights: Weights,
+    describe: Callable[[Path], None],
+    *,
+    dtype: torch.dtype | None,
+    max_shard_size: str,
+    origin: Path,
+    later: tuple[str, ...] = (),
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write the folder `output`, whole or not at all; returns the safetensors files.
+
+    Args:
+        describe: writes what else belongs into the folder it is given: the tokenizer.
+        dtype: of the weights; None keeps theirs.
+        origin: what the weights come from, for the messages.
+        later: names that are written into the folder once it is whole, such as a report on it.
+
+    Raises:
+        CheckpointError: a full disk, or one that cannot be written to; `output` is untouched.
+    """
+    sizes = {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.sizes.items()}
     try:
         split = split_torch_state_dict_into_shards(sizes, max_shard_size=max_shard_size)
     except ValueError as error:
@@ -86,29 +125,26 @@ def export_checkpoint(
         ) from error
     total = split.metadata["total_size"]
     output = output.absolute()
-    _check_space(output, total)
+    check_space(output, total)
 
     done = 0
     try:
         with whole_folder(output) as partial:
             for file, names in split.filename_to_tensors.items():
-                _write_file(weights, names, target_dtype, partial / file)
+                _write_file(weights, names, dtype, partial / file)
                 done += sum(sizes[name].nbytes for name in names)
                 on_bytes(done, total)
             if split.is_sharded:
                 index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
                 (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-            config.dtype = target_dtype or next(iter(sizes.values())).dtype
+            config.dtype = dtype or next(iter(sizes.values())).dtype
             _write_config(config, partial)
-            if tokenizer is None:
-                _copy_tokenizer(source.path, partial)
-            else:
-                tokenizer.save_pretrained(partial)
-            _write_manifest(partial)
+            describe(partial)
+            _write_manifest(partial, later)
     except (OSError, SafetensorError) as error:
         cause = operating_system_error(error) or error
         raise CheckpointError(
-            f"could not export to {output}: {cause}. {source.path} is untouched; free some space "
+            f"could not export to {output}: {cause}. {origin} is untouched; free some space "
             "or choose another output"
         ) from error
     return [output / file for file in split.filename_to_tensors]
@@ -151,13 +187,14 @@ def _write_config(config: MLAConfig, folder: Path) -> None:
     write_json(folder / CONFIG, values)
 
 
-def _write_manifest(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
+def _write_manifest(folder: Path, later: tuple[str, ...]) -> None:
+    names = sorted({*(path.name for path in folder.iterdir()), *later})
     write_json(folder / MANIFEST, {"files": names})
 
 
-def _check_space(output: Path, needed_bytes: int) -> None:
-    existing = next(parent for parent in output.parents if parent.exists())
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Raises CheckpointError unless the disk of `output` has so many bytes free."""
+    existing = next(parent for parent in output.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise CheckpointError(
@@ -166,7 +203,7 @@ def _check_space(output: Path, needed_bytes: int) -> None:
         )
 
 
-def _copy_tokenizer(checkpoint: Path, output: Path) -> None:
+def copy_tokenizer(checkpoint: Path, output: Path) -> None:
     """The files of a tokenizer, by their names, without the code that another may name."""
     for name in _TOKENIZER_FILES:
         if (checkpoint / name).is_file():
