@@ -27,8 +27,13 @@ def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -
         "v_head_dim",
         "tie_word_embeddings",
         "rope_interleave",
+        "attention_bias",
         "length_temperature",
         "nope_layers",
+        "latent_norm",
+        "rope_repeats",
+        "query_bias",
+        "qk_norm_dim",
     )
     different = [
         f"{key} {getattr(found, key)} (configured {getattr(wanted, key)})"

@@ -28,6 +28,7 @@ from ic.checkpoint.weights import DTYPES, FolderWeights, Weights, check_sizes
 from ic.files.atomic_write import write_json
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.config import EXTENSION_KEYS
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -180,9 +181,8 @@ def _write_config(config: MLAConfig, folder: Path) -> None:
     if config.extensions:
         return
     values = json.loads((folder / CONFIG).read_text())
-    for key in list(values):
-        if key.startswith("length_temperature") or key == "nope_layers":
-            del values[key]
+    for key in EXTENSION_KEYS:
+        values.pop(key, None)
     values |= {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"]}
     write_json(folder / CONFIG, values)
 

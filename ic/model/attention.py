@@ -26,6 +26,7 @@ from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewTokens, Operators
 from ic.model.plain_layers import is_bare, matrix_of
+from ic.model.qk_norm import KeyNorm, QueryNorm
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentLayer
@@ -67,13 +68,20 @@ class MLAAttention(nn.Module):
         self.rotate = layer_idx not in (config.nope_layers or [])
         hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden, heads * config.qk_head_dim, bias=False)
+            self.q_proj = nn.Linear(hidden, heads * config.qk_head_dim, bias=config.query_bias)
         else:
             self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = MLARMSNorm(config.q_lora_rank, operators=operators.norm)
             self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, config.latent_dim, bias=bias)
-        self.kv_a_layernorm = MLARMSNorm(config.kv_lora_rank, operators=operators.norm)
+        self.kv_a_layernorm = (
+            MLARMSNorm(config.kv_lora_rank, operators=operators.norm)
+            if config.latent_norm
+            else nn.Identity()
+        )
+        if config.qk_norm_dim is not None:
+            self.q_norm = QueryNorm(config, operators.norm)
+            self.k_norm = KeyNorm(config, operators.norm)
         self.kv_b_proj = nn.Linear(
             config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
         )
@@ -91,6 +99,8 @@ class MLAAttention(nn.Module):
         latent_BTR, unrotated_BTP = self.kv_a_proj_with_mqa(hidden_BTD).split(
             [config.kv_lora_rank, config.qk_rope_head_dim], -1
         )
+        if config.qk_norm_dim is not None:
+            unrotated_BTP = self.k_norm(unrotated_BTP)
         k_rope_BTP = unrotated_BTP
         if self.rotate:
             q_rope_BTHP, k_rope_BT1P = self.operators.rope.rotate(
@@ -145,13 +155,17 @@ class MLAAttention(nn.Module):
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
         q_BTHK = q.view(*hidden_BTD.shape[:2], -1, config.qk_head_dim)
+        parts = [config.qk_nope_head_dim, config.qk_rope_head_dim]
+        if config.qk_norm_dim is not None:
+            q_nope, q_rope = q_BTHK.split(parts, -1)
+            q_BTHK = torch.cat((q_nope, self.q_norm(q_rope)), dim=-1)
         if config.length_temperature != "none":
             assert context.visible_BT is not None
             factor = self.length_temperature(context.visible_BT)
             # In place saves decode a launch and prefill a float32 copy of the query.
             in_place = not torch.is_grad_enabled()
             q_BTHK = q_BTHK.mul_(factor) if in_place else (q_BTHK * factor).to(q_BTHK.dtype)
-        q_nope, q_rope = q_BTHK.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
+        q_nope, q_rope = q_BTHK.split(parts, -1)
         return q_nope, q_rope
 
     def _append(
@@ -170,7 +184,8 @@ class MLAAttention(nn.Module):
         # `DynamicCache()` makes its layers when they are first updated.
         layers = cache.layers
         layer: Any = layers[self.layer_idx] if self.layer_idx < len(layers) else None
-        append, norm = self.operators.append, self.kv_a_layernorm
+        append = self.operators.append
+        norm: Any = self.kv_a_layernorm
         batch, tokens = latent_BTR.shape[:2]
         if append is not None and self._appends_at_once(layer, tokens, context):
             assert context.append_slots_M is not None

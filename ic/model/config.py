@@ -9,12 +9,23 @@ from transformers import PreTrainedConfig
 
 from ic.errors import check_choice
 from ic.model.backends import Backends
-from ic.model.dimensions import check_dimensions
+from ic.model.dimensions import check_dimensions, check_extensions
 from ic.model.registry import PARTS, backend_names
 
 # A number in DeepSeek's configurations, which check their types and print what they refuse. A model
 # of dense layers has no use for it.
 _GUARD = "n_shared_experts"
+# What only our classes read, and `extensions` names where it is on.
+EXTENSION_KEYS = (
+    "length_temperature",
+    "length_temperature_beta",
+    "length_temperature_original",
+    "nope_layers",
+    "latent_norm",
+    "rope_repeats",
+    "query_bias",
+    "qk_norm_dim",
+)
 
 
 class MLAConfig(PreTrainedConfig):
@@ -29,11 +40,12 @@ class MLAConfig(PreTrainedConfig):
         vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads: sizes.
         q_lora_rank: rank of the query's down-projection; None for a full-rank query.
         kv_lora_rank: rank of the latent that the cache holds (numbers a token and layer).
-        qk_nope_head_dim, qk_rope_head_dim, v_head_dim: dimensions a head.
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim: dimensions a head; the first may be 0.
         max_position_embeddings: largest position plus one that the model accepts.
-        rope_parameters: `{"rope_type": "default", "rope_theta": 1e4}` or YaRN's keys
-            (`factor, original_max_position_embeddings, beta_fast, beta_slow, mscale,
-            mscale_all_dim`).
+        rope_parameters: `{"rope_type": "default", "rope_theta": 1e4}`, or with the keys of
+            transformers' rope types `yarn` (`factor, original_max_position_embeddings, beta_fast,
+            beta_slow, mscale, mscale_all_dim, truncate`), `linear` (`factor`) and `llama3`
+            (`factor, low_freq_factor, high_freq_factor, original_max_position_embeddings`).
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
         attention_backend: `torch` (everywhere), `triton` (our kernels; needs a CUDA GPU) or another
             of `ic.model.registry`. Padded batches, and decoding of more tokens at once than the
@@ -46,6 +58,12 @@ class MLAConfig(PreTrainedConfig):
             `none`; `llama4`: 1 + beta * log(1 + floor((n - 1) / original)); `ssmax`: a learned
             per-head s * log(n) (Scalable-Softmax, arXiv 2501.19399).
         nope_layers: indices of layers that do not rotate query and key.
+        latent_norm: the latent has an RMSNorm (`kv_a_layernorm`).
+        rope_repeats: copies of the frequencies that the rotary dimensions hold: pair i turns as
+            pair i mod (P / 2 / rope_repeats) of so many dimensions fewer would.
+        query_bias: `q_proj` has a bias.
+        qk_norm_dim: RMSNorm of query and rotary key in blocks of so many dimensions
+            (`ic.model.qk_norm`); None for none.
         trained_length: longest context in tokens that the weights were trained at, once they were.
 
     Raises:
@@ -91,6 +109,10 @@ class MLAConfig(PreTrainedConfig):
     length_temperature_beta: float = 0.1
     length_temperature_original: int = 8192
     nope_layers: list[int] | None = None
+    latent_norm: bool = True
+    rope_repeats: int = 1
+    query_bias: bool = False
+    qk_norm_dim: int | None = None
     trained_length: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -116,6 +138,14 @@ class MLAConfig(PreTrainedConfig):
             used.append(f"length_temperature={self.length_temperature}")
         if self.nope_layers:
             used.append(f"nope_layers={self.nope_layers}")
+        if not self.latent_norm:
+            used.append("latent_norm=False")
+        if self.rope_repeats > 1:
+            used.append(f"rope_repeats={self.rope_repeats}")
+        if self.query_bias:
+            used.append("query_bias=True")
+        if self.qk_norm_dim is not None:
+            used.append(f"qk_norm_dim={self.qk_norm_dim}")
         return used
 
     @property
@@ -172,6 +202,7 @@ class MLAConfig(PreTrainedConfig):
             name = f"{part}_backend"
             check_choice(name, getattr(self, name), backend_names())
         check_dimensions(self)
+        check_extensions(self)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

@@ -10,7 +10,13 @@ from typing import Any, Protocol
 from ic.errors import check_choice
 
 LENGTH_TEMPERATURES = ("none", "llama4", "ssmax")
-ROPE_TYPES = ("default", "yarn")
+# The keys that each type of rotation needs beside `rope_theta`.
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 class Dimensions(Protocol):
@@ -38,6 +44,17 @@ class Dimensions(Protocol):
     def nope_layers(self) -> list[int] | None: ...
 
 
+class Extensions(Protocol):
+    """What `check_extensions` reads, of an `MLAConfig`."""
+
+    q_lora_rank: int | None
+    qk_rope_head_dim: int
+    latent_norm: bool
+    rope_repeats: int
+    query_bias: bool
+    qk_norm_dim: int | None
+
+
 def check_dimensions(model: Dimensions) -> None:
     """Check the dimensions and choices that every MLA model has; whether the backends take them is
     asked when a model is built (`ic.model.operators`).
@@ -58,8 +75,9 @@ def check_dimensions(model: Dimensions) -> None:
         "length_temperature_original",
     ):
         _check_type(name, value := getattr(model, name), int)
-        if value < 1:
-            raise ValueError(f"{name}={value}: must be at least 1")
+        least = 0 if name == "qk_nope_head_dim" else 1
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
     _check_type("q_lora_rank", model.q_lora_rank or 1, int)
     if model.q_lora_rank is not None and model.q_lora_rank < 1:
         raise ValueError(f"q_lora_rank={model.q_lora_rank}: must be at least 1, or null for none")
@@ -87,6 +105,36 @@ def check_dimensions(model: Dimensions) -> None:
     _check_rope(model.rope_parameters or {})
 
 
+def check_extensions(model: Extensions) -> None:
+    """Check the switches that a model has which was converted from other attention.
+
+    Raises:
+        ValueError: of another type, or parts of the rotary key that do not divide it.
+    """
+    for name in ("latent_norm", "query_bias"):
+        if not isinstance(value := getattr(model, name), bool):
+            raise ValueError(f"{name}={value!r}: must be true or false")
+    _check_type("rope_repeats", model.rope_repeats, int)
+    width, repeats = model.qk_rope_head_dim, model.rope_repeats
+    if repeats < 1 or width % (2 * repeats):
+        raise ValueError(
+            f"rope_repeats={repeats} and qk_rope_head_dim={width}: must be at least 1, and divide "
+            "the rotary dimensions into parts of an even number"
+        )
+    if model.qk_norm_dim is not None:
+        _check_type("qk_norm_dim", model.qk_norm_dim, int)
+        if model.qk_norm_dim < 2 or model.qk_norm_dim % 2 or width % model.qk_norm_dim:
+            raise ValueError(
+                f"qk_norm_dim={model.qk_norm_dim} and qk_rope_head_dim={width}: must be even, and "
+                "divide the rotary dimensions; null for no norm"
+            )
+    if model.query_bias and model.q_lora_rank is not None:
+        raise ValueError(
+            f"query_bias=true and q_lora_rank={model.q_lora_rank}: only a full-rank query "
+            "(q_lora_rank=null) has a bias"
+        )
+
+
 def _check_type(name: str, value: object, kind: type) -> None:
     """A file may hold anything."""
     fits = isinstance(value, int) or (kind is float and isinstance(value, float))
@@ -95,12 +143,31 @@ def _check_type(name: str, value: object, kind: type) -> None:
 
 
 def _check_rope(rope: dict[str, Any]) -> None:
-    check_choice("rope_parameters.rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
+    kind = rope.get("rope_type", "default")
+    check_choice("rope_parameters.rope_type", kind, tuple(ROPE_KEYS))
     if not rope.get("rope_theta", 0) > 1:
         raise ValueError(
             f"rope_parameters.rope_theta={rope.get('rope_theta')}: must be a number above 1"
         )
-    if rope.get("rope_type") == "yarn":
-        missing = {"factor", "original_max_position_embeddings"} - rope.keys()
-        if missing:
-            raise ValueError(f"rope_parameters: YaRN needs {sorted(missing)}")
+    missing = set(ROPE_KEYS[kind]) - rope.keys()
+    if missing:
+        raise ValueError(f"rope_parameters: rope_type={kind} needs {sorted(missing)}")
+    for name in ROPE_KEYS[kind]:
+        _check_type(f"rope_parameters.{name}", rope[name], float)
+        if not rope[name] > 0:
+            raise ValueError(f"rope_parameters.{name}={rope[name]}: must be above 0")
+    if kind == "llama3" and not rope["high_freq_factor"] > rope["low_freq_factor"]:
+        raise ValueError(
+            f"rope_parameters.high_freq_factor={rope['high_freq_factor']}: must be above "
+            f"low_freq_factor={rope['low_freq_factor']}"
+        )
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError(
+            f"rope_parameters.partial_rotary_factor={rope['partial_rotary_factor']}: all of "
+            "qk_rope_head_dim is rotated; leave it out"
+        )
+    if kind != "yarn" and rope.get("mscale_all_dim"):
+        raise ValueError(
+            f"rope_parameters.mscale_all_dim={rope['mscale_all_dim']}: only YaRN has it "
+            f"(rope_type={kind}); leave it out"
+        )

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from ic.model.attention import LengthTemperature
 from ic.model.config import MLAConfig
 from ic.model.norm import MLARMSNorm
+from ic.model.qk_norm import BlockNorm
 
 # Context at which a fresh `ssmax` head scales by exactly one.
 SSMAX_NEUTRAL_TOKENS = 1024
@@ -47,7 +48,7 @@ def init_weights(module: nn.Module, config: MLAConfig) -> None:
             init.normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, MLARMSNorm):
+    elif isinstance(module, MLARMSNorm | BlockNorm):
         init.ones_(module.weight)
     elif isinstance(module, LengthTemperature) and module.kind == "ssmax":
         neutral = torch.tensor(float(SSMAX_NEUTRAL_TOKENS))

@@ -9,6 +9,7 @@ by up to 0.03 rad, because float32 resolves only 2^-4 there.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +18,59 @@ from ic.model.config import MLAConfig, yarn_mscale
 
 
 def inverse_frequencies(config: MLAConfig, device: torch.device | None = None) -> Tensor:
-    """Rotation per position of each pair, float64 (P/2,), with YaRN's interpolation if configured.
+    """Rotation per position of each pair, float64 (P/2,).
 
-    YaRN follows arXiv 2309.00071 and DeepSeek-V3's `precompute_freqs_cis`: pairs that turn more
-    than `beta_fast` times in the original context keep their frequency, those below `beta_slow` are
-    divided by `factor`, and a linear ramp joins them.
+    The types of `rope_parameters` give the numbers of `ROPE_INIT_FUNCTIONS` in
+    `transformers.modeling_rope_utils`, for one of the `rope_repeats` parts of the dimensions.
     """
     rope = config.rope_parameters or {}
-    dim, theta = config.qk_rope_head_dim, float(rope["rope_theta"])
+    dim, theta = config.qk_rope_head_dim // config.rope_repeats, float(rope["rope_theta"])
     pair = torch.arange(dim // 2, dtype=torch.float64, device=device)
     inv_freq = theta ** (-2 * pair / dim)
-    if rope.get("rope_type", "default") == "default":
-        return inv_freq
+    kind = rope.get("rope_type", "default")
+    if kind == "linear":
+        inv_freq = inv_freq / rope["factor"]
+    elif kind == "llama3":
+        inv_freq = _llama3(inv_freq, rope)
+    elif kind == "yarn":
+        inv_freq = _yarn(inv_freq, pair, dim, theta, rope)
+    return inv_freq if config.rope_repeats == 1 else inv_freq.repeat(config.rope_repeats)
+
+
+def _yarn(inv_freq: Tensor, pair: Tensor, dim: int, theta: float, rope: dict[str, Any]) -> Tensor:
+    """YaRN (arXiv 2309.00071; DeepSeek-V3's `precompute_freqs_cis`): pairs that turn more than
+    `beta_fast` times in the original context keep their frequency, those below `beta_slow` are
+    divided by `factor`, and a linear ramp joins them.
+    """
     original = rope["original_max_position_embeddings"]
 
     def pair_at(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_at(rope.get("beta_fast") or 32)), 0)
-    high = min(math.ceil(pair_at(rope.get("beta_slow") or 1)), dim - 1)
+    low, high = pair_at(rope.get("beta_fast") or 32), pair_at(rope.get("beta_slow") or 1)
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     ramp = (pair - low) / max(high - low, 0.001)
     keep = 1 - ramp.clamp(0, 1)
+    return inv_freq / rope["factor"] * (1 - keep) + inv_freq * keep
+
+
+def _llama3(inv_freq: Tensor, rope: dict[str, Any]) -> Tensor:
+    """Llama 3.1 (`apply_scaling` in meta-llama/llama-models): pairs that turn more than
+    `high_freq_factor` times in the original context keep their frequency, those below
+    `low_freq_factor` are divided by `factor`, and between them it goes with the number of turns.
+    """
+    turns = rope["original_max_position_embeddings"] * inv_freq / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
     return inv_freq / rope["factor"] * (1 - keep) + inv_freq * keep
 
 
 def cos_sin_scale(config: MLAConfig) -> float:
     """YaRN's factor on cos and sin: mscale / mscale_all_dim, both through `yarn_mscale`."""
     rope = config.rope_parameters or {}
-    if rope.get("rope_type", "default") == "default":
+    if rope.get("rope_type", "default") != "yarn":
         return 1.0
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])

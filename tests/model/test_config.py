@@ -8,6 +8,14 @@ import pytest
 
 from ic.model import MLAConfig
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -22,10 +30,19 @@ from ic.model import MLAConfig
         ({"first_k_dense_replace": 1}, "mixture-of-experts layers are not supported"),
         ({"hidden_act": "gelu"}, "only 'silu'"),
         ({"attention_dropout": 0.1}, "only 0 is supported"),
-        (
-            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-            "default, yarn",
-        ),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "choose one of default, linear, yarn, lla"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor=0: must be above 0"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": "8"}}, "needs .'high_freq_factor'"),
+        ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "factor='8': must be a number"),
+        ({"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "must be above low_freq_factor=4"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "all of qk_rope_head_dim is rotated"),
+        ({"rope_parameters": LLAMA3 | {"mscale_all_dim": 1}}, "only YaRN has it"),
+        ({"qk_nope_head_dim": -1}, "qk_nope_head_dim=-1: must be at least 0"),
+        ({"latent_norm": 0}, "latent_norm=0: must be true or false"),
+        ({"rope_repeats": 0}, "rope_repeats=0 and qk_rope_head_dim=64: must be at least 1"),
+        ({"rope_repeats": 64}, "an even number"),
+        ({"qk_norm_dim": 48}, "qk_norm_dim=48 and qk_rope_head_dim=64: must be even, and divide"),
+        ({"query_bias": True, "q_lora_rank": 8}, "only a full-rank query"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "above 1"),
     ],
 )
