@@ -23,6 +23,7 @@ from ic.checkpoint.export_folder import MANIFEST, check_output
 from ic.checkpoint.folder import load_config, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.hugging_face import CONFIG, INDEX
+from ic.checkpoint.model_card import write_card
 from ic.checkpoint.source import Source
 from ic.checkpoint.weights import DTYPES, FolderWeights, Weights, check_sizes
 from ic.files.atomic_write import write_json
@@ -56,9 +57,11 @@ def export_checkpoint(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     overwrite: bool = False,
+    licence: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Write `config.json`, tokenizer and safetensors to the folder `output`; returns the weights.
+    """Write `config.json`, tokenizer, safetensors and a model card to the folder `output`; returns
+    the weights.
 
     Args:
         tokenizer: saved with the weights; None copies the source's own files.
@@ -67,6 +70,7 @@ def export_checkpoint(
         max_shard_size: of one safetensors file, as in `5GB`; a larger tensor gets its own file.
         overwrite: replace an existing `output` once the new one is complete, if it is an empty
             folder or an export and nothing else.
+        licence: what the card says of the model's; None takes the source's.
         on_bytes: told the bytes written so far and in all.
 
     Raises:
@@ -90,6 +94,8 @@ def export_checkpoint(
         dtype=None if dtype is None else DTYPES[dtype],
         max_shard_size=max_shard_size,
         origin=source.path,
+        source=source,
+        licence=licence,
         on_bytes=on_bytes,
     )
 
@@ -104,15 +110,20 @@ def write_export(
     max_shard_size: str,
     origin: Path,
     later: tuple[str, ...] = (),
+    source: Source | None = None,
+    licence: str | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Write the folder `output`, whole or not at all; returns the safetensors files.
+    """Write the folder `output` with its card, whole or not at all; returns the safetensors files.
 
     Args:
-        describe: writes what else belongs into the folder it is given: the tokenizer.
+        describe: writes what else belongs into the folder it is given: the tokenizer, and of a
+            conversion what the card tells of it.
         dtype: of the weights; None keeps theirs.
         origin: what the weights come from, for the messages.
         later: names that are written into the folder once it is whole, such as a report on it.
+        source: whose history and figures the card tells; None leaves it to what `describe` wrote.
+        licence: what the card says of the model's; None takes the source's.
 
     Raises:
         CheckpointError: a full disk, or one that cannot be written to; `output` is untouched.
@@ -141,6 +152,7 @@ def write_export(
             config.dtype = dtype or next(iter(sizes.values())).dtype
             _write_config(config, partial)
             describe(partial)
+            write_card(partial, name=output.name, source=source, licence=licence)
             _write_manifest(partial, later)
     except (OSError, SafetensorError) as error:
         cause = operating_system_error(error) or error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ic.checkpoint.card.files import CARD, is_edited
 from ic.checkpoint.errors import CheckpointError
 
 # Lists what an export wrote, so that nothing else is ever deleted with it.
@@ -37,8 +38,8 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
 
 
 def _check_replaceable(output: Path) -> None:
-    """Raises CheckpointError unless a folder is empty, or holds what an export wrote and nothing
-    else.
+    """Raises CheckpointError unless a folder is empty, or holds what an export wrote, as it was
+    written, and nothing else.
     """
     if output.is_symlink() or not output.is_dir():
         kind = "a link" if output.is_symlink() else "a file"
@@ -57,4 +58,9 @@ def _check_replaceable(output: Path) -> None:
         raise CheckpointError(
             f"output={output} holds more than an export, such as {others[0]}, and overwrite=true "
             "would delete it: choose another folder, or move it away"
+        )
+    if is_edited(output):
+        raise CheckpointError(
+            f"output={output}: its {CARD} was edited since it was written, and overwrite=true "
+            "would replace it: move it away, or choose another folder"
         )

@@ -47,6 +47,7 @@ def run(config: Config) -> int:
             dtype=config.dtype,
             max_shard_size=config.max_shard_size,
             overwrite=config.overwrite,
+            licence=config.licence,
             on_bytes=lambda done, total: progress.update(
                 task, completed=done, total=total, visible=True
             ),

@@ -1,0 +1,268 @@
+"""Where a model comes from: the stages that made it, oldest first, as far as files tell.
+
+    a run's checkpoint    its config.yaml, results.json, throughput.json and csv/metrics.csv; then
+                          whatever its `model.init_from` stands for
+    an export             the stages in its model_card.json
+    a conversion          its conversion.json
+    another folder        its name, and what its own README.md says of licence and base model
+    a GGUF file           its metadata
+
+A stage is a dictionary that JSON can hold, and is made publishable here.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ic.checkpoint.card.files import CARD_FACTS
+from ic.checkpoint.card.publishable import publishable, published_command, published_path
+from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.hugging_face import folder_model_type
+from ic.checkpoint.source import Source, find_source
+from ic.files.results import read_json
+from ic.files.run_folder import RunFolder, run_of, saved_step
+from ic.files.saved_config import read_config
+
+CONVERSION = "conversion.json"
+# `models--<owner>--<name>/snapshots/<commit>` in Hugging Face's cache.
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
+_SHOWN_FILES = 20
+Stage = dict[str, Any]
+
+
+def stages_of(source: Source) -> list[Stage]:
+    """The stages that made a source, oldest first.
+
+    The first one is of kind `source` or `conversion` where weights came from outside, and `missing`
+    where a run names weights that are no longer there.
+    """
+    return _stages(source, [])
+
+
+def _stages(source: Source, seen: list[Path]) -> list[Stage]:
+    path = source.path.resolve()
+    if path in seen:  # a run that was copied over the one it began with
+        return [{"kind": "missing", "name": published_path(str(path))}]
+    seen = [*seen, path]
+    if source.is_gguf:
+        return [gguf_source(path)]
+    run = run_of(path)
+    if run is not None and run.config.is_file():
+        config = _config(run)
+        return [*_before(run, config, seen), _training(run, config, saved_step(path))]
+    if stages := saved(path / CARD_FACTS).get("stages"):
+        return list(stages)
+    if conversion := saved(path / CONVERSION):
+        return [{**publishable(conversion), "kind": "conversion"}]
+    return [folder_source(path)]
+
+
+def _before(run: RunFolder, config: Mapping[str, Any], seen: list[Path]) -> list[Stage]:
+    """The stages of what a run began with; none if that was random weights."""
+    given = (config.get("model") or {}).get("init_from")
+    if given is None:
+        return []
+    for base in _bases(run, config):
+        try:
+            return _stages(find_source(base / given), seen)
+        except CheckpointError:
+            continue
+    return [{"kind": "missing", "name": published_path(str(given))}]
+
+
+def _bases(run: RunFolder, config: Mapping[str, Any]) -> list[Path]:
+    """Folders that the relative paths of a run may start from: where it ran, and here."""
+    output = Path(str(config.get("output_dir") or "runs"))
+    parents = run.path.resolve().parents
+    above = 1 + len(output.parts)  # <root>/<output_dir>/<name>/<run_id>
+    root = [] if output.is_absolute() or len(parents) <= above else [parents[above]]
+    return [*root, Path.cwd()]
+
+
+def _training(run: RunFolder, config: Mapping[str, Any], step: int) -> Stage:
+    results, speed = saved(run.results), saved(run.throughput)
+    data, optimizer = config.get("data") or {}, config.get("optimizer") or {}
+    trainer = config.get("trainer") or {}
+    last = speed.get("last_step") == step
+    bases = _bases(run, config)
+    teacher = (config.get("distillation") or {}).get("teacher")
+    preference = config.get("preference") or {}
+    return {
+        "kind": "training",
+        "run": f"{run.path.resolve().parent.name}/{run.path.resolve().name}",
+        "step": step,
+        "from": published_path(str(config["model"]["init_from"]))
+        if (config.get("model") or {}).get("init_from")
+        else None,
+        "adapter": publishable((config.get("model") or {}).get("adapter")),
+        "data": data.get("name"),
+        "files": {
+            key: _files(value, bases)
+            for key, value in data.items()
+            if key.endswith("files") and isinstance(value, list) and value
+        },
+        "context_length_tokens": data.get("context_length"),
+        "preference": publishable(preference.get("loss_type")),
+        "teacher": None if teacher is None else published_path(str(teacher)),
+        "optimizer": publishable({key: optimizer.get(key) for key in ("name", "lr")}),
+        "precision": trainer.get("precision"),
+        "seed": config.get("seed"),
+        # Of a checkpoint from the middle of a run nothing counted the tokens.
+        "tokens_seen": speed.get("tokens_seen") if last else None,
+        "num_devices": speed.get("num_devices"),
+        "losses": losses(run, step),
+        "command": None if not results else published_command(str(results.get("command"))),
+        **{
+            key: publishable(results.get(key))
+            for key in ("commit", "date", "device", "versions", "status")
+        },
+    }
+
+
+def losses(run: RunFolder, step: int) -> dict[str, float]:
+    """The last value that was logged up to a step of each of `val/`, and of those below `train/`
+    that also stand below `val/`, or are the loss.
+    """
+    found: dict[str, float] = {}
+    if not run.metrics.is_file():
+        return found
+    with run.metrics.open(newline="") as file:
+        for row in csv.DictReader(file):
+            # The logger counts steps from 0: the row of the first one is 0.
+            if not (row.get("step") or "").isdigit() or int(row["step"]) >= step:
+                continue
+            found |= {
+                key: value for key, text in row.items() if (value := _number(text)) is not None
+            }
+    held_out = {key.removeprefix("val/") for key in found if key.startswith("val/")} | {"loss"}
+    return {
+        key: value
+        for key, value in sorted(found.items())
+        if key.partition("/")[0] in ("train", "val") and key.partition("/")[2] in held_out
+    }
+
+
+def _number(text: Any) -> float | None:
+    """A finite number of a file that may still be written to."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _files(patterns: list[Any], bases: list[Path]) -> dict[str, Any]:
+    """Names and sizes of data files, `{"named": [...], "files": n, "bytes": ...}`; sizes are None
+    where the files are no longer there.
+    """
+    named: list[dict[str, Any]] = []
+    for pattern in map(str, patterns):
+        if pattern.startswith("bundled:"):
+            named.append({"name": pattern, "bytes": None})
+            continue
+        found = next(
+            (paths for base in bases if (paths := sorted(glob.glob(str(base / pattern))))), []
+        )
+        named += [{"name": Path(path).name, "bytes": _size(Path(path))} for path in found] or [
+            {"name": published_path(pattern), "bytes": None}
+        ]
+    sizes = [each["bytes"] for each in named]
+    return {
+        "named": publishable(named[:_SHOWN_FILES]),
+        "num_files": len(named),
+        "bytes": None if None in sizes else sum(sizes),
+    }
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def folder_source(folder: Path) -> Stage:
+    """A Hugging Face folder that others made."""
+    metadata = front_matter(folder / "README.md")
+    hub = _HUB_CACHE.search(f"{folder}/")
+    repository = f"{hub[1]}/{hub[2]}" if hub else None
+    return publishable(
+        {
+            "kind": "source",
+            "name": repository or folder.name,
+            "repository": repository,
+            "family": folder_model_type(folder),
+            "licence": _text(metadata.get("license_name") or metadata.get("license")),
+            "languages": _texts(metadata.get("language")),
+        }
+    )
+
+
+def gguf_source(file: Path) -> Stage:
+    """A file of llama.cpp's."""
+    from gguf import GGUFReader  # an extra, which was needed to load the file
+
+    fields = GGUFReader(file).fields
+
+    def value(key: str) -> Any:
+        field = fields.get(f"general.{key}")
+        return None if field is None else field.contents()
+
+    owner, name = value("organization"), value("name")
+    return publishable(
+        {
+            "kind": "source",
+            "name": file.name,
+            "repository": None,
+            "title": " ".join(str(part) for part in (owner, name) if part) or None,
+            "family": value("architecture"),
+            "licence": _text(value("license")),
+            "languages": _texts(value("languages")),
+        }
+    )
+
+
+def front_matter(file: Path) -> dict[str, Any]:
+    """The YAML between the first two lines `---` of a README; an empty table if there is none."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        if not lines or lines[0].strip() != "---":
+            return {}
+        end = next(i for i, line in enumerate(lines[1:], 1) if line.strip() == "---")
+        found = yaml.safe_load("\n".join(lines[1:end]))
+    except (OSError, ValueError, StopIteration, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    try:
+        return read_config(run.config)
+    except ValueError:  # the checkpoint is whole without it, and so is an export
+        return {}
+
+
+def saved(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if there is no such file, or it is damaged."""
+    try:
+        found = read_json(file)
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    value = value[0] if isinstance(value, list) and value else value
+    return str(value) if value else None
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(each) for each in (value if isinstance(value, list) else [value] if value else [])]
