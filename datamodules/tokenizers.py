@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ic.checkpoint.source import find_source
 from ic.datamodules.chat_templates import set_chat_template
 from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
 
@@ -22,7 +23,7 @@ TOKENIZER_FILES = (
 
 
 def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """`bytes`, or a folder with a Hugging Face tokenizer.
+    """`bytes`, or a folder with a Hugging Face tokenizer: of a run, that of its last checkpoint.
 
     Args:
         chat_template: in place of the tokenizer's own, as `set_chat_template` takes it.
@@ -33,12 +34,23 @@ def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTo
     if name == "bytes":
         tokenizer: PreTrainedTokenizerBase = ByteTokenizer()
     elif name and Path(name).is_dir():
-        tokenizer = load_tokenizer(Path(name))
+        tokenizer = load_tokenizer(_folder(Path(name)))
     else:
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
     if chat_template is not None:
         set_chat_template(tokenizer, chat_template)
     return tokenizer
+
+
+def _folder(given: Path) -> Path:
+    """Of a run's folder, which holds no tokenizer itself, its checkpoint."""
+    if any((given / name).is_file() for name in TOKENIZER_FILES):
+        return given
+    try:
+        source = find_source(given)
+    except ValueError:
+        return given
+    return given if source.is_gguf else source.path
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

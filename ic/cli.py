@@ -34,7 +34,7 @@ from ic.config.completion import completion_script
 from ic.config.compose import compose_config, describe_groups
 from ic.config.data import DATA_SCHEMAS
 from ic.config.flags import split_flags
-from ic.config.groups import CONF, register_schemas
+from ic.config.groups import CONF, MODEL_SCHEMAS, part_schemas, register_schemas
 from ic.config.help import explained
 from ic.config.meaning import keys_of
 from ic.config.typed_values import spell_values
@@ -286,6 +286,9 @@ def _words(verb: Verb) -> list[str]:
     if "data" in groups:
         kinds = DATA_SCHEMAS.values()
         names += [key.name for kind in kinds for key in keys_of(kind, "data.")]
+    if "model" in groups:
+        sized = MODEL_SCHEMAS.values()
+        names += [key.name for kind in sized for key in keys_of(kind, "model.")]
     keys = [f"{name}=" for name in dict.fromkeys(names) if name not in groups]
     return ["--help", "--print_config", "--multirun", *chosen, *keys]
 
@@ -293,7 +296,7 @@ def _words(verb: Verb) -> list[str]:
 def _help(verb: Verb, overrides: list[str]) -> str:
     schema = verb.module.Config
     _, text = compose_config(verb.name, schema, overrides, check=False)
-    data = (yaml.safe_load(text).get("data") or {}).get("name")
+    kinds = part_schemas(yaml.safe_load(text))
     width = shutil.get_terminal_size((100, 0)).columns
     chosen = describe_groups(verb.name).items()
     groups = [f"  {group:<13} {', '.join(options)}" for group, options in chosen]
@@ -311,7 +314,7 @@ def _help(verb: Verb, overrides: list[str]) -> str:
             "overrides: key=value, --key=value or --key value; key=null turns a part off",
             "",
             "configuration:",
-            explained(text, schema, data, width),
+            explained(text, schema, kinds, width),
             "# Every key in full: docs/configuration.md",
         ]
     )

@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ic.config.data import DATA_SCHEMAS
+from ic.config.groups import model_schema, part_schemas
 from ic.config.run import RunConfig
 from ic.errors import UsageError
 from ic.evaluation.registry import suite_names
@@ -72,6 +73,8 @@ def complete_from(overrides: list[str]) -> list[str]:
             f"run={given['from']}"
         )
     saved = _saved("from", Path(str(given["from"])))
+    if "shape" in (model := saved.get("model") or {}):
+        model["shape"] = {}  # read anew, from the folder that the weights come from
     return [*_as_experiment(saved, given), *_without("from", overrides)]
 
 
@@ -120,6 +123,7 @@ def _as_experiment(saved: dict[str, Any], given: Mapping[str, Any]) -> list[str]
         raise UsageError(f"config.yaml: data.name={name}: this version knows {', '.join(data)}")
     schemas: dict[str, Any] = {part: f"{part}_schema" for part in _PARTS}
     schemas |= {"data": data[name], "evaluation": "grid_schema"}
+    schemas["model"] = model_schema(saved.get("model") or {})
     if suites := [suite for suite in saved.get("suite") or {} if suite in suite_names()]:
         schemas["suite"] = suites
     node = dict(saved)
@@ -151,10 +155,8 @@ def _prune(saved: dict[str, Any], kind: type, prefix: str = "") -> Iterator[str]
         if not isinstance(value, dict):
             continue
         part = types[name]
-        if prefix == "" and name == "data":
-            part = {each.name: each for each in DATA_SCHEMAS.values()}.get(
-                str(value.get("name")), part
-            )
+        if prefix == "":
+            part = part_schemas(saved).get(name, part)
         for each in (part, *get_args(part)):
             if is_dataclass(each) and isinstance(each, type):
                 yield from _prune(value, each, f"{prefix}{name}.")

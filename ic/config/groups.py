@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -16,8 +17,9 @@ from ic.config.callbacks import (
 )
 from ic.config.data import DATA_SCHEMAS
 from ic.config.logger import LoggerConfig, WandbConfig
-from ic.config.model import ModelConfig
+from ic.config.model import BaseModelConfig, ModelConfig
 from ic.config.objective import PreferenceConfig
+from ic.config.pretrained_model import PretrainedModelConfig
 from ic.config.run import RunConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
@@ -26,6 +28,10 @@ from ic.evaluation.registry import suite_config, suite_names
 from ic.model.options import AdapterOptions
 from ic.training.options import OptimizerOptions
 
+MODEL_SCHEMAS: dict[str, type[BaseModelConfig]] = {
+    "model_schema": ModelConfig,
+    "pretrained_schema": PretrainedModelConfig,
+}
 CONF = Path(__file__).absolute().parents[1] / "conf"
 
 
@@ -39,7 +45,7 @@ def register_schemas(verb: str, schema: type) -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name=f"{verb}_schema", node=schema)
     for group, name, node in (
-        ("model", "model_schema", ModelConfig),
+        *(("model", name, node) for name, node in MODEL_SCHEMAS.items()),
         *(("data", name, node) for name, node in DATA_SCHEMAS.items()),
         ("preference", "preference_schema", PreferenceConfig),
         ("model/adapter", "lora_schema", AdapterOptions),
@@ -56,6 +62,26 @@ def register_schemas(verb: str, schema: type) -> None:
         store.store(group=group, name=name, node=node)
     for suite in suite_names():
         store.store(group="suite", name=f"{suite}_schema", node=suite_config(suite))
+
+
+def model_schema(model: Mapping[str, Any]) -> str:
+    """The name of the schema that a composed or saved part `model` has."""
+    return "pretrained_schema" if "shape" in model else "model_schema"
+
+
+def part_schemas(composed: Mapping[str, Any]) -> dict[str, type]:
+    """Which class checks the parts `data` and `model` of a composed or saved configuration, if it
+    has them: the two whose options have a class each.
+    """
+    found: dict[str, type] = {}
+    data, model = composed.get("data"), composed.get("model")
+    if isinstance(data, Mapping):
+        kinds = {kind.name: kind for kind in DATA_SCHEMAS.values()}
+        if (kind := kinds.get(str(data.get("name")))) is not None:
+            found["data"] = kind
+    if isinstance(model, Mapping):
+        found["model"] = MODEL_SCHEMAS[model_schema(model)]
+    return found
 
 
 def groups_of(verb: str) -> dict[str, list[str]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from ic.config.data import DATA_SCHEMAS
 from ic.config.meaning import keys_of
 from ic.config.reference import keys_of_suite
 from ic.evaluation.registry import suite_names
@@ -15,18 +14,18 @@ _MEANING_COLUMN = 40
 _NARROWEST = 80
 
 
-def explained(text: str, schema: type, data: str | None, width: int) -> str:
+def explained(text: str, schema: type, kinds: Mapping[str, type], width: int) -> str:
     """The YAML `text`, each key with its meaning behind `#`, in lines of about `width` characters.
 
     Args:
         schema: the verb's dataclass.
-        data: the option of the group `data` that was chosen, if the verb has one.
+        kinds: of a part with a class for each option of its group, the one that was chosen.
     """
     meanings = {key.name: key.meaning for key in keys_of(schema)}
     for suite in suite_names():
         meanings |= {key.name: key.meaning for key in keys_of_suite(suite)}
-    if data is not None:
-        meanings |= {key.name: key.meaning for key in keys_of(_data_schema(data), "data.")}
+    for part, kind in kinds.items():
+        meanings |= {key.name: key.meaning for key in keys_of(kind, f"{part}.")}
     shown: list[str] = []
     path: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -39,10 +38,6 @@ def explained(text: str, schema: type, data: str | None, width: int) -> str:
         meaning = meanings.get(".".join(name for _, name in path), "")
         shown += _beside(line, meaning, max(width, _NARROWEST))
     return "\n".join(shown)
-
-
-def _data_schema(name: str) -> type:
-    return next(kind for kind in DATA_SCHEMAS.values() if kind.name == name)
 
 
 def _beside(line: str, meaning: str, width: int) -> list[str]:

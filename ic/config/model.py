@@ -1,4 +1,8 @@
-"""The model's configuration, and the model it makes."""
+"""The model's configuration, and the model it makes.
+
+`ModelConfig` gives the sizes itself, `PretrainedModelConfig` (`ic.config.pretrained_model`) takes
+them from a folder. What both are asked stands in `BaseModelConfig`.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,98 @@ MAX_COMPILED_LENGTHS = 32
 
 
 @dataclass
-class ModelConfig:
-    """The model's sizes and kernels in `MLAConfig`'s names, and how it begins.
+class BaseModelConfig:
+    """The model: its sizes and kernels in `MLAConfig`'s names, and how it begins.
+
+    Attributes:
+        attention, norm, rope: `torch` or `triton`, each on its own.
+        gradient_checkpointing: recompute each layer in the backward pass.
+        compile: each layer by torch.compile, where it runs without a cache (training, validation).
+        init_from: where to take the weights from, instead of random ones: a folder in any form that
+            `ic.checkpoint.source` knows.
+        adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
+    """
+
+    attention: str = field(default="torch", metadata=MAY_CHANGE)
+    norm: str = field(default="torch", metadata=MAY_CHANGE)
+    rope: str = field(default="torch", metadata=MAY_CHANGE)
+    gradient_checkpointing: bool = False
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    init_from: str | None = None
+    adapter: AdapterOptions | None = None
+
+    def __post_init__(self) -> None:
+        Backends(self.attention, self.norm, self.rope)
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model accepts."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The model's dimensions and choices, in `MLAConfig`'s names."""
+        raise NotImplementedError
+
+    def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
+        """The Hugging Face configuration of this model.
+
+        Args:
+            vocab_size: rows of embedding and head, if the model has no weights yet.
+            token_ids: of the tokenizer: `pad_token_id`, `bos_token_id`, `eos_token_id`.
+        """
+        raise NotImplementedError
+
+    def build(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int | None = None,
+        *,
+        take_over: bool = True,
+    ) -> MLAForCausalLM:
+        """A fresh model, or the weights of `init_from` in this configuration.
+
+        Args:
+            vocab_size: rows of embedding and head; by default the tokenizer's.
+            take_over: load the weights of `init_from`; False where a checkpoint is restored over
+                them, so that `init_from` may be gone by then.
+
+        Raises:
+            ValueError: weights of another architecture, or a tokenizer of more tokens.
+        """
+        from ic.datamodules.tokenizers import vocabulary_size
+        from ic.model.adapter import add_adapter
+        from ic.model.modeling_mla import MLAForCausalLM
+
+        wanted = self.mla_config(
+            vocab_size or vocabulary_size(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        if len(tokenizer) > wanted.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens and the model an embedding of "
+                f"{wanted.vocab_size}: give the tokenizer that it was trained with, such as "
+                "tokenizer=${model.init_from}"
+            )
+        take_over = take_over and self.init_from is not None
+        weights = _take_over(wanted, str(self.init_from)) if take_over else None
+        model = MLAForCausalLM(wanted)
+        if weights is not None:
+            model.load_state_dict(weights)
+        if self.adapter is not None:
+            add_adapter(model, self.adapter)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            _compile_layers(model)
+        return model.train()
+
+
+@dataclass
+class ModelConfig(BaseModelConfig):
+    """A model whose sizes are given here.
 
     Attributes:
         hidden_size: width of the residual stream.
@@ -46,12 +140,6 @@ class ModelConfig:
         length_temperature_original: visible keys, in tokens, from which on `llama4` scales.
         nope_layers: indices of layers that do not rotate query and key.
         absorbed_max_queries: with a cache, up to this many new tokens run in absorbed form.
-        attention, norm, rope: `torch` or `triton`, each on its own.
-        init_from: where to take the weights from, instead of random ones: a folder in any form that
-            `ic.checkpoint.source` knows.
-        gradient_checkpointing: recompute each layer in the backward pass.
-        adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
-        compile: each layer by torch.compile, where it runs without a cache (training, validation).
     """
 
     hidden_size: int = 2048
@@ -75,70 +163,31 @@ class ModelConfig:
     length_temperature_original: int = 8192
     nope_layers: list[int] = field(default_factory=list)
     absorbed_max_queries: int = 16
-    attention: str = field(default="torch", metadata=MAY_CHANGE)
-    norm: str = field(default="torch", metadata=MAY_CHANGE)
-    rope: str = field(default="torch", metadata=MAY_CHANGE)
-    gradient_checkpointing: bool = False
-    compile: bool = field(default=False, metadata=MAY_CHANGE)
-    init_from: str | None = None
-    adapter: AdapterOptions | None = None
 
     def __post_init__(self) -> None:
-        Backends(self.attention, self.norm, self.rope)
+        super().__post_init__()
         check_dimensions(self)
 
+    @property
+    def positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        common = BaseModelConfig.__dataclass_fields__
+        return {n: getattr(self, n) for n in self.__dataclass_fields__ if n not in common}
+
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
-        """The Hugging Face configuration of this model."""
         from ic.model.config import MLAConfig
 
-        names = set(self.__dataclass_fields__) - {
-            "attention",
-            "norm",
-            "rope",
-            "gradient_checkpointing",
-            "compile",
-            "init_from",
-            "adapter",
-        }
-        values: dict[str, Any] = {name: getattr(self, name) for name in names}
         return MLAConfig(
             vocab_size=vocab_size,
             attention_backend=self.attention,
             norm_backend=self.norm,
             rope_backend=self.rope,
-            **values,
+            **self.sizes,
             **token_ids,
         )
-
-    def build(
-        self, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None = None
-    ) -> MLAForCausalLM:
-        """A fresh model, or the weights of `init_from` in this configuration.
-
-        Args:
-            vocab_size: rows of embedding and head; by default the tokenizer's.
-        """
-        from ic.datamodules.tokenizers import vocabulary_size
-        from ic.model.adapter import add_adapter
-        from ic.model.modeling_mla import MLAForCausalLM
-
-        wanted = self.mla_config(
-            vocab_size or vocabulary_size(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        weights = None if self.init_from is None else _take_over(wanted, self.init_from)
-        model = MLAForCausalLM(wanted)
-        if weights is not None:
-            model.load_state_dict(weights)
-        if self.adapter is not None:
-            add_adapter(model, self.adapter)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.compile:
-            _compile_layers(model)
-        return model.train()
 
 
 def _take_over(wanted: MLAConfig, given: str) -> dict[str, Any]:

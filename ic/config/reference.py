@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from ic.config.data import DATA_SCHEMAS
+from ic.config.groups import MODEL_SCHEMAS
 from ic.config.meaning import Key, keys_of
 from ic.config.run import RunConfig
 from ic.evaluation.registry import suite_config, suite_names
+
+_MODELS = {
+    "model_schema": "`model`, of the other presets",
+    "pretrained_schema": "`model=pretrained`",
+}
 
 
 def configuration_reference(verbs: Mapping[str, type]) -> str:
@@ -17,11 +23,16 @@ def configuration_reference(verbs: Mapping[str, type]) -> str:
         verbs: each verb's dataclass.
     """
     run = [key for key in keys_of(RunConfig) if not key.name.startswith("data.")]
+    common = {key.name for key in run}
     parts = dict.fromkeys(key.name.partition(".")[0] for key in run if "." in key.name)
     sections = [_section("A run", (key for key in run if "." not in key.name))]
     for part in parts:
         below = (key for key in run if key.name.startswith(f"{part}."))
         sections.append(_section(f"`{part}`", below))
+        if part == "model":
+            for name, model in MODEL_SCHEMAS.items():
+                own = [key for key in keys_of(model, "model.") if key.name not in common]
+                sections.append(_section(_MODELS[name], own))
     for kind in DATA_SCHEMAS.values():
         sections.append(_section(f"`data={kind.name}`", keys_of(kind, "data.")))
     for suite in suite_names():

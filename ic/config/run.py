@@ -17,7 +17,7 @@ from omegaconf import MISSING
 from ic.config.callbacks import CallbacksConfig
 from ic.config.data import DataConfig
 from ic.config.logger import LoggerConfig
-from ic.config.model import ModelConfig
+from ic.config.model import BaseModelConfig, ModelConfig
 from ic.config.objective import ObjectiveConfig, PreferenceConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
@@ -39,7 +39,8 @@ class RunConfig:
         run_id: `runs/<name>/<run_id>` is stable, so that a requeued job finds its own checkpoint.
         output_dir: folder of all runs.
         seed: of the initial weights and of dropout; the data has its own.
-        tokenizer: `bytes`, or a folder that holds a Hugging Face tokenizer.
+        tokenizer: `bytes`, or a folder that holds a Hugging Face tokenizer; of a run's folder, that
+            of its last checkpoint. model=pretrained takes the model's own.
         chat_template: of conversations: `ic`, `chatml`, or a file with a Jinja template; null is
             the tokenizer's own. Checkpoints keep it.
         ckpt_path: checkpoint folder to resume (fit) or to use, or `last` or `best` of this run;
@@ -51,7 +52,7 @@ class RunConfig:
         preference: the objective of data=preference; null with any other data.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: BaseModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -88,7 +89,9 @@ class RunConfig:
                 )
         if self.seed < 0:
             raise ValueError(f"seed={self.seed}: must be at least 0")
-        positions = self.model.max_position_embeddings
+        if not isinstance(self.model, BaseModelConfig):  # made without Hydra, and without a model
+            self.model = ModelConfig()
+        positions = self.model.positions
         if not isinstance(self.data, DataConfig):
             raise ValueError("data: choose one, for example data=passkey")
         if (self.preference is not None) != self.data.HAS_PAIRS:
@@ -122,7 +125,8 @@ class RunConfig:
                 f"data.{key}={needed}: the model has {positions} positions; lower it or raise "
                 "model.max_position_embeddings"
             )
-        _check_lengths(self.evaluation, positions)
+        if self.callbacks.passkey is not None:
+            _check_lengths(self.evaluation, positions)
         check_chosen(self.suite)
         if "passkey" in self.suite:
             raise ValueError(

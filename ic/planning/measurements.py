@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ic.config.model import ModelConfig
+from ic.config.model import BaseModelConfig
 
 MEASUREMENTS = Path(__file__).with_name("measurements.json")
 # The file of `plan.measure=true` within docs/results.
@@ -126,14 +126,15 @@ class Measurements:
         return "{\n" + ",\n".join(lists) + "\n}\n"
 
     def utilisation(
-        self, model: ModelConfig, context_length: int, *, preference: bool = False
+        self, model: BaseModelConfig, context_length: int, *, preference: bool = False
     ) -> Utilisation | None:
         """Utilisation at a length out of every run of the same kind and size of model, or None."""
+        shape = {**model.sizes, "attention": model.attention}
         alike = [
             point
             for point in self.speed
             if point.preference == preference
-            and all(getattr(point, name) == getattr(model, name) for name in _ALIKE)
+            and all(getattr(point, name) == shape[name] for name in _ALIKE)
         ]
         if not alike:
             return None
@@ -172,11 +173,12 @@ def _speed_points(file: str, data: dict[str, Any]) -> Iterator[SpeedPoint]:
     for row in data["rows"]:
         trained = row.get("model") or config.get("model")
         if row.get("mfu") and isinstance(trained, dict):
+            shape = {**trained, **trained.get("shape", {})}
             factor = RECOMPUTED if trained["gradient_checkpointing"] else 1.0
             yield SpeedPoint(
                 file,
                 config.get("preference") is not None,
-                **{name: trained[name] for name in _ALIKE},
+                **{name: shape[name] for name in _ALIKE},
                 context_length_tokens=row["context_length_tokens"],
                 share=row["mfu"] * factor,
             )

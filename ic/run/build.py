@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import yaml
@@ -52,15 +53,26 @@ def build_run(config: RunConfig, start: Start | None = None) -> Run:
     seed_everything(config.seed, workers=True, verbose=False)
     if start is not None and start.checkpoint is not None:
         load_config(start.checkpoint)  # fail before anything is built
-    tokenizer = build_tokenizer(config.tokenizer, config.chat_template)
+    tokenizer = _tokenizer(config, start)
     datamodule = config.data.build(tokenizer)
     if start is not None and isinstance(datamodule, ReadsFiles):
         datamodule.check_files()  # before the model is built, and anything written
-    model = config.model.build(tokenizer)
+    # The reference of preference training is what the run began with.
+    restored = start is not None and start.checkpoint is not None and config.preference is None
+    model = config.model.build(tokenizer, take_over=not restored)
     module = build_module(config, model, tokenizer)
     io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)
     trainer = build_trainer(config, io, start)
     return Run(trainer, module, datamodule, config.folder)
+
+
+def _tokenizer(config: RunConfig, start: Start | None) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: the one in its checkpoint where the folder that it came from is gone."""
+    checkpoint = config.model.init_from if start is None else start.checkpoint
+    there = config.tokenizer == "bytes" or Path(config.tokenizer).is_dir()
+    if there or checkpoint is None or (start is not None and not start.continues):
+        return build_tokenizer(config.tokenizer, config.chat_template)
+    return build_tokenizer(str(checkpoint))
 
 
 def build_module(

@@ -24,7 +24,7 @@ from lightning import Callback, Trainer, seed_everything
 from transformers import TrainerCallback
 
 from ic.config.compose import compose_config
-from ic.config.model import ModelConfig
+from ic.config.model import BaseModelConfig
 from ic.config.run import RunConfig
 from ic.datamodules.needle_pairs import needle_pairs, write_pairs
 from ic.datamodules.needle_pairs_options import MakePreferencesOptions
@@ -107,7 +107,7 @@ def _measure(options: PreferenceBenchmarkOptions) -> dict[str, Any]:
     """One side at one length, in this process."""
     (length,) = options.lengths
     composed, _ = compose_config("fit", RunConfig, [f"model={options.preset}"])
-    model_config: ModelConfig = composed.model
+    model_config: BaseModelConfig = composed.model
     model_config.attention = options.attention
     model_config.gradient_checkpointing = True
     seed_everything(0, verbose=False)
