@@ -77,7 +77,7 @@ def test_the_folder_gives_sizes_weights_and_tokenizer(ic: Run, source: Path) -> 
     before, after = described(source), described(last)
     before = {key: before[key] for key in before if key not in ("architectures", "dtype")}
     changed = {key for key in before if before[key] != after[key]}
-    assert changed == {"max_position_embeddings", "rope_parameters"}
+    assert changed == {"max_position_embeddings", "rope_parameters", "trained_length"}
     assert after["rope_parameters"] == {"rope_type": "default", "rope_theta": 2e6}
     assert after["max_position_embeddings"] == 1024
     assert after["trained_length"] == 64
