@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 import torch.multiprocessing
 from hypothesis import settings
 from matplotlib.figure import Figure
@@ -158,9 +159,24 @@ def host_store() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
+def run_and_part(rank: int, function: Callable[..., Any], *args: Any) -> None:
+    """Run `function(rank, *args)`, and leave its process group, if it made one, with the others.
+
+    Processes that end one by one close connections that others still use, and threads of gloo's
+    that still hold tensors when an interpreter ends abort it.
+    """
+    function(rank, *args)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 @pytest.fixture(scope="session")
 def spawn() -> Callable[..., None]:
-    """`spawn(function, n, *args)` runs `function(rank, n, port, *args)` in n processes."""
+    """`spawn(function, n, *args)` runs `function(rank, n, port, *args)` in n processes.
+
+    They leave the process group together, once every function has returned.
+    """
     # The server imports once what every process needs; forking from it takes no time. A process
     # forked after CUDA was looked for could not use it.
     start_method = "spawn" if torch.cuda.is_available() else "forkserver"
@@ -169,8 +185,8 @@ def spawn() -> Callable[..., None]:
     def run(function: Callable[..., Any], num_processes: int, *args: Any) -> None:
         store = host_store()
         torch.multiprocessing.start_processes(
-            function,
-            (num_processes, store.port, *args),
+            run_and_part,
+            (function, num_processes, store.port, *args),
             nprocs=num_processes,
             start_method=start_method,
         )

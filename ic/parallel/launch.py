@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from ic.machine.devices import check_accelerator
 from ic.machine.slurm_job import SlurmJob
 from ic.parallel.ddp import MeetingFabricDDPStrategy
+from ic.parallel.meeting import part
 from ic.terminal import launched_rank
 
 _END_WITHIN_S = 10.0
@@ -81,11 +83,15 @@ def launched_ranks(
 def ending_together(strategy: Strategy | FabricStrategy) -> Iterator[None]:
     """An error of this process ends those that Lightning started from it: they wait for it.
 
-    torchrun and srun end theirs themselves.
+    torchrun and srun end theirs themselves. None of them parts from its group in order, which would
+    wait for the exchanges that the others have not begun.
     """
     try:
         yield
-    except Exception:
+    except BaseException as error:
+        atexit.unregister(part)
+        if not isinstance(error, Exception):
+            raise
         launcher = strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher | _FabricSubprocessScriptLauncher):
             _end(launcher.procs)

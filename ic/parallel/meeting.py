@@ -7,13 +7,17 @@ waits for the others' words.
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
+from torch.distributed.device_mesh import DeviceMesh
 
 from ic.parallel.watchdog import MissingRanksError
 
@@ -60,6 +64,23 @@ def all_met(environment: ClusterEnvironment | None, timeout_s: float) -> Iterato
         raise _missing(absent or [0], size, timeout_s) from error
     yield
     del store  # kept until the process group has a hold of it
+    atexit.register(part)
+
+
+def part() -> None:
+    """Leave the process group while Python still runs; `all_met` has this done at the very end.
+
+    A thread of gloo's gives tensors back when the caller has long had their result. Where it does
+    so while the interpreter ends, that ends the thread amid C++ and the process with it, by
+    SIGABRT and exit code 134 (pytorch/pytorch#190489). A group that nothing holds has no threads.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # a trainer and its reducers hold groups, and so do meshes ...
+        for mesh in gc.get_objects():
+            if isinstance(mesh, DeviceMesh):  # ... which DTensor's caches never let go
+                getattr(mesh, "_pg_registry", {}).clear()
 
 
 def _missing(ranks: list[int], size: int, timeout_s: float, where: str = "") -> MissingRanksError:

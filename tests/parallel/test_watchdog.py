@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from ic.parallel.options import WatchdogOptions
 from ic.parallel.watchdog import (
@@ -18,14 +19,14 @@ from ic.parallel.watchdog import (
     naming_lost_ranks,
     record_collectives,
 )
+from tests.parallel.training_run import join
 
 DAY_S = 86400.0  # never reached: how long a rank takes to start is the machine's business
 
 
-def _join(rank: int, store: str, absent: bool, told: Any) -> None:
-    dist.init_process_group(
-        "gloo", f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(days=1)
-    )
+def _join(rank: int, num_processes: int, port: int, folder: Path, absent: bool, told: Any) -> None:
+    join(rank, num_processes, port)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
     group = dist.new_group(backend="gloo")
     try:
         await_ranks(group, "the start of training", DAY_S)
@@ -36,13 +37,15 @@ def _join(rank: int, store: str, absent: bool, told: Any) -> None:
             told.put("passed")
     except MissingRanksError as error:
         told.put("")
-        (Path(store).parent / "message").write_text(f"{error.ranks}: {error}")
+        (folder / "message").write_text(f"{error.ranks}: {error}")
 
 
 @pytest.mark.parametrize("absent", [True, False])
-def test_the_missing_rank_is_named(tmp_path: Path, absent: bool) -> None:
-    told = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_join, args=(str(tmp_path / "store"), absent, told), nprocs=2)
+def test_the_missing_rank_is_named(
+    tmp_path: Path, absent: bool, spawn: Callable[..., None]
+) -> None:
+    told = multiprocessing.get_context("spawn").SimpleQueue()
+    spawn(_join, 2, tmp_path, absent, told)
     if absent:
         assert (tmp_path / "message").read_text() == (
             "[1]: ranks 1 of 2 did not reach the checkpoint of step 4 within 1 s: look at their logs and "
@@ -52,11 +55,10 @@ def test_the_missing_rank_is_named(tmp_path: Path, absent: bool) -> None:
         assert [told.get(), told.get()] == ["passed", "passed"]
 
 
-def _end_early(rank: int, store: str) -> None:
+def _end_early(rank: int, num_processes: int, port: int, folder: Path) -> None:
+    join(rank, num_processes, port)
     with naming_lost_ranks():
-        dist.init_process_group(
-            "gloo", f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(days=1)
-        )
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
         dist.barrier()
         if rank == 1:
             os._exit(0)
@@ -64,11 +66,12 @@ def _end_early(rank: int, store: str) -> None:
             with naming_lost_ranks():
                 dist.barrier()
         except MissingRanksError as error:
-            (Path(store).parent / "message").write_text(str(error))
+            (folder / "message").write_text(str(error))
+    dist.destroy_process_group()  # nobody is left to part with
 
 
-def test_a_rank_that_ends_is_one_line(tmp_path: Path) -> None:
-    mp.spawn(_end_early, args=(str(tmp_path / "store"),), nprocs=2)
+def test_a_rank_that_ends_is_one_line(tmp_path: Path, spawn: Callable[..., None]) -> None:
+    spawn(_end_early, 2, tmp_path)
     message = (tmp_path / "message").read_text()
     assert message.startswith("rank 0 of 2 lost the others: ")
     assert message.endswith("never started: look at the first error in the logs of all ranks")
