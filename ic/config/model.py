@@ -132,7 +132,8 @@ class ModelConfig(BaseModelConfig):
         max_position_embeddings: positions that the model accepts.
         rms_norm_eps: added to the mean square before its root.
         tie_word_embeddings: the head's weights are the embedding's.
-        rope_parameters: `rope_type` and `rope_theta`, or YaRN's keys, as in Hugging Face's.
+        rope_parameters: `rope_type` (`default`, `linear`, `yarn` or `llama3`), `rope_theta` and
+            what else the type needs, as in Hugging Face's.
         rope_interleave: pairs are (2i, 2i+1) as DeepSeek lays them out, else (i, i + P/2).
         length_temperature: scale on the query by the number of visible keys: `none`, `llama4` or
             `ssmax`, which is learned.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from ic.errors import check_choice
 from ic.model.backends import Backends
@@ -129,6 +130,18 @@ class MLAConfig(PreTrainedConfig):
             self.first_k_dense_replace = self.num_hidden_layers
         super().__post_init__(**kwargs)
         self._check()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration of ours or of DeepSeek's, of which a key that is left out has DeepSeek's
+        default: their files need not say that there is no token for padding, say.
+        """
+        kind = config_dict.get("model_type")
+        if kind in ("deepseek_v2", "deepseek_v3"):
+            ours = {field.name for field in fields(cls)} - {"num_key_value_heads"}
+            defaults = {f.name: f.default for f in fields(CONFIG_MAPPING[kind]) if f.name in ours}
+            config_dict = {**defaults, **config_dict}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def extensions(self) -> list[str]:

@@ -73,10 +73,12 @@ def _attention_matrices(config: MLAConfig) -> int:
 
 
 def _layer_parameters(config: MLAConfig) -> int:
-    norms = 2 * config.hidden_size + config.kv_lora_rank + (config.q_lora_rank or 0)
-    biases = 0
+    norms = 2 * config.hidden_size + (config.q_lora_rank or 0) + 2 * (config.qk_norm_dim or 0)
+    if config.latent_norm:
+        norms += config.kv_lora_rank
+    biases = config.num_attention_heads * config.qk_head_dim if config.query_bias else 0
     if config.attention_bias:
-        biases = (config.q_lora_rank or 0) + config.latent_dim + config.hidden_size
+        biases += (config.q_lora_rank or 0) + config.latent_dim + config.hidden_size
     temperature = config.num_attention_heads if config.length_temperature == "ssmax" else 0
     matrices = _attention_matrices(config) + 3 * config.hidden_size * config.intermediate_size
     return matrices + norms + biases + temperature

@@ -158,7 +158,7 @@ class NewTokens:
 
 class AppendOperators(ABC):
     """Norm, rotation and append to the cache at once; taken where the same backend does the first
-    two.
+    two, and the latent has a norm.
     """
 
     @abstractmethod
@@ -253,7 +253,8 @@ def choose_operators(config: MLAConfig) -> Operators:
     rope: RotaryOperators = _provider(config, "rope")
     attention.check_attention(config)
     rope.check_rotation(config)
-    fused: Any = norm if norm is rope and isinstance(norm, AppendOperators) else None
+    is_fused = norm is rope and isinstance(norm, AppendOperators) and config.latent_norm
+    fused: Any = norm if is_fused else None
     torch_operators = load_operators("torch")
     return Operators(
         attention,

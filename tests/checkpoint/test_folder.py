@@ -127,6 +127,12 @@ def test_other_architecture(saved: Path) -> None:
         ("rope_interleave", False),
         ("length_temperature", "llama4"),
         ("nope_layers", [1]),
+        ("rope_repeats", 2),
+        # Others add tensors or take them away.
+        ("attention_bias", True),
+        ("latent_norm", False),
+        ("query_bias", True),
+        ("qk_norm_dim", 4),
     ],
 )
 def test_each_part_of_an_architecture_counts(tmp_path: Path, key: str, value: object) -> None:

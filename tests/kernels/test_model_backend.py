@@ -29,6 +29,18 @@ DIMS = {
     "length_temperature": "ssmax",
 }
 ATTENTION, NORM, ROPE = ({f"{name}_backend": "triton"} for name in ("attention", "norm", "rope"))
+# Grouped-query attention written as MLA without loss.
+CONVERTED = {
+    "q_lora_rank": None,
+    "query_bias": True,
+    "attention_bias": True,
+    "latent_norm": False,
+    "qk_nope_head_dim": 0,
+    "qk_rope_head_dim": 32,
+    "rope_repeats": 2,
+    "rope_interleave": False,
+    "qk_norm_dim": 16,
+}
 SWITCHES: dict[str, dict[str, Any]] = {
     "attention": ATTENTION,
     "norm": NORM,
@@ -36,6 +48,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "all": ATTENTION | NORM | ROPE,
     "half_split": ATTENTION | NORM | ROPE | {"rope_interleave": False},
     "nope_layer": ATTENTION | NORM | ROPE | {"nope_layers": [1]},
+    "qk_norm": ATTENTION | NORM | ROPE | {"qk_norm_dim": 8, "rope_repeats": 2},
+    "converted": ATTENTION | NORM | ROPE | CONVERTED,
 }
 TOLERANCE = 1e-4
 Pair = list[MLAForCausalLM]
@@ -63,7 +77,7 @@ def switch(request: pytest.FixtureRequest) -> str:
 def pair(make_model: Callable[..., MLAForCausalLM], device: torch.device, switch: str) -> Pair:
     changes = SWITCHES[switch]
     on_torch = {k: v for k, v in changes.items() if not k.endswith("backend")}
-    return [make_model(**DIMS, **c).to(device) for c in (on_torch, changes)]
+    return [make_model(**{**DIMS, **c}).to(device) for c in (on_torch, changes)]
 
 
 def tokens(device: torch.device, *shape: int) -> torch.Tensor:
@@ -83,7 +97,12 @@ def assert_same_gradients(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("switch", "documents"),
-    [("all", False), *((name, True) for name in ("attention", "norm", "rope", "all"))],
+    [
+        ("all", False),
+        ("qk_norm", False),
+        ("converted", False),
+        *((name, True) for name in ("attention", "norm", "rope", "all")),
+    ],
     indirect=["switch"],
 )
 def test_training(pair: Pair, device: torch.device, documents: bool) -> None:
@@ -135,6 +154,10 @@ RUN_BY = {
     "all": (
         {"mla_attention", "rms_norm", "add_rms_norm", "rope"},
         {"mla_decode", "rms_norm", "add_rms_norm", "rope", "append_latent"},
+    ),
+    "converted": (
+        {"mla_attention", "rms_norm", "add_rms_norm", "rope"},
+        {"mla_decode", "rms_norm", "add_rms_norm", "rope"},
     ),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from ic.model import MLAConfig
 
@@ -55,6 +56,22 @@ def test_round_trip(tmp_path) -> None:
     config = MLAConfig(length_temperature="ssmax", nope_layers=[2], q_lora_rank=96)
     config.save_pretrained(tmp_path)
     assert MLAConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
+def test_what_a_file_of_theirs_leaves_out_has_their_default(kind: str) -> None:
+    """As the files of DeepSeek's own models, which are older than transformers' keys."""
+    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+    given = {"model_type": kind, "num_hidden_layers": 2, "first_k_dense_replace": 2}
+    given |= {"rope_theta": 10000, "rope_scaling": yarn, "num_key_value_heads": 16}
+    given |= {"num_attention_heads": 16}
+    ours, theirs = MLAConfig.from_dict(given), CONFIG_MAPPING[kind].from_dict(given)
+    assert ours.pad_token_id is None
+    assert ours.rope_parameters["rope_type"] == "yarn"
+    shared = set(MLAConfig.__annotations__) & set(theirs.__annotations__)
+    assert len(shared) > 20
+    for name in shared:
+        assert getattr(ours, name) == getattr(theirs, name), name
 
 
 def test_a_saved_configuration_leaves_the_backends_to_the_machine(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from tests.conftest import SMALL
         {"tie_word_embeddings": True},
         {"attention_bias": True},
         {"length_temperature": "ssmax"},
+        {"latent_norm": False, "rope_repeats": 2, "qk_nope_head_dim": 0},
+        {"q_lora_rank": None, "query_bias": True, "attention_bias": True},
+        {"qk_norm_dim": 4},
     ],
 )
 def test_parameters_are_counted(changes: dict) -> None:

@@ -37,10 +37,14 @@ def rules() -> dict[str, str]:
     return found
 
 
+CONVERTED = {"q_lora_rank": None, "query_bias": True, "qk_norm_dim": 8}
+
+
+@pytest.mark.parametrize("changes", [{}, CONVERTED], ids=["", "converted"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_tensor_follows_the_table(tied: bool) -> None:
+def test_every_tensor_follows_the_table(tied: bool, changes: dict) -> None:
     torch.manual_seed(0)
-    model = MLAForCausalLM(MLAConfig(**SIZES, tie_word_embeddings=tied))
+    model = MLAForCausalLM(MLAConfig(**{**SIZES, **changes}, tie_word_embeddings=tied))
     table = rules()
     assert len(table) > 8
     for name, tensor in model.named_parameters():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import DeepseekV3Config
+from transformers import DeepseekV3Config, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ic.model import MLAConfig
@@ -45,10 +45,44 @@ def test_positions_up_to_two_million(interleave: bool) -> None:
     assert (got.double() - expected).abs().max() < 1e-6
 
 
+SCALED = {
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
+    "yarn": {"factor": 8.0, "original_max_position_embeddings": 512},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_types_against_transformers(kind: str, theta: float, repeats: int) -> None:
+    """Each of the repeated parts has the frequencies of a key of its size."""
+    rope = {"rope_type": kind, "rope_theta": theta, **SCALED[kind]}
+    config = MLAConfig(
+        **{**SMALL, "qk_rope_head_dim": 64 * repeats}, rope_parameters=rope, rope_repeats=repeats
+    )
+    theirs = LlamaConfig(head_dim=64, max_position_embeddings=4096, rope_parameters=dict(rope))
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"))
+    assert cos_sin_scale(config) == pytest.approx(scale)
+    ours = inverse_frequencies(config)
+    assert ours.dtype == torch.float64
+    plain = theta ** (-torch.arange(0, 64, 2).double() / 64)
+    turned = (ours[:32] / plain - 1).abs() > 0.01
+    assert turned.any()  # something is scaled, and only linear scales everything
+    assert turned.all() == (kind == "linear")
+    torch.testing.assert_close(ours.float(), inv_freq.repeat(repeats), rtol=3e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     "factors",
     [
         {},
+        {"truncate": False},
         {"attention_factor": 0.7},
         {"attention_factor": 1.0},
         {"mscale": 1.0, "mscale_all_dim": 0.5},

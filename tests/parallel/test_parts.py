@@ -25,6 +25,7 @@ from ic.training.optimizers import build_optimizer
 from ic.training.options import OptimizerOptions
 from ic.training.sharded_muon import ShardedMuon
 from tests.conftest import SMALL, randomize
+from tests.gqa import FAMILIES, exact_twin
 from tests.parallel.training_run import join
 
 
@@ -222,7 +223,33 @@ def a_cache_is_cropped_where_a_piece_ended() -> None:
     assert cache.get_seq_length() == 0
 
 
+@on_two
+def attention_that_was_another_is_shared() -> None:
+    """Norms of keys and none of latents, in training, prefill and decoding."""
+    alone = exact_twin(FAMILIES["qwen3"].model(), interleave=False)
+    shared = copy.deepcopy(alone)
+    shared.model.context_parallel = parallel = ContextParallel(dist.group.WORLD)
+    ids = torch.arange(3, 67).view(2, 32)
+    losses = [model.target_sums(ids, ids).all_tokens for model in (alone, shared)]
+    for loss in losses:
+        loss.backward()  # type: ignore[union-attr]
+    summed = parallel.sum(losses[1].detach()[None])[0]  # type: ignore[union-attr, index]
+    torch.testing.assert_close(summed, losses[0].detach())  # type: ignore[union-attr]
+    for (name, one), two in zip(alone.named_parameters(), shared.parameters(), strict=True):
+        gradient = parallel.sum(two.grad)
+        assert (gradient - one.grad).norm() < 1e-5 * one.grad.norm(), name  # type: ignore[operator, union-attr]
+    caches = [model.model.new_cache() for model in (alone, shared)]
+    with torch.no_grad():
+        for piece in (ids[:, :20], ids[:, 20:24], ids[:, 24:25]):
+            logits = [
+                model(piece, past_key_values=cache, logits_to_keep=1).logits
+                for model, cache in zip((alone, shared), caches, strict=True)
+            ]
+            torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=0)
+
+
 PARTS = [
+    attention_that_was_another_is_shared,
     muon_equals_torchs,
     latents_come_back_in_order,
     rotations_are_not_rounded,
