@@ -1,7 +1,9 @@
-"""Adaptive curriculum over context length.
+"""Context lengths that change while a run trains: doubled once answers are mastered, or at given
+steps.
 
 Retrieval forms at short length first and then carries over within tens of steps a doubling; a fixed
-schedule can sit at a length that the model has not begun to master (docs/recipe.md, point 1).
+schedule can sit at a length that the model has not begun to master (docs/recipe.md, point 1). A
+model that can read already needs no proof of it, and text has no answers: its lengths are given.
 """
 
 from __future__ import annotations
@@ -14,33 +16,33 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from ic.callbacks.options import AdaptiveContextLengthOptions
+from ic.callbacks.options import ContextLengthOptions
 from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 
 
-class AdaptiveContextLength(Callback):
-    """Starts at `start_length` and doubles up to the datamodule's `context_length`.
+class ContextLength(Callback):
+    """Changes the length of the datamodule's training rows, and keeps when.
 
-    The average starts again from zero at each length, so that a doubling rests on that length
-    alone. State and length survive a resume; the length itself is part of the datamodule's state.
+    Length and history survive a resume; the length itself is part of the datamodule's state too.
 
     When training ends, `context_length.json` below `trainer.default_root_dir` says at which step
     and after how many seconds of training each length was reached: validation included, the time
     between two starts of a resumed run not.
 
     Attributes:
-        history: (step, length in tokens, seconds) of the first length and of each doubling.
+        history: (step, length in tokens, seconds) of the first length and of each later one.
     """
 
-    def __init__(self, config: AdaptiveContextLengthOptions) -> None:
+    def __init__(self, config: ContextLengthOptions) -> None:
         self.config = config
-        self.average: Tensor | float = 0.0
         self.history: list[tuple[int, int, float]] = []
-        self._restored = False
         self._elapsed_before_s = 0.0  # in the starts before this one
         self._began_s = time.perf_counter()
-        self._last_step = 0
+
+    def first_length(self, trainer: Trainer) -> int | None:
+        """The length with which training goes on; None for the datamodule's own."""
+        raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -49,10 +51,71 @@ class AdaptiveContextLength(Callback):
                 f"callbacks.context_length needs data whose length can change, not "
                 f"{type(data).__name__}; set callbacks.context_length=null"
             )
-        if not self._restored:
-            data.set_context_length(min(self.config.start_length, data.config.context_length))
-            self.history = [(trainer.global_step, data.context_length, 0.0)]
         self._began_s = time.perf_counter()
+        length = self.first_length(trainer)
+        if length is not None:
+            self._change(trainer, length)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            reached = [
+                {"context_length_tokens": length, "step": step, "elapsed_s": seconds}
+                for step, length, seconds in self.history
+            ]
+            write_json(RunFolder(trainer.default_root_dir).context_length, {"reached": reached})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [list(row) for row in self.history], "elapsed_s": self._elapsed_s()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [tuple(row) for row in state_dict["history"]]
+        self._elapsed_before_s = state_dict["elapsed_s"]
+
+    def _change(self, trainer: Trainer, length: int) -> None:
+        """Train on at another length, from the next batch that is used."""
+        trainer.datamodule.set_context_length(length)  # type: ignore[attr-defined]
+        if not self.history or self.history[-1][1] != length:
+            seconds = self._elapsed_s() if self.history else 0.0
+            self.history.append((trainer.global_step, length, seconds))
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + time.perf_counter() - self._began_s
+
+
+class StagedContextLength(ContextLength):
+    """The length of the latest of `stages` that has begun; it depends on the step alone."""
+
+    def first_length(self, trainer: Trainer) -> int | None:
+        return self._length_at(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        length = self._length_at(trainer.global_step)
+        if length != trainer.datamodule.context_length:  # type: ignore[attr-defined]
+            self._change(trainer, length)
+            rank_zero_info(f"step {trainer.global_step}: context length {length}")
+
+    def _length_at(self, step: int) -> int:
+        return self.config.stages[max(begin for begin in self.config.stages if begin <= step)]
+
+
+class AdaptiveContextLength(ContextLength):
+    """Starts at `start_length` and doubles up to the datamodule's `context_length`.
+
+    The average starts again from zero at each length, so that a doubling rests on that length
+    alone.
+    """
+
+    def __init__(self, config: ContextLengthOptions) -> None:
+        super().__init__(config)
+        self.average: Tensor | float = 0.0
+        self._restored = False
+        self._last_step = 0
+
+    def first_length(self, trainer: Trainer) -> int | None:
+        longest: int = trainer.datamodule.config.context_length  # type: ignore[attr-defined]
+        return None if self._restored else min(self.config.start_length, longest)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,32 +135,15 @@ class AdaptiveContextLength(Callback):
             return
         if data.context_length < data.config.context_length:
             length = min(2 * data.context_length, data.config.context_length)
-            data.set_context_length(length)
             self.average = 0.0
-            self.history.append((trainer.global_step, length, self._elapsed_s()))
+            self._change(trainer, length)
             rank_zero_info(f"step {trainer.global_step}: context length {length}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            reached = [
-                {"context_length_tokens": length, "step": step, "elapsed_s": seconds}
-                for step, length, seconds in self.history
-            ]
-            write_json(RunFolder(trainer.default_root_dir).context_length, {"reached": reached})
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "average": float(self.average),
-            "history": [list(row) for row in self.history],
-            "elapsed_s": self._elapsed_s(),
-        }
+        return {"average": float(self.average), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
         # A tensor again: the same float32 arithmetic as in the run that saved it.
         self.average = torch.tensor(state_dict["average"])
-        self.history = [tuple(row) for row in state_dict["history"]]
-        self._elapsed_before_s = state_dict["elapsed_s"]
         self._restored = True
-
-    def _elapsed_s(self) -> float:
-        return self._elapsed_before_s + time.perf_counter() - self._began_s

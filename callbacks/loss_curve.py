@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from ic.callbacks.context_length import AdaptiveContextLength
+from ic.callbacks.context_length import ContextLength
 from ic.callbacks.throughput import throughput_paused
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
@@ -42,7 +42,7 @@ class LossCurve(Callback):
         if logger is None or not trainer.is_global_zero:
             return
         folder = RunFolder(trainer.default_root_dir)
-        curriculum = find_callback(trainer, AdaptiveContextLength)
+        curriculum = find_callback(trainer, ContextLength)
         history = [] if curriculum is None else curriculum.history
         lengths = [(step, length) for step, length, _ in history]
         with throughput_paused(trainer):

@@ -44,16 +44,20 @@ class CheckpointOptions:
 
 
 @dataclass
-class AdaptiveContextLengthOptions:
-    """Doubles the context length once answers are mastered.
+class ContextLengthOptions:
+    """Doubles the context length once answers are mastered, or changes it at given steps.
 
     Attributes:
+        stages: length in tokens by the optimizer step from which on it holds, such as {0: 32768,
+            150: 131072}; the length then depends on the step alone, and the options below are
+            unused. Empty: it doubles by them.
         start_length: first length in tokens.
         threshold: moving average of `train/answer_accuracy` at which to double.
         check_every_n_steps: how often to look.
         new_weight: weight of the newest step in the moving average.
     """
 
+    stages: dict[int, int] = field(default_factory=dict)
     start_length: int = 256
     threshold: float = 0.95
     check_every_n_steps: int = 10
@@ -77,6 +81,28 @@ class AdaptiveContextLengthOptions:
             raise ValueError(
                 f"callbacks.context_length.new_weight={self.new_weight}: must be in (0, 1]"
             )
+        if self.stages:
+            self._check_stages()
+
+    def _check_stages(self) -> None:
+        key = "callbacks.context_length.stages"
+        if 0 not in self.stages or min(self.stages) < 0:
+            raise ValueError(
+                f"{key}={self.stages}: steps count from 0, and the first stage begins there"
+            )
+        if min(self.stages.values()) < 2:
+            raise ValueError(f"{key}={self.stages}: a length must be at least 2 tokens")
+        for name, default in (
+            ("start_length", 256),
+            ("threshold", 0.95),
+            ("check_every_n_steps", 10),
+            ("new_weight", 0.2),
+        ):
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"callbacks.context_length.{name}={getattr(self, name)}: nothing doubles where "
+                    f"{key} says the lengths; leave one of the two out"
+                )
 
 
 @dataclass

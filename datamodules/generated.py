@@ -34,8 +34,13 @@ def stack_sequences(sequences: list[Sequence], step: int) -> Batch:
         "answer_mask": torch.from_numpy(np.stack([s.is_answer for s in sequences])),
         "step": step,
     }
-    if sequences[0].answers:
+    if any(sequence.answers for sequence in sequences):
         batch["answers"] = [sequence.answers for sequence in sequences]
+    documents = [sequence.document_ids for sequence in sequences]
+    if any(each is not None for each in documents):
+        one = np.zeros(len(sequences[0].tokens), dtype=np.int32)
+        filled = [one if each is None else each for each in documents]
+        batch["document_ids"] = torch.from_numpy(np.stack(filled))
     return batch
 
 

@@ -15,8 +15,11 @@ RETRIEVAL_TASKS = (
     "owner",
     "values",
     "entities",
+    "order",
     "variables",
     "repeated",
     "nonliteral",
 )
 HAYSTACKS = ("noise", "random", "words", "text")
+# Where its questions stand.
+QUESTION_PLACES = ("along", "end", "chat")

@@ -33,12 +33,14 @@ class Sequence:
         is_answer: (T,) bool, which of them are answers.
         position_ids: (T,) int64.
         answers: what each answer is about, in the order of the text; empty where nobody asks.
+        document_ids: (T,) int32, contiguous runs that do not see each other; None for one.
     """
 
     tokens: np.ndarray
     is_answer: np.ndarray
     position_ids: np.ndarray
     answers: tuple[dict[str, str], ...] = ()
+    document_ids: np.ndarray | None = None
 
 
 def draw_sequence(

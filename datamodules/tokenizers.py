@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -80,6 +81,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     added = tokenizer.get_added_vocab()
     plain = sorted(item for item in tokenizer.get_vocab().items() if item[0] not in added)
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Sum of everything that decides which tokens a text becomes."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    known = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab()))
+    return hashlib.sha256(f"{type(tokenizer).__name__}\0{known}".encode()).hexdigest()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -14,6 +14,12 @@ LEADS: Forms = {
     "validation": ("As follows:", "The reply:"),
     "test": ("Response:", "Found:"),
 }
+# An answer that is one name stands after one of these.
+NAME_LEADS: Forms = {
+    "train": ("It is", "That is", "Answer:", "The answer is", "I would say"),
+    "validation": ("That would be", "The reply:"),
+    "test": ("Response:", "Found:"),
+}
 VALUES: Forms = {
     "train": (
         "What are all the {p} of {e}?",
@@ -43,6 +49,50 @@ ENTITIES: Forms = {
     "validation": ("One after another, quote the {p} of {l}.", "For {l}, how do the {p} read?"),
     "test": ("Supply, respectively, the {p} of {l}.", "Concerning {l}: report the {p}."),
 }
+# Which of several entities comes where in the text; the list is in another order.
+ORDER: dict[str, Forms] = {
+    "first": {
+        "train": (
+            "Of {l}, whose {a} is told first in the text?",
+            "Which of {l} comes first above?",
+            "In the text, who or what comes before the others: {l}?",
+            "{l}: whose {a} do we learn first?",
+        ),
+        "validation": ("Name the earliest of {l}.", "With which of {l} did it start?"),
+        "test": ("Among {l}, who leads the way?", "Determine which of {l} appears ahead."),
+    },
+    "last": {
+        "train": (
+            "Of {l}, whose {a} is told last in the text?",
+            "Which of {l} comes last above?",
+            "In the text, who or what comes behind the others: {l}?",
+            "{l}: whose {a} do we learn last?",
+        ),
+        "validation": ("Name the final one of {l}.", "With which of {l} did it stop?"),
+        "test": ("Among {l}, who brings up the rear?", "Determine which of {l} ends the row."),
+    },
+    "before": {
+        "train": (
+            "Of {l}, whose {a} is told right before that of {e}?",
+            "Which of {l} comes next before {e}?",
+            "Going back from {e}, which of {l} is the next?",
+        ),
+        "validation": ("Who precedes {e} among {l}?", "Up to {e}, which of {l} was the latest?"),
+        "test": (
+            "Ahead of {e}, which of {l} was mentioned most recently?",
+            "{l}: {e} follows who?",
+        ),
+    },
+    "behind": {
+        "train": (
+            "Of {l}, whose {a} is told right after that of {e}?",
+            "Which of {l} comes next after {e}?",
+            "Going on from {e}, which of {l} is the next?",
+        ),
+        "validation": ("Who succeeds {e} among {l}?", "From {e} on, which of {l} is nearest?"),
+        "test": ("Past {e}, which of {l} gets mentioned soonest?", "{l}: who follows {e}?"),
+    },
+}
 OWNERS: Forms = {
     "train": (
         "Whose {a} is {v}? It is that of",
@@ -65,7 +115,7 @@ OWNERS: Forms = {
 ASSIGNMENTS: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (
         ("{x} = {v}", "{x} = {y}"),
-        ("VAR {x} = {v}", "VAR {x} = VAR {y}"),
+        ("{x} holds {v}.", "{x} holds what {y} holds."),
         ("let {x} = {v};", "let {x} = {y};"),
         ("set {x} to {v}", "set {x} to {y}"),
         ("{x} := {v}", "{x} := {y}"),
@@ -76,7 +126,11 @@ ASSIGNMENTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("export {x}={v}", "export {x}=${y}"),
     ),
     "validation": (("{x} <- {v}", "{x} <- {y}"), ("Store {v} in {x}.", "Store {y} in {x}.")),
-    "test": (("assign {v} => {x}", "assign {y} => {x}"), ("{x} starts as {v}.", "{x} copies {y}.")),
+    "test": (
+        ("assign {v} => {x}", "assign {y} => {x}"),
+        ("{x} starts as {v}.", "{x} copies {y}."),
+        ("VAR {x} = {v}", "VAR {x} = VAR {y}"),  # as RULER does
+    ),
 }
 VARIABLES: Forms = {
     "train": (

@@ -1,8 +1,8 @@
 """Exercises of retrieval: texts to strew into a haystack, and questions with their answers.
 
 Beside single facts, in the manner of RULER (arXiv 2404.06654): several values of one name, several
-names at once, chains of variables and words that occur repeatedly. The questions
-are worded otherwise than RULER's; of the ways to assign variables one is RULER's
+names at once, chains of variables and words that occur repeatedly. The questions and the ways to
+assign variables are other ones than RULER's, whose assignment is one of the test set's
 (`exercise_wordings.py`).
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from ic.datamodules.facts import exercise_wordings as wordings
 from ic.datamodules.facts.attributes import plural
 from ic.datamodules.facts.fact import Fact, draw_facts, draw_nonliteral_fact
-from ic.datamodules.facts.forms import begin, draw_statement, fill
+from ic.datamodules.facts.forms import begin, draw_statement, draw_turns, fill
 from ic.datamodules.facts.keys import KEY_FAMILIES, draw_key
 from ic.datamodules.facts.kinds import draw_characters
 from ic.datamodules.facts.splits import pick
@@ -37,7 +37,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Query:
-    """A question and the continuation that answers it.
+    """A question and the continuation that answers it, or two turns of a conversation.
 
     Attributes:
         about: its `task`, and for a single fact the kinds in which it is `stated` and `asked`, and
@@ -66,6 +66,7 @@ class Draw:
         taken: entities and variables that are in the text already, in lower case.
         most: how many facts, values, names or variables an exercise may have.
         key_families, forms: of the facts (`draw_facts`).
+        in_turns: questions and answers are turns of a conversation.
     """
 
     rng: np.random.Generator
@@ -73,6 +74,7 @@ class Draw:
     most: int = 8
     key_families: Collection[str] = KEY_FAMILIES
     forms: Collection[str] = ()
+    in_turns: bool = False
     taken: set[str] = field(default_factory=set)
 
     def between(self, least: int, most: int) -> int:
@@ -104,13 +106,13 @@ def draw_exercises(task: str, draw: Draw) -> list[Exercise]:
 def _fact(draw: Draw) -> list[Exercise]:
     """Facts, each asked for; of several ones all but the entity is alike."""
     count = draw.between(2, _MOST_ALIKE) if draw.rng.random() < 0.3 else 1
-    return [_single(fact, "fact") for fact in draw.facts(count, alike=count > 1)]
+    return [_single(draw, fact, "fact") for fact in draw.facts(count, alike=count > 1)]
 
 
 def _profile(draw: Draw) -> list[Exercise]:
     """Several facts of one entity, so that the attribute decides which is asked for."""
     count = draw.between(2, 4)
-    return [_single(fact, "profile") for fact in draw.facts(count, per_entity=count)]
+    return [_single(draw, fact, "profile") for fact in draw.facts(count, per_entity=count)]
 
 
 def _block(draw: Draw) -> list[Exercise]:
@@ -119,7 +121,7 @@ def _block(draw: Draw) -> list[Exercise]:
     lines = any(fact.own_line for fact in facts)
     text = ("\n" if lines else " ").join(fact.statement for fact in facts)
     order = draw.rng.permutation(len(facts))[: draw.between(1, len(facts))]
-    queries = tuple(_query(facts[int(index)], "block") for index in order)
+    queries = tuple(_query(draw, facts[int(index)], "block") for index in order)
     return [Exercise("block", (Piece(text, lines),), queries)]
 
 
@@ -129,7 +131,8 @@ def _owner(draw: Draw) -> list[Exercise]:
     form = pick(draw.rng, wordings.OWNERS[draw.split])
     fact = facts[0]
     question = fill(draw.rng, draw.split, form, fact.entity, fact.attribute, fact.value)
-    query = Query(Piece(begin(form, question), False), f" {fact.entity}.", {"task": "owner"})
+    answer = f"{fact.entity}." if draw.in_turns else f" {fact.entity}."
+    query = Query(Piece(begin(form, question), False), answer, {"task": "owner"})
     return [
         Exercise("owner", _pieces([fact]), (query,)),
         *(Exercise("owner", _pieces([other]), ()) for other in facts[1:]),
@@ -162,16 +165,39 @@ def _entities(draw: Draw) -> list[Exercise]:
     """Several entities with an attribute each, all asked for in one question."""
     facts = draw.facts(draw.between(2, 6), alike=True)
     asked = [facts[int(i)] for i in draw.rng.permutation(len(facts))[: draw.between(2, 4)]]
-    names = ", ".join(fact.entity for fact in asked[:-1]) + f" and {asked[-1].entity}"
     query = _list_query(
         draw,
         "entities",
         wordings.ENTITIES,
         [fact.value for fact in asked],
-        l=names,
+        l=_listed([fact.entity for fact in asked]),
         a=facts[0].attribute,
     )
     return [Exercise("entities", _pieces(facts), (query,))]
+
+
+def _order(draw: Draw) -> list[Exercise]:
+    """Facts alike, of whose entities the first or the last in the text is asked for, or the one
+    that comes before or behind another.
+    """
+    facts = draw.facts(draw.between(2, 5), alike=True)
+    names = [fact.entity for fact in facts]
+    where = pick(draw.rng, tuple(wordings.ORDER))
+    left = int(draw.rng.integers(len(names) - 1))
+    asked = {"first": 0, "last": len(names) - 1, "before": left, "behind": left + 1}[where]
+    other = left + 1 if where == "before" else left
+    listed = [names[int(index)] for index in draw.rng.permutation(len(names))]
+    query = _list_query(
+        draw,
+        "order",
+        wordings.ORDER[where],
+        [names[asked]],
+        wordings.NAME_LEADS,
+        l=_listed(listed),
+        a=facts[0].attribute,
+        e=names[other],
+    )
+    return [Exercise("order", _pieces(facts), (query,))]
 
 
 def _variables(draw: Draw) -> list[Exercise]:
@@ -225,7 +251,7 @@ def _nonliteral(draw: Draw) -> list[Exercise]:
     if fact.entity.casefold() in draw.taken or fact.wording in draw.taken:
         return []  # its question would have two answers
     draw.taken.update((fact.entity.casefold(), fact.wording))
-    return [_single(fact, "nonliteral")]
+    return [_single(draw, fact, "nonliteral")]
 
 
 def _variable(draw: Draw, letters: int) -> str:
@@ -244,33 +270,48 @@ _TASKS: dict[str, Callable[[Draw], list[Exercise]]] = {
     "owner": _owner,
     "values": _values,
     "entities": _entities,
+    "order": _order,
     "variables": _variables,
     "repeated": _repeated,
     "nonliteral": _nonliteral,
 }
 
 
-def _single(fact: Fact, task: str) -> Exercise:
-    return Exercise(task, _pieces([fact]), (_query(fact, task),))
+def _single(draw: Draw, fact: Fact, task: str) -> Exercise:
+    return Exercise(task, _pieces([fact]), (_query(draw, fact, task),))
 
 
 def _pieces(facts: list[Fact]) -> tuple[Piece, ...]:
     return tuple(Piece(fact.statement, fact.own_line) for fact in facts)
 
 
-def _query(fact: Fact, task: str) -> Query:
-    own_line = fact.question_own_line or "\n" in fact.question
+def _query(draw: Draw, fact: Fact, task: str) -> Query:
     about = {
         "task": task,
         "stated": fact.statement_kind,
-        "asked": fact.question_kind,
+        "asked": "turn" if draw.in_turns else fact.question_kind,
         "key": fact.key_kind,
     }
+    if draw.in_turns:
+        if task == "nonliteral":
+            return Query(Piece(fact.asked, False), f"{fact.value}.", about)
+        question, answer = draw_turns(draw.rng, draw.split, fact.entity, fact.asked, fact.value)
+        return Query(Piece(question, False), answer, about)
+    own_line = fact.question_own_line or "\n" in fact.question
     return Query(Piece(fact.question, own_line), fact.answer, about)
 
 
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}"
+
+
 def _list_query(
-    draw: Draw, task: str, forms: wordings.Forms, answers: list[str], **filled: str
+    draw: Draw,
+    task: str,
+    forms: wordings.Forms,
+    answers: list[str],
+    leads: wordings.Forms = wordings.LEADS,
+    **filled: str,
 ) -> Query:
     """A question in one of the forms; the answers follow with commas between them."""
     form = text = pick(draw.rng, forms[draw.split])
@@ -279,7 +320,9 @@ def _list_query(
     for place, words in filled.items():
         text = text.replace(f"{{{place}}}", words)
     text = begin(form, text)
-    lead = pick(draw.rng, wordings.LEADS[draw.split])
+    lead = pick(draw.rng, leads[draw.split])
+    if draw.in_turns:
+        return Query(Piece(text, False), f"{lead} {', '.join(answers)}.", {"task": task})
     newline = draw.rng.random() < 0.3
     question = f"{text}\n{lead}" if newline else f"{text} {lead}"
     return Query(Piece(question, newline), f" {', '.join(answers)}.", {"task": task})

@@ -39,6 +39,7 @@ class Fact:
     Attributes:
         entity: who or what it is about.
         attribute: what of the entity is told, as the statement calls it.
+        asked: the same as the question calls it.
         value: what is asked for.
         statement: the text to hide, without space around it.
         own_line: whether the statement has to stand on lines of its own.
@@ -51,6 +52,7 @@ class Fact:
 
     entity: str
     attribute: str
+    asked: str
     value: str
     statement: str
     own_line: bool
@@ -174,6 +176,7 @@ def draw_facts(
             Fact(
                 entity=entity,
                 attribute=stated,
+                asked=asked,
                 value=key.text,
                 statement=statement.text,
                 own_line=statement.own_line,
@@ -210,6 +213,7 @@ def draw_nonliteral_fact(
     return Fact(
         entity=name,
         attribute=request,
+        asked=request,
         value=name,
         statement=needle.replace("{e}", name),
         own_line=False,

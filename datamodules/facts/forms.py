@@ -31,6 +31,7 @@ from ic.datamodules.facts.words import draw_word
 SENTENCE, REQUEST, COMPOSED = "sentence", "request", "composed"
 _PLACE = re.compile(r"\{([a-zA-Z])\}")
 _OPENING_SHARE, _ENDING_SHARE, _WRAPPED_SHARE = 0.4, 0.25, 0.15  # of the sentences
+_BEGUN_SHARE = 0.3  # of the questions of a conversation
 _EXAMPLE = "{e} {a} {v}"
 # How often a fact is stated and asked for in these kinds; the others share the rest.
 _STATED, _ASKED = {SENTENCE: 0.5, COMPOSED: 0.3}, {REQUEST: 0.7, COMPOSED: 0.3}
@@ -171,6 +172,20 @@ def draw_question(
     # What ends the value is seen: a space alone might be one amid the value.
     spaces = len(after) - len(after.lstrip(" "))
     return _question(text, after[: spaces + 1] or "\n", kind, True)
+
+
+def draw_turns(
+    rng: np.random.Generator, split: str, entity: str, attribute: str, value: str
+) -> tuple[str, str]:
+    """What the user asks in a conversation, and what the assistant answers: words of the split,
+    before the value too, which the user may have begun.
+    """
+    request, lead = pick(rng, REQUESTS[split]), pick(rng, LEADS[split])
+    asked = begin(request, fill(rng, split, request, entity, attribute, ""))
+    begun = begin(lead, fill(rng, split, lead, entity, attribute, ""))
+    if begun and rng.random() < _BEGUN_SHARE:
+        return f"{asked} {begun}", f"{value}."
+    return asked, f"{begun} {value}.".lstrip()
 
 
 def _question(before: str, end: str, kind: str, own_line: bool) -> Question:

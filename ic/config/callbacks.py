@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ic.callbacks.options import (
-    AdaptiveContextLengthOptions,
     CheckpointOptions,
+    ContextLengthOptions,
     GpuUtilisationOptions,
     GuardrailsOptions,
     MemoryProfilerOptions,
@@ -76,11 +76,11 @@ class MemoryProfilerConfig(MemoryProfilerOptions):
         return MemoryProfiler(self)
 
 
-class AdaptiveContextLengthConfig(AdaptiveContextLengthOptions):
+class ContextLengthConfig(ContextLengthOptions):
     def build(self, run: Surroundings) -> Callback:
-        from ic.callbacks.context_length import AdaptiveContextLength
+        from ic.callbacks.context_length import AdaptiveContextLength, StagedContextLength
 
-        return AdaptiveContextLength(self)
+        return StagedContextLength(self) if self.stages else AdaptiveContextLength(self)
 
 
 class GuardrailsConfig(GuardrailsOptions):
@@ -166,7 +166,7 @@ class CallbacksConfig:
     throughput: ThroughputConfig | None = field(default=None, metadata=MAY_CHANGE)
     gpu_utilisation: GpuUtilisationConfig | None = field(default=None, metadata=MAY_CHANGE)
     memory: MemoryProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)
-    context_length: AdaptiveContextLengthConfig | None = None
+    context_length: ContextLengthConfig | None = None
     guardrails: GuardrailsConfig | None = None
     checkpoint: CheckpointConfig | None = field(default=None, metadata=MAY_CHANGE)
     profiler: ProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)

@@ -10,11 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from ic.config.callbacks import (
-    AdaptiveContextLengthConfig,
-    CallbacksConfig,
-    PasskeyEvaluationConfig,
-)
+from ic.config.callbacks import CallbacksConfig, ContextLengthConfig, PasskeyEvaluationConfig
 from ic.config.data import DATA_SCHEMAS
 from ic.config.logger import LoggerConfig, WandbConfig
 from ic.config.model import BaseModelConfig, ModelConfig
@@ -53,7 +49,7 @@ def register_schemas(verb: str, schema: type) -> None:
         ("strategy", "strategy_schema", StrategyConfig),
         ("trainer", "trainer_schema", TrainerConfig),
         ("callbacks", "callbacks_schema", CallbacksConfig),
-        ("callbacks/context_length", "context_length_schema", AdaptiveContextLengthConfig),
+        ("callbacks/context_length", "context_length_schema", ContextLengthConfig),
         ("callbacks/passkey", "passkey_callback_schema", PasskeyEvaluationConfig),
         ("logger", "logger_schema", LoggerConfig),
         ("logger/wandb", "wandb_schema", WandbConfig),

@@ -99,14 +99,7 @@ class RunConfig:
                 f"data={self.data.name} {'without' if self.preference is None else 'with'} an "
                 "objective under preference: data=preference and preference=dpo go together"
             )
-        if self.callbacks.context_length is not None and not self.data.MARKS_ANSWERS:
-            raise ValueError(
-                "callbacks.context_length grows with train/answer_accuracy, which "
-                f"data={self.data.name} does not have: it would stay at start_length="
-                f"{self.callbacks.context_length.start_length} for ever; set "
-                "callbacks.context_length=null to train at data.context_length="
-                f"{self.data.context_length}"
-            )
+        self._check_context_lengths()
         if self.strategy.name == "fsdp" and (self.preference or self.model.adapter):
             what = "LoRA (model/adapter)" if self.model.adapter else "preference training"
             raise ValueError(
@@ -146,6 +139,23 @@ class RunConfig:
                 f"callbacks.checkpoint.monitor={monitor!r}: "
                 + (f"did you mean {near[0]}? " if near else "")
                 + f"the validation logs {', '.join(known[:9])}; null keeps no best"
+            )
+
+    def _check_context_lengths(self) -> None:
+        lengths, longest = self.callbacks.context_length, self.data.context_length
+        if lengths is None:
+            return
+        if lengths.stages and max(lengths.stages.values()) > longest:
+            raise ValueError(
+                f"callbacks.context_length.stages={lengths.stages}: none may be longer than "
+                f"data.context_length={longest}"
+            )
+        if not lengths.stages and not self.data.MARKS_ANSWERS:
+            raise ValueError(
+                "callbacks.context_length grows with train/answer_accuracy, which "
+                f"data={self.data.name} does not have: it would stay at start_length="
+                f"{lengths.start_length} for ever; set callbacks.context_length=null to train at "
+                f"data.context_length={longest}"
             )
 
     @property

@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.tokenizers import tokenizer_identity
 from ic.evaluation.suite import C, Sample, Suite
 from ic.files.atomic_write import replacing
 
@@ -43,7 +44,8 @@ class SampleCache(Generic[C]):
 
     def __init__(self, folder: Path, suite: Suite[C], tokenizer: PreTrainedTokenizerBase) -> None:
         self._suite, self._tokenizer = suite, tokenizer
-        shaping = [suite.settings(), _tokenizer_identity(tokenizer), _code_identity()]
+        template = str(tokenizer.chat_template)
+        shaping = [suite.settings(), tokenizer_identity(tokenizer), template, _code_identity()]
         key = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = folder / suite.name / key
 
@@ -72,13 +74,6 @@ def _read(file: Path, key: str) -> Sample | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return Sample(ids, expected, new_tokens) if kept_key == key else None
-
-
-def _tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    known = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab()))
-    said = [type(tokenizer).__name__, known, str(tokenizer.chat_template)]
-    return hashlib.sha256("\0".join(said).encode()).hexdigest()
 
 
 @cache

@@ -68,6 +68,7 @@ class LanguageModelingModule(LightningModule):
         # of (loss, right answers, answers, bytes of text).
         self._num_targets: Tensor | None = None
         self._step_sums: Tensor | None = None
+        self._answer_accuracy: Tensor | None = None  # of the last step that had answers
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if "num_targets" in batch or self.trainer.accumulate_grad_batches == 1:
@@ -187,7 +188,12 @@ class LanguageModelingModule(LightningModule):
         )
         log: dict[str, Any] = {"train/loss": loss.float()}
         if "answer_mask" in batch:
-            log["train/answer_accuracy"] = (correct / answers.clamp(min=1)).float()
+            # A step whose texts all are without questions says what the one before it said; which
+            # step that is, only the device knows.
+            accuracy = (correct / answers.clamp(min=1)).float()
+            before = accuracy if self._answer_accuracy is None else self._answer_accuracy
+            self._answer_accuracy = torch.where(answers > 0, accuracy, before)
+            log["train/answer_accuracy"] = self._answer_accuracy
         else:
             log["train/perplexity"] = perplexity(loss)
         if "token_bytes" in batch:

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ic.callbacks.context_length import AdaptiveContextLength
-from ic.callbacks.options import AdaptiveContextLengthOptions
+from ic.callbacks.context_length import AdaptiveContextLength, ContextLength, StagedContextLength
+from ic.callbacks.options import ContextLengthOptions
 from ic.datamodules.options import PasskeyDataOptions
 from ic.datamodules.passkey import PasskeyDataModule
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -25,9 +25,7 @@ def trainer_of(data: object) -> SimpleNamespace:
     )
 
 
-def drive(
-    callback: AdaptiveContextLength, trainer: SimpleNamespace, accuracies: list[float]
-) -> list:
+def drive(callback: ContextLength, trainer: SimpleNamespace, accuracies: list[float]) -> list:
     lengths = []
     for accuracy in accuracies:
         trainer.global_step += 1
@@ -38,7 +36,7 @@ def drive(
 
 
 def test_doubles_when_the_average_passes_at_a_check() -> None:
-    config = AdaptiveContextLengthOptions(
+    config = ContextLengthOptions(
         start_length=128, threshold=0.6, check_every_n_steps=5, new_weight=0.2
     )
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
@@ -53,7 +51,7 @@ def test_doubles_when_the_average_passes_at_a_check() -> None:
 
 def test_a_doubling_rests_on_its_own_length_alone() -> None:
     """After 0.67 at step 5, five steps of 0.8 come to 0.54 from zero, but to 0.76 from 0.67."""
-    config = AdaptiveContextLengthOptions(
+    config = ContextLengthOptions(
         start_length=128, threshold=0.6, check_every_n_steps=5, new_weight=0.2
     )
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
@@ -66,7 +64,7 @@ def test_a_doubling_rests_on_its_own_length_alone() -> None:
 
 
 def test_does_not_double_below_the_threshold() -> None:
-    config = AdaptiveContextLengthOptions(start_length=128, threshold=0.68, check_every_n_steps=5)
+    config = ContextLengthOptions(start_length=128, threshold=0.68, check_every_n_steps=5)
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
     callback.on_train_start(trainer, None)
@@ -79,7 +77,7 @@ def test_state_and_times_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "ic.callbacks.context_length.time", SimpleNamespace(perf_counter=lambda: next(clock))
     )
-    config = AdaptiveContextLengthOptions(start_length=128, threshold=0.6, check_every_n_steps=5)
+    config = ContextLengthOptions(start_length=128, threshold=0.6, check_every_n_steps=5)
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
     callback, trainer = AdaptiveContextLength(config), trainer_of(data)
     callback.on_train_start(trainer, None)  # second 1
@@ -100,7 +98,7 @@ def test_state_and_times_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_needs_data_whose_length_changes() -> None:
     with pytest.raises(ValueError, match="set callbacks.context_length=null"):
-        AdaptiveContextLength(AdaptiveContextLengthOptions()).on_train_start(
+        AdaptiveContextLength(ContextLengthOptions()).on_train_start(
             trainer_of(SimpleNamespace()), None
         )
 
@@ -111,4 +109,56 @@ def test_needs_data_whose_length_changes() -> None:
 )
 def test_refuses(changes: dict) -> None:
     with pytest.raises(ValueError, match=f"callbacks.context_length.{next(iter(changes))}="):
-        AdaptiveContextLengthOptions(**changes)
+        ContextLengthOptions(**changes)
+
+
+def staged(stages: dict[int, int]) -> StagedContextLength:
+    return StagedContextLength(ContextLengthOptions(stages=stages))
+
+
+def test_stages_depend_on_the_step_alone(tmp_path: Path) -> None:
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
+    callback, trainer = staged({3: 256, 0: 128, 5: 512, 7: 128}), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    assert data.context_length == 128
+    # After step n comes the row of step n, counted from 0; accuracy makes no difference.
+    assert drive(callback, trainer, [1.0] * 8) == [128, 128, 256, 256, 512, 512, 128, 128]
+    assert [row[:2] for row in callback.history] == [(0, 128), (3, 256), (5, 512), (7, 128)]
+    trainer.is_global_zero, trainer.default_root_dir = True, tmp_path
+    callback.on_train_end(trainer, None)
+    reached = json.loads((tmp_path / "context_length.json").read_text())["reached"]
+    assert [row["context_length_tokens"] for row in reached] == [128, 256, 512, 128]
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_stages_go_on_where_a_run_was(step: int) -> None:
+    """Before a border, at it and behind it; with the state of the callback and without."""
+    data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
+    callback, trainer = staged({0: 128, 3: 512}), trainer_of(data)
+    callback.on_train_start(trainer, None)
+    drive(callback, trainer, [0.0] * step)
+    for state in (callback.state_dict(), None):
+        again = staged({0: 128, 3: 512})
+        if state is not None:
+            again.load_state_dict(state)
+        data.set_context_length(256)
+        trainer.global_step = step
+        again.on_train_start(trainer, None)
+        assert data.context_length == (128 if step < 3 else 512)
+        assert drive(again, trainer, [0.0] * 2)[-1] == 512
+        if state is not None:
+            assert [row[:2] for row in again.history] == [(0, 128), (3, 512)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": {1: 256}}, "steps count from 0, and the first stage begins there"),
+        ({"stages": {0: 256, -5: 128}}, "steps count from 0"),
+        ({"stages": {0: 1}}, "a length must be at least 2 tokens"),
+        ({"stages": {0: 256}, "threshold": 0.9}, "threshold=0.9: nothing doubles where"),
+    ],
+)
+def test_refuses_stages(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ContextLengthOptions(**changes)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ic.callbacks.options import (
-    AdaptiveContextLengthOptions,
     CheckpointOptions,
+    ContextLengthOptions,
     GpuUtilisationOptions,
     GuardrailsOptions,
     MemoryProfilerOptions,
@@ -30,10 +30,10 @@ JUST = 1e-9
         (CheckpointOptions, "checkpoint", "every_n_steps", [1], [0]),
         (CheckpointOptions, "checkpoint", "keep_last", [1], [0]),
         (CheckpointOptions, "checkpoint", "keep_every_n_steps", [0, 250, 500], [-250, 1, 251]),
-        (AdaptiveContextLengthOptions, "context_length", "start_length", [128], [127]),
-        (AdaptiveContextLengthOptions, "context_length", "threshold", [JUST, 1 - JUST], [0, 1]),
-        (AdaptiveContextLengthOptions, "context_length", "check_every_n_steps", [1], [0]),
-        (AdaptiveContextLengthOptions, "context_length", "new_weight", [JUST, 1], [0, 1 + JUST]),
+        (ContextLengthOptions, "context_length", "start_length", [128], [127]),
+        (ContextLengthOptions, "context_length", "threshold", [JUST, 1 - JUST], [0, 1]),
+        (ContextLengthOptions, "context_length", "check_every_n_steps", [1], [0]),
+        (ContextLengthOptions, "context_length", "new_weight", [JUST, 1], [0, 1 + JUST]),
         (GpuUtilisationOptions, "gpu_utilisation", "warmup_steps", [0], [-1]),
         (GpuUtilisationOptions, "gpu_utilisation", "every_s", [JUST], [0]),
         (GuardrailsOptions, "guardrails", "loss_threshold", [None, JUST], [0, -1]),
@@ -84,7 +84,7 @@ def test_the_defaults_are_what_the_configuration_reference_says() -> None:
     """Changed on purpose alone: published runs were made with them."""
     checkpoint, guardrails = CheckpointOptions(), GuardrailsOptions()
     assert (checkpoint.every_n_steps, checkpoint.keep_last, checkpoint.mode) == (250, 1, "min")
-    curriculum = AdaptiveContextLengthOptions()
+    curriculum = ContextLengthOptions()
     assert (curriculum.start_length, curriculum.threshold) == (256, 0.95)
     assert (curriculum.check_every_n_steps, curriculum.new_weight) == (10, 0.2)
     assert (guardrails.loss_threshold, guardrails.grad_norm_threshold) == (20.0, 100.0)

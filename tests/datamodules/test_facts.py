@@ -8,12 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from ic.datamodules.facts import wordings
+from ic.datamodules.facts import exercise_wordings, wordings
 from ic.datamodules.facts.associations import ASSOCIATIONS, FUNCTION_WORDS
 from ic.datamodules.facts.associations import LEADS as NONLITERAL_LEADS
 from ic.datamodules.facts.attributes import ATTRIBUTES
 from ic.datamodules.facts.composed import compose
 from ic.datamodules.facts.entities import entity_kinds
+from ic.datamodules.facts.exercises import Draw, draw_exercises
 from ic.datamodules.facts.fact import Fact, draw_fact, draw_facts, draw_nonliteral_fact
 from ic.datamodules.facts.forms import draw_question, draw_statement, statement_kinds
 from ic.datamodules.facts.keys import draw_key, key_kinds
@@ -43,6 +44,10 @@ PARTS = {
         split: [text for pair in ASSOCIATIONS[split] for text in pair] for split in SPLITS
     },
     "nonliteral leads": NONLITERAL_LEADS,
+    "order": {
+        split: [form for forms in exercise_wordings.ORDER.values() for form in forms[split]]
+        for split in SPLITS
+    },
     "words": english_words(),
     "first names": FIRST_NAMES,
     "last names": LAST_NAMES,
@@ -284,3 +289,48 @@ def test_refuses_more_than_there_is() -> None:
         draw_facts(rng(), "test", 99, facts_per_entity=99)
     with pytest.raises(ValueError, match="entities of kind 'first-name'"):
         draw_facts(rng(), "test", 99, entity_kind="first-name")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_order_that_is_asked_for_is_that_of_the_text(split: str) -> None:
+    drawn, places = rng(), dict.fromkeys(exercise_wordings.ORDER, 0)
+    for _ in range(200):
+        (exercise,) = draw_exercises("order", Draw(drawn, split))
+        (query,) = exercise.queries
+        name = query.answer.strip().removesuffix(".").casefold()
+        named = [name in piece.text.casefold() for piece in exercise.pieces]
+        assert sum(named) == 1
+        forms = {
+            where: form
+            for where, by_split in exercise_wordings.ORDER.items()
+            for form in by_split[split]
+            if re.fullmatch(
+                re.sub(r"\\\{[lae]\\\}", ".+", re.escape(form)) + r"[\s\S]*",
+                query.question.text,
+                re.IGNORECASE,
+            )
+        }
+        (where,) = forms
+        places[where] += 1
+        at = named.index(True)
+        pattern = re.sub(r"\\\{[la]\\\}", ".+", re.escape(forms[where]))
+        other = re.match(pattern.replace(r"\{e\}", "(?P<e>.+)"), query.question.text, re.IGNORECASE)
+        if where in ("first", "last"):
+            assert at == (0 if where == "first" else len(named) - 1)
+        else:
+            (beside,) = (
+                n
+                for n, p in enumerate(exercise.pieces)
+                if other["e"].casefold() in p.text.casefold()
+            )
+            assert at == beside + (-1 if where == "before" else 1)
+    assert min(places.values()) > 20
+
+
+def test_rulers_assignment_is_held_out() -> None:
+    forms = exercise_wordings.ASSIGNMENTS
+    assert ("VAR {x} = {v}", "VAR {x} = VAR {y}") in forms["test"]
+    drawn = rng()
+    for _ in range(300):
+        exercises = draw_exercises("variables", Draw(drawn, "train"))
+        assert not any(p.text.startswith("VAR ") for each in exercises for p in each.pieces)

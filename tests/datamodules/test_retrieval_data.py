@@ -37,7 +37,8 @@ def bpe() -> PreTrainedTokenizerFast:
 
 
 def options(**changes: object) -> RetrievalDataOptions:
-    return RetrievalDataOptions(**{"context_length": 2048, "tokens_per_batch": 8192, **changes})
+    given = {"context_length": 2048, "tokens_per_batch": 8192, "token_cache": None, **changes}
+    return RetrievalDataOptions(**given)
 
 
 def batch(
@@ -268,6 +269,10 @@ def test_text_beyond_the_limit_is_said_to_be_unused(tmp_path: Path) -> None:
         ({"train_files": "book.txt"}, "data.train_files='book.txt': must be a list"),
         ({"format": "pdf"}, "data.format='pdf': choose from auto, text"),
         ({"text_megabytes": 0}, "data.text_megabytes=0: must be at least 1"),
+        ({"facts_fraction": 1.1}, "data.facts_fraction=1.1: must be in [0, 1]"),
+        ({"least_fact_share": 0.0}, "data.least_fact_share=0.0: must be above 0, at most 1"),
+        ({"least_document_tokens": -1}, "data.least_document_tokens=-1: must be at least 0"),
+        ({"question_weights": {"up": 1.0}}, "unknown ['up']; choose from along, end, chat"),
     ],
 )
 def test_refuses(changes: dict, message: str) -> None:

@@ -64,6 +64,37 @@ def test_workers_do_not_change_the_data(
     assert losses(tmp_path / "runs/debug/workers") == unbroken
 
 
+def test_resume_amid_a_stage_and_at_its_border(ic: Callable[..., int], tmp_path: Path) -> None:
+    """Facts in text, half of the rows without any, stages of the length and accumulated steps."""
+    (tmp_path / "book.txt").write_text(" ".join(f"Line {n} of a book." for n in range(900)))
+    (tmp_path / "other.txt").write_text(" ".join(f"Sentence {n} of another." for n in range(900)))
+    curriculum = ("check_every_n_steps", "threshold")
+    run = (
+        *(option for option in RUN if not any(name in option for name in curriculum)),
+        "data=retrieval",
+        "data.train_files=[book.txt]",
+        "data.val_files=[other.txt]",
+        "data.token_cache=tokens",
+        "data.facts_fraction=0.5",
+        "data.question_weights={along: 1, end: 1, chat: 1}",
+        "data.task_weights={fact: 1}",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=4",
+        "callbacks.context_length.start_length=256",  # of the experiment, which doubles
+        "callbacks.context_length.threshold=0.95",
+        "callbacks.context_length.stages={0: 128, 2: 256}",
+    )
+    assert ic(*run, "run_id=whole") == 0
+    whole = losses(tmp_path / "runs/debug/whole")
+    assert [row[1] for row in whole.values()] == ["128.0", "128.0", "256.0", "256.0"]
+    saved = tmp_path / "runs/debug/whole/checkpoints"
+    for stop in (1, 2):
+        workers = f"data.num_workers={2 if stop == 1 else 0}"
+        assert ic(*run, workers, f"run_id=from{stop}", f"ckpt_path={saved / f'step={stop}'}") == 0
+        after = losses(tmp_path / f"runs/debug/from{stop}")
+        assert after == {step: row for step, row in whole.items() if step >= stop}
+
+
 def test_golden_losses(unbroken: dict[int, tuple[str, str, str]]) -> None:
     """The first steps of the tiny model; a change in any part of training shows here.
 

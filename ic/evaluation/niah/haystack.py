@@ -10,9 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.needles import NOISE
-from ic.datamodules.sentences import sentence_ends
+from ic.datamodules.sentence_tokens import tokenize_sentences
 from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
-from ic.datamodules.text_stream import DocumentTokenizer
 from ic.evaluation.framing import encode
 
 SETTING = "suite.niah.haystack"
@@ -85,7 +84,7 @@ class Haystack:
         if self._tokenizer is not tokenizer:
             self._tokenizer, self._tokens = tokenizer, {}
         if index not in self._tokens:
-            self._tokens[index] = _tokenize(tokenizer, self.documents[index])
+            (self._tokens[index],) = tokenize_sentences(tokenizer, [self.documents[index]])
         return self._tokens[index]
 
     def cut(
@@ -159,21 +158,6 @@ def read_haystack(path: str, *, repeat: bool) -> Haystack:
 def noise_haystack() -> Haystack:
     """The sentences of Mohtashami and Jaggi, over and over."""
     return Haystack([NOISE.decode().strip()] * 2, repeat=True)
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarray, np.ndarray]:
-    ends = [*(end for end, _ in sentence_ends(text) if 0 < end < len(text)), len(text)]
-    if not tokenizer.is_fast:  # bytes, for example: sentence by sentence, with the space before it
-        starts = [0, *ends[:-1]]
-        parts = [encode(tokenizer, text[a:b]) for a, b in zip(starts, ends, strict=True)]
-        return np.concatenate(parts), np.cumsum([len(part) for part in parts])
-    tokens = DocumentTokenizer(tokenizer, prepend_bos=False, append_eos=False)(text)
-    bytes_before = np.cumsum(tokens[:, 1], dtype=np.int64)
-    sizes = np.cumsum([len(text[a:b].encode()) for a, b in zip([0, *ends[:-1]], ends, strict=True)])
-    places = np.searchsorted(bytes_before, sizes, side="right")
-    # A sentence that ends within a token has no place behind it.
-    whole = (places > 0) & (bytes_before[places - 1] == sizes)
-    return tokens[:, 0].astype(np.int64), places[whole]
 
 
 def _mend(tokenizer: PreTrainedTokenizerBase, ids_T: np.ndarray) -> np.ndarray:
