@@ -82,7 +82,7 @@ def detect_format(files: list[str], file_format: str, setting: str, group: str =
     """The one format of all files: as given, or by suffix if `auto`, that of a compression aside.
 
     Args:
-        group: where the options stand, for the messages.
+        group: where the options stand, for the messages; empty on the command line itself.
 
     Raises:
         ValueError: an unknown suffix, or files of more than one format.
@@ -98,7 +98,7 @@ def detect_format(files: list[str], file_format: str, setting: str, group: str =
             known += f", and {' '.join(COMPRESSIONS)} behind them"
             raise ValueError(
                 f"{setting}: cannot tell the format of {file} from its suffix (known: {known}); "
-                f"set {group}.format to one of {', '.join(SUFFIXES)}"
+                f"set {_key(group, 'format')} to one of {', '.join(SUFFIXES)}"
             )
         found.setdefault(matching[0], file)
     if len(found) > 1:
@@ -137,7 +137,7 @@ class TextFiles:
         text_column: key (jsonl) or column (parquet) that holds the document.
         document_unit: what of a text file is one document: `file`, `paragraph` (blank lines
             separate) or `line`.
-        group: where these options stand, for the messages.
+        group: where these options stand, for the messages; empty on the command line itself.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class TextFiles:
         except (pyarrow.ArrowException, *READ_ERRORS) as error:
             raise ValueError(
                 f"{path}: cannot be read as {self.file_format} ({error}); "
-                f"check the file, or set {self.group}.format"
+                f"check the file, or set {_key(self.group, 'format')}"
             ) from error
 
     def _open(self, file_index: int, start_row: int) -> Iterator[Rows]:
@@ -241,7 +241,7 @@ class TextFiles:
         if self.text_column not in schema.names:
             raise ValueError(
                 f"{path}: no column {self.text_column!r}; it has {', '.join(schema.names)}: "
-                f"set {self.group}.text_column to one of them"
+                f"set {_key(self.group, 'text_column')} to one of them"
             )
         kind = schema.field(self.text_column).type
         # Categories, as pandas and polars save them, are numbered strings.
@@ -254,7 +254,7 @@ class TextFiles:
         if not any(check(values) for check in is_text):
             raise ValueError(
                 f"{path}: column {self.text_column!r} holds {kind}, not strings; "
-                f"set {self.group}.text_column to a column of strings"
+                f"set {_key(self.group, 'text_column')} to a column of strings"
             )
 
     def _parse(self, path: str, row: int, value: str | None) -> str:
@@ -269,7 +269,7 @@ class TextFiles:
 
     def _parse_json(self, where: str, line: str) -> str:
         key = self.text_column
-        where_to_set = f"{self.group}.text_column"
+        where_to_set = _key(self.group, "text_column")
         wanted = f'a line must be one JSON object with a string under "{key}" ({where_to_set})'
         value = parse_row(line, where, wanted)
         if isinstance(value, str):  # a line may be the document itself
@@ -308,6 +308,10 @@ class _Reads:
             raise
         self._row += 0 if rows is None else len(rows)
         return rows
+
+
+def _key(group: str, name: str) -> str:
+    return f"{group}.{name}" if group else name
 
 
 def _find_undecodable_line(path: str) -> int:

@@ -20,7 +20,7 @@ FLOORS = (
     ("datamodules",),
     ("inference", "training"),
     ("evaluation",),
-    ("callbacks",),
+    ("callbacks", "conversion"),
     ("config",),
     ("run",),
     ("studies", "planning", "doctor"),

@@ -56,7 +56,7 @@ class SuiteOptions:
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 128:
             raise ValueError(f"{self.key('lengths')}: at least one, each at least 128")
-        check_once(f"suite.{self.suite}.lengths", self.lengths)
+        check_once(self.setting("lengths"), self.lengths)
         if self.prompt not in PROMPTS:
             raise ValueError(f"{self.key('prompt')}: choose {' or '.join(PROMPTS)}")
         least_of = {"samples": 1, "tokens_per_batch": 1, "prefill_chunk_tokens": 1, "seed": 0}
@@ -66,9 +66,13 @@ class SuiteOptions:
         if min(self.samples_by_length.values(), default=1) < 1:
             raise ValueError(f"{self.key('samples_by_length')}: counts must be at least 1")
 
+    def setting(self, name: str) -> str:
+        """`suite.ruler.samples`: what the command line calls an option, for an error."""
+        return f"suite.{self.suite}.{name}"
+
     def key(self, name: str) -> str:
         """`suite.ruler.samples=0`, for an error."""
-        return f"suite.{self.suite}.{name}={getattr(self, name)}"
+        return f"{self.setting(name)}={getattr(self, name)}"
 
     def check_positions(self, positions: int, instead: str = "choose shorter lengths") -> None:
         """Refuse lengths that a model cannot hold.

@@ -193,6 +193,35 @@ class ComparisonFolder:
         self.picture = path / "comparison.png"
 
 
+class ParityFolder:
+    """What the verb `parity` writes of an original and its conversion.
+
+    Attributes:
+        path: the folder itself.
+        models: which two models it is about.
+        document: what came out, as a page.
+        results: the same as rows.
+        picture: the same as curves and bars.
+        tokens: a file for each document, with what both models made of each of its tokens.
+        answers: what both answered to instructions, a line each.
+        answers_page: the same side by side, to be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.models = path / "models.json"
+        self.document = path / "report.md"
+        self.results = path / "parity.json"
+        self.picture = path / "parity.png"
+        self.tokens = path / "tokens"
+        self.answers = path / "answers.jsonl"
+        self.answers_page = path / "answers.md"
+
+    def suite(self, side: str, name: str) -> SuiteFolder:
+        """Where a suite of one of the two, `original` or `converted`, lies."""
+        return SuiteFolder(self.path / side / name)
+
+
 def earlier_cells_file(samples: Path) -> Path:
     """Where an earlier version wrote what now goes to a file of samples."""
     return samples.with_name(samples.name.replace("samples", "cells", 1))

@@ -136,7 +136,7 @@ def _read(folder: SuiteFolder) -> SuiteAnswers:
     of_last = [
         row for row in rows if all(row.get(name) in (last.get(name), None) for name in IDENTITY)
     ]
-    answers = {answer.key: answer for answer in map(_answer, build_suite(name).counted(of_last))}
+    answers = {answer.key: answer for answer in map(answer_of, build_suite(name).counted(of_last))}
     return SuiteAnswers(
         name,
         folder.path,
@@ -148,7 +148,8 @@ def _read(folder: SuiteFolder) -> SuiteAnswers:
     )
 
 
-def _answer(row: Row) -> Answer:
+def answer_of(row: Row) -> Answer:
+    """A sample's row, as `read_samples` gives it."""
     place = cell_fields(row)
     del place["samples"]  # how many samples a cell has is no part of what one of them is
     score = row["correct"]

@@ -135,7 +135,21 @@ def read_haystack(path: str, *, repeat: bool) -> Haystack:
     """
     files = resolve_files(expand_folders([path], SETTING), SETTING)
     kind = detect_format(files, "auto", SETTING, "suite.niah")
-    texts = TextFiles(files, kind, "text", "file", "suite.niah")
+    haystack = haystack_of(TextFiles(files, kind, "text", "file", "suite.niah"), repeat=repeat)
+    if haystack is None:
+        raise ValueError(
+            f"{SETTING}={path}: there is no text in it; python -m ic prepare_corpus makes a "
+            "haystack out of a folder of books"
+        )
+    return haystack
+
+
+def haystack_of(texts: TextFiles, *, repeat: bool) -> Haystack | None:
+    """The documents of files, up to 2^26 characters of them; None if there is no text in them.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     documents: list[str] = []
     left = MOST_CHARACTERS
     for index in range(len(texts)):
@@ -147,12 +161,7 @@ def read_haystack(path: str, *, repeat: bool) -> Haystack:
                 break
         if left <= 0:
             break
-    if not documents:
-        raise ValueError(
-            f"{SETTING}={path}: there is no text in it; python -m ic prepare_corpus makes a "
-            "haystack out of a folder of books"
-        )
-    return Haystack(documents, repeat=repeat)
+    return Haystack(documents, repeat=repeat) if documents else None
 
 
 def noise_haystack() -> Haystack:

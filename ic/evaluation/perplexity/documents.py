@@ -46,7 +46,8 @@ class Documents:
     """
 
     def __init__(self, options: Config) -> None:
-        group, setting = "suite.perplexity", "suite.perplexity.files"
+        setting = options.setting("files")
+        group = setting.rpartition(".")[0]
         paths = resolve_files(expand_folders(options.files, setting), setting)
         # Answers of before are shown and compared without the files.
         file_format = detect_format(paths, options.format, setting, group) if paths else "text"
@@ -76,8 +77,8 @@ class Documents:
         """
         if not self.files.files:
             raise ValueError(
-                "suite.perplexity.files is empty: name long texts that the model was not trained "
-                "on, folders or files (text, .jsonl, .parquet), for example ['books/*.txt']"
+                f"{self.options.setting('files')} is empty: name long texts that the model was not "
+                "trained on, folders or files (text, .jsonl, .parquet), for example ['books/*.txt']"
             )
         if self._drawn_for is not tokenizer:
             self._drawn = self._draw(tokenizer)
@@ -134,9 +135,9 @@ class Documents:
 
     def _too_few(self, length: int, found: int, count: int, longest: int) -> str:
         asked = self.options.num_samples(length)
-        key = f"suite.perplexity.lengths={self.options.lengths}"
+        key = self.options.key("lengths")
         if not count:
-            return f"suite.perplexity.files={self.options.files}: no document with any text in them"
+            return f"{self.options.key('files')}: no document with any text in them"
         if not found:
             return (
                 f"{key}: none of {count} documents has {length:,} tokens; the longest has "
@@ -144,8 +145,8 @@ class Documents:
             )
         return (
             f"{key}: {found} of {count} documents have {length:,} tokens, but {asked} samples were "
-            f"asked for: set suite.perplexity.samples_by_length={{{length}:{found}}} or name more "
-            "documents"
+            f"asked for: set {self.options.setting('samples_by_length')}={{{length}:{found}}} or "
+            "name more documents"
         )
 
 
