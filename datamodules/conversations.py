@@ -17,6 +17,11 @@ import pyarrow.parquet
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ic.datamodules.assistant_tokens import (
+    assistant_spans,
+    assistant_tokens,
+    marks_assistant,
+)
 from ic.datamodules.compressed import READ_ERRORS, open_bytes
 from ic.datamodules.json_rows import as_object, check_text, parse_row
 from ic.datamodules.text_files import detect_format, resolve_files
@@ -110,26 +115,16 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, where: str, *, mask: bool) -> None:
-    """Refuse a tokenizer that cannot render a conversation, or with `mask` mark the assistant's
-    tokens.
+def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a tokenizer that cannot render a conversation.
 
     Raises:
-        ValueError: no chat template, or one without `{% generation %}`.
+        ValueError: it has no chat template.
     """
-    template = tokenizer.chat_template
-    if template is None:
+    if tokenizer.chat_template is None:
         raise ValueError(
             f"{where}: is a conversation, but the tokenizer has no chat template; set "
             "chat_template in its folder, or give text"
-        )
-    if isinstance(template, dict):
-        template = template.get("default", "")
-    squeezed = template.replace("{%-", "{%").replace(" ", "")
-    if mask and "{%generation" not in squeezed:
-        raise ValueError(
-            f"{where}: the tokenizer's chat template does not mark the assistant's tokens; put "
-            "{% generation %} and {% endgeneration %} around what the assistant writes"
         )
 
 
@@ -145,9 +140,15 @@ def apply_template(
     with `mask` whether each is the assistant's, else nothing.
 
     Raises:
-        ValueError: what the tokenizer's chat template refuses, such as a role; names the row.
+        ValueError: what the tokenizer's chat template refuses, such as a role, or the assistant's
+            tokens cannot be told; names the row.
     """
     try:
+        if mask and not marks_assistant(tokenizer):
+            text, spans = assistant_spans(
+                lambda some: str(tokenizer.apply_chat_template(some, tokenize=False)), messages
+            )
+            return assistant_tokens(tokenizer, text, spans)
         out: Any = tokenizer.apply_chat_template(
             messages,
             tokenize=True,
@@ -155,6 +156,8 @@ def apply_template(
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=mask,
         )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     except (TemplateError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise ValueError(
@@ -184,7 +187,7 @@ def prompt_and_completions(
         ValueError: an empty prompt or completion, or text mixed with messages.
     """
     if is_conversation(prompt):
-        check_template(tokenizer, where, mask=False)
+        check_template(tokenizer, where)
         messages = messages_of(prompt, where, "prompt")
         prompt_ids, _ = apply_template(tokenizer, messages, where, prompt=True)
         wholes = []

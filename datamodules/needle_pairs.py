@@ -51,7 +51,7 @@ def needle_pairs(
         ValueError: a length that cannot hold the needles, or a tokenizer without chat template.
     """
     if config.prompt == "chat":
-        check_template(tokenizer, f"tokenizer={config.tokenizer}", mask=False)
+        check_template(tokenizer, f"tokenizer={config.tokenizer}")
     filler = _filler(config)
     kinds = [kind for kind in REJECTED if config.rejected.get(kind, 0) > 0]
     weights = np.array([config.rejected[kind] for kind in kinds])

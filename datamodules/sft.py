@@ -53,15 +53,15 @@ def tokenize_conversation(
     """A row of the data as tokens: targets are the assistant's, or the completion's.
 
     Raises:
-        ValueError: a missing column, an empty completion, a template without `{% generation %}`;
-            names the row.
+        ValueError: a missing column, an empty completion, a chat template in which the assistant's
+            tokens cannot be told; names the row.
     """
     if record.get(config.messages_column) is not None:
         messages = messages_of(record[config.messages_column], where, config.messages_column)
-        check_template(tokenizer, where, mask=True)
-        ids, mask = apply_template(tokenizer, messages, where, mask=True)
+        check_template(tokenizer, where)
         if not any(message["role"] == "assistant" and message["content"] for message in messages):
             raise ValueError(f"{where}: the assistant writes nothing in this conversation")
+        ids, mask = apply_template(tokenizer, messages, where, mask=True)
     else:
         if config.prompt_column not in record:
             raise ValueError(

@@ -68,7 +68,7 @@ def run(config: Config) -> int:
     if config.chat:
         turns = [("system", config.system), ("user", prompt)]
         messages = [{"role": role, "content": text} for role, text in turns if text is not None]
-        check_template(tokenizer, "chat=true", mask=False)
+        check_template(tokenizer, "chat=true")
         tokens, _ = apply_template(tokenizer, messages, "chat=true", prompt=True)
         ids = torch.tensor([tokens], device=model.device)
     else:

@@ -335,9 +335,9 @@ def test_bad_conversations_name_their_row(
     assert message in str(error.value)
 
 
-def test_template_must_mark_the_assistant(tmp_path: Path) -> None:
+def test_template_must_tell_the_assistant(tmp_path: Path) -> None:
     data = sft(write(tmp_path, "jsonl", [CHAT]))
-    data.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    data.tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
     with pytest.raises(ValueError, match=r"data.jsonl:1: .*\{% generation %\}"):
         data.examples("train_files")
     data.tokenizer.chat_template = None

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def make(tmp_path: Path, files: dict[str, list[str]]) -> Callable[..., Retrieval
 
 
 def chatml() -> PreTrainedTokenizerBase:
-    tokenizer = bpe()
+    tokenizer = deepcopy(bpe())
     set_chat_template(tokenizer, "chatml")
     return tokenizer
 
