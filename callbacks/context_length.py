@@ -97,7 +97,7 @@ class StagedContextLength(ContextLength):
             rank_zero_info(f"step {trainer.global_step}: context length {length}")
 
     def _length_at(self, step: int) -> int:
-        return self.config.stages[max(begin for begin in self.config.stages if begin <= step)]
+        return next(length for begin, length in reversed(self.config.stages) if begin <= step)
 
 
 class AdaptiveContextLength(ContextLength):

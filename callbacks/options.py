@@ -48,16 +48,16 @@ class ContextLengthOptions:
     """Doubles the context length once answers are mastered, or changes it at given steps.
 
     Attributes:
-        stages: length in tokens by the optimizer step from which on it holds, such as {0: 32768,
-            150: 131072}; the length then depends on the step alone, and the options below are
-            unused. Empty: it doubles by them.
+        stages: pairs of an optimizer step and the length in tokens from there on, such as
+            [[0,32768],[150,131072]]; the length then depends on the step alone. Empty: it doubles
+            by the options below.
         start_length: first length in tokens.
         threshold: moving average of `train/answer_accuracy` at which to double.
         check_every_n_steps: how often to look.
         new_weight: weight of the newest step in the moving average.
     """
 
-    stages: dict[int, int] = field(default_factory=dict)
+    stages: list[list[int]] = field(default_factory=list)
     start_length: int = 256
     threshold: float = 0.95
     check_every_n_steps: int = 10
@@ -85,13 +85,16 @@ class ContextLengthOptions:
             self._check_stages()
 
     def _check_stages(self) -> None:
-        key = "callbacks.context_length.stages"
-        if 0 not in self.stages or min(self.stages) < 0:
+        key = f"callbacks.context_length.stages={self.stages}"
+        if any(len(stage) != 2 for stage in self.stages):
+            raise ValueError(f"{key}: each is a step and a length, such as [0,32768]")
+        steps = [step for step, _ in self.stages]
+        if steps[0] != 0 or steps != sorted(set(steps)):
             raise ValueError(
-                f"{key}={self.stages}: steps count from 0, and the first stage begins there"
+                f"{key}: the first begins at step 0, and each later than the one before"
             )
-        if min(self.stages.values()) < 2:
-            raise ValueError(f"{key}={self.stages}: a length must be at least 2 tokens")
+        if min(length for _, length in self.stages) < 2:
+            raise ValueError(f"{key}: a length must be at least 2 tokens")
         for name, default in (
             ("start_length", 256),
             ("threshold", 0.95),
@@ -101,7 +104,7 @@ class ContextLengthOptions:
             if getattr(self, name) != default:
                 raise ValueError(
                     f"callbacks.context_length.{name}={getattr(self, name)}: nothing doubles where "
-                    f"{key} says the lengths; leave one of the two out"
+                    "callbacks.context_length.stages says the lengths; leave one of the two out"
                 )
 
 

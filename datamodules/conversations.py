@@ -17,11 +17,7 @@ import pyarrow.parquet
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ic.datamodules.assistant_tokens import (
-    assistant_spans,
-    assistant_tokens,
-    marks_assistant,
-)
+from ic.datamodules.assistant_tokens import assistant_spans, assistant_tokens, marks_assistant
 from ic.datamodules.compressed import READ_ERRORS, open_bytes
 from ic.datamodules.json_rows import as_object, check_text, parse_row
 from ic.datamodules.text_files import detect_format, resolve_files

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from lightning import LightningDataModule
@@ -24,6 +24,17 @@ from ic.datamodules.file_contents import refuse_shared_files
 from ic.datamodules.options import EpochDataOptions
 from ic.datamodules.workers import WorkerLoader, make_loader
 from ic.parallel.replica import data_replica, length_multiple
+
+
+class Generated(Protocol):
+    """Micro-batches that are generated in between, and take no rows."""
+
+    def takes(self, step: int) -> bool:
+        """Whether this micro-batch is one of them."""
+
+    def batch(self, step: int, rank: int) -> Batch:
+        """It, a pure function of the arguments."""
+
 
 Example = TypeVar("Example")
 Row = TypeVar("Row")
@@ -39,6 +50,7 @@ class EpochBatches(IterableDataset, Generic[Row]):
         collate: this rank's rows -> batch.
         rows_per_batch: rows of a rank's batch.
         start: step and place to begin with.
+        generated: what is generated in between; None for nothing.
     """
 
     def __init__(
@@ -49,10 +61,12 @@ class EpochBatches(IterableDataset, Generic[Row]):
         rank: int,
         world: int,
         start: tuple[int, Place],
+        generated: Generated | None = None,
     ) -> None:
         self.rows_of_epoch, self.collate = rows_of_epoch, collate
         self.rows_per_batch, self.rank, self.world = rows_per_batch, rank, world
         self.start = start
+        self.generated = generated
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -61,6 +75,11 @@ class EpochBatches(IterableDataset, Generic[Row]):
         rows = self.rows_of_epoch(epoch)
         turn = 0
         while True:
+            if self.generated is not None and self.generated.takes(step):
+                if turn % workers == worker:
+                    yield {**self.generated.batch(step, self.rank), "place": (epoch, row)}
+                step, turn = step + 1, turn + 1
+                continue
             taken: list[Row] = []
             while len(taken) < self.rows_per_batch * self.world:
                 if row >= len(rows):
@@ -124,6 +143,11 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         """Hash of the training data, kept in checkpoints to refuse other data."""
 
     @property
+    def generated(self) -> Generated | None:
+        """What is generated between the micro-batches of training."""
+        return None
+
+    @property
     def context_length(self) -> int:
         return self.config.context_length
 
@@ -175,6 +199,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
             rank,
             world,
             (self.next_step, self.place),
+            self.generated,
         )
         workers = self.config.num_workers
         return make_loader(WorkerLoader, stream, self.config, workers, self.trainer)

@@ -310,6 +310,10 @@ class SFTDataOptions(EpochDataOptions):
         packing: several conversations a row, each attending to itself; otherwise one a row.
         too_long: what to do with a conversation beyond the context: `error`, or `drop` it, or
             `split` it into rows that do not see each other; both are counted and reported.
+        needle_fraction: share of the training micro-batches that are generated: conversations as
+            long as the context, about a text with facts in it (`data=retrieval`).
+        needle_files: paths or globs of the texts for them; without files they are synthetic.
+        max_position: their positions skip up to here in half of the rows; 0 for none.
     """
 
     TOO_LONG = ("error", "drop", "split")
@@ -319,13 +323,34 @@ class SFTDataOptions(EpochDataOptions):
     prompt_column: str = "prompt"
     completion_column: str = "completion"
     packing: bool = True
+    needle_fraction: float = 0.0
+    needle_files: list[str] = field(default_factory=list)
+    max_position: int = 0
 
     @property
     def mixes_lengths(self) -> bool:
         return not self.packing
 
+    @property
+    def positions(self) -> tuple[str, int]:
+        return ("max_position", self.max_position) if self.max_position else super().positions
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.needle_fraction <= 0.9:
+            raise ValueError(
+                f"data.needle_fraction={self.needle_fraction}: must be from 0 to at most 0.9"
+            )
+        if self.max_position and self.max_position < self.context_length:
+            raise ValueError(
+                f"data.max_position={self.max_position}: must be at least "
+                f"data.context_length={self.context_length}, or 0"
+            )
+        if not self.needle_fraction and (self.needle_files or self.max_position):
+            raise ValueError(
+                "data.needle_fraction=0 generates no rows, but data.needle_files or "
+                "data.max_position say what they are like; give it a share, such as 0.25"
+            )
         if self.tokens_per_batch < 1 or self.tokens_per_batch % self.context_length:
             raise ValueError(
                 f"data.tokens_per_batch={self.tokens_per_batch}: must be a multiple of "

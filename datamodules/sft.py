@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from ic.datamodules.conversations import (
     read_records,
 )
 from ic.datamodules.epochs import EpochDataModule
+from ic.datamodules.needle_rows import NeedleRows
 from ic.datamodules.options import SFTDataOptions
 from ic.datamodules.packing import collate_rows, pack_whole
 from ic.model.labels import IGNORE_INDEX
@@ -114,6 +116,14 @@ class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[
         "context_length, packing or seed; set them back, or begin a new run from its "
         "weights with model.init_from"
     )
+
+    @cached_property
+    def generated(self) -> NeedleRows | None:
+        return NeedleRows(self.config, self.tokenizer) if self.config.needle_fraction else None
+
+    def check_files(self) -> None:
+        super().check_files()
+        self.generated  # noqa: B018  its files are read here
 
     def train_dataloader(self) -> Iterable[Batch]:
         return with_lookahead(super().train_dataloader(), self.trainer)

@@ -145,7 +145,7 @@ class RunConfig:
         lengths, longest = self.callbacks.context_length, self.data.context_length
         if lengths is None:
             return
-        if lengths.stages and max(lengths.stages.values()) > longest:
+        if any(length > longest for _, length in lengths.stages):
             raise ValueError(
                 f"callbacks.context_length.stages={lengths.stages}: none may be longer than "
                 f"data.context_length={longest}"

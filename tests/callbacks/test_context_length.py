@@ -112,13 +112,13 @@ def test_refuses(changes: dict) -> None:
         ContextLengthOptions(**changes)
 
 
-def staged(stages: dict[int, int]) -> StagedContextLength:
+def staged(stages: list[list[int]]) -> StagedContextLength:
     return StagedContextLength(ContextLengthOptions(stages=stages))
 
 
 def test_stages_depend_on_the_step_alone(tmp_path: Path) -> None:
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
-    callback, trainer = staged({3: 256, 0: 128, 5: 512, 7: 128}), trainer_of(data)
+    callback, trainer = staged([[0, 128], [3, 256], [5, 512], [7, 128]]), trainer_of(data)
     callback.on_train_start(trainer, None)
     assert data.context_length == 128
     # After step n comes the row of step n, counted from 0; accuracy makes no difference.
@@ -134,11 +134,11 @@ def test_stages_depend_on_the_step_alone(tmp_path: Path) -> None:
 def test_stages_go_on_where_a_run_was(step: int) -> None:
     """Before a border, at it and behind it; with the state of the callback and without."""
     data = PasskeyDataModule(PasskeyDataOptions(context_length=512), ByteTokenizer())
-    callback, trainer = staged({0: 128, 3: 512}), trainer_of(data)
+    callback, trainer = staged([[0, 128], [3, 512]]), trainer_of(data)
     callback.on_train_start(trainer, None)
     drive(callback, trainer, [0.0] * step)
     for state in (callback.state_dict(), None):
-        again = staged({0: 128, 3: 512})
+        again = staged([[0, 128], [3, 512]])
         if state is not None:
             again.load_state_dict(state)
         data.set_context_length(256)
@@ -153,10 +153,11 @@ def test_stages_go_on_where_a_run_was(step: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": {1: 256}}, "steps count from 0, and the first stage begins there"),
-        ({"stages": {0: 256, -5: 128}}, "steps count from 0"),
-        ({"stages": {0: 1}}, "a length must be at least 2 tokens"),
-        ({"stages": {0: 256}, "threshold": 0.9}, "threshold=0.9: nothing doubles where"),
+        ({"stages": [[1, 256]]}, "the first begins at step 0"),
+        ({"stages": [[0, 256], [5, 128], [5, 64]]}, "each later than the one before"),
+        ({"stages": [[0, 1]]}, "a length must be at least 2 tokens"),
+        ({"stages": [[0]]}, "each is a step and a length"),
+        ({"stages": [[0, 256]], "threshold": 0.9}, "threshold=0.9: nothing doubles where"),
     ],
 )
 def test_refuses_stages(changes: dict, message: str) -> None:

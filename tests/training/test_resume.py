@@ -82,7 +82,7 @@ def test_resume_amid_a_stage_and_at_its_border(ic: Callable[..., int], tmp_path:
         "trainer.max_steps=4",
         "callbacks.context_length.start_length=256",  # of the experiment, which doubles
         "callbacks.context_length.threshold=0.95",
-        "callbacks.context_length.stages={0: 128, 2: 256}",
+        "callbacks.context_length.stages=[[0,128],[2,256]]",
     )
     assert ic(*run, "run_id=whole") == 0
     whole = losses(tmp_path / "runs/debug/whole")
