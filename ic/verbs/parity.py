@@ -11,14 +11,14 @@ def run(config: ParityConfig) -> int:
     """Measure both; print the table of the report's top, write the report."""
     from rich.console import Console
 
-    from ic.conversion.parity.report import HEAD, headline
     from ic.conversion.parity.run import measure_parity
     from ic.display.table import print_table
     from ic.files.run_folder import ParityFolder
 
     results = measure_parity(config)
     console = Console()
-    print_table(HEAD, headline(results["rows"]), title="parity", console=console)
+    shown = results["shown"]
+    print_table(shown["heads"], shown["lines"], title="parity", console=console)
     for sentence in (*results["notes"], *results["words"]):
         console.print(sentence, highlight=False)
     console.print(

@@ -38,12 +38,7 @@ def answer_instructions(
     token, and KL(original || converted) in nats. `similarity` is difflib's ratio of the answers'
     words: 1 where they are equal.
     """
-    identity = {"asked_of": _identity(config, pair)}
-    known = {
-        row["instruction"]: row
-        for row in read_rows(folder.answers)
-        if identity.items() <= row.items()
-    }
+    known = answered(config, pair, folder)
     asked = shipped_instructions()[: config.instructions]
     decoders = {
         name: GreedyDecoder(
@@ -54,13 +49,17 @@ def answer_instructions(
     for each in asked:
         if each.instruction not in known:
             row = _answer(config, pair, decoders, each)
-            known[each.instruction] = {**row, **identity}
-            append_row(folder.answers, known[each.instruction])
+            known[each.instruction] = row
+            append_row(folder.answers, {**row, "asked_of": _identity(config, pair)})
             on_answers(1)
-    return [
-        {name: value for name, value in known[each.instruction].items() if name not in identity}
-        for each in asked
-    ]
+    return [known[each.instruction] for each in asked]
+
+
+def answered(config: ParityConfig, pair: Pair, folder: ParityFolder) -> dict[str, Row]:
+    """The rows that the folder holds of these two models, by their instructions."""
+    identity = _identity(config, pair)
+    rows = [row for row in read_rows(folder.answers) if row.pop("asked_of") == identity]
+    return {row["instruction"]: row for row in rows}
 
 
 def answer_row(answers: Sequence[Row]) -> Row:

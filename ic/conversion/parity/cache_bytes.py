@@ -1,4 +1,4 @@
-"""How much memory the caches of two models take: made, filled and measured, layer by layer."""
+"""How much memory the caches of two models take: layers made, filled and measured."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PROMPT_TOKENS = 64
 def cache_rows(pair: Pair, context_tokens: Sequence[int]) -> list[Row]:
     """A row for what a prompt takes that both models read, and one for each context.
 
-    A prompt is read by the model itself. For a context every layer of a new cache is given keys
-    and values of the shapes, types and device that the prompt left, as many as the context has
-    tokens, and dropped before the next, so that no more than a layer is held at a time. `bytes` are
-    those of the storages of all tensors that a layer then holds, spare room included.
+    A prompt is read by the model itself. For a context a layer of a new cache is given keys and
+    values of the shapes, types and device that the prompt left, as many as the context has tokens;
+    layers that are alike are filled once, so that no more than a layer is held at a time. `bytes`
+    are those of the storages of all tensors that a layer then holds, spare room included.
     """
     prompts = {name: read_prompt(side.model) for name, side in pair.sides.items()}
     rows: list[Row] = []
@@ -52,20 +52,25 @@ def cache_rows(pair: Pair, context_tokens: Sequence[int]) -> list[Row]:
 
 
 def context_bytes(model: Any, prompt_layers: Sequence[Any], tokens: int) -> int:
-    """Bytes of a cache that holds a context, allocated one layer at a time.
+    """Bytes of a cache that holds a context: of each kind of layer one is made and filled.
 
     Args:
         prompt_layers: of a cache that a prompt was read into.
     """
+    sizes: dict[tuple[Any, ...], int] = {}
     total = 0
     for place, layer in enumerate(prompt_layers):
         states = layer.keys, layer.values
-        keys, values = (s.new_zeros(*s.shape[:-2], tokens, s.shape[-1]) for s in states)
-        filled: Any = new_cache(model, tokens).layers[place]
-        # The last token comes by itself, as in decoding: a layer with a window forgets then.
-        for part in (slice(None, -1), slice(-1, None)):
-            filled.update(keys[..., part, :], values[..., part, :])
-        total += sum(_storage_bytes(_tensors(filled)))
+        shapes = [(*s.shape[:-2], tokens, s.shape[-1]) for s in states]
+        kind = (type(layer), getattr(layer, "sliding_window", None), *shapes)
+        if kind not in sizes:
+            filled: Any = new_cache(model, tokens).layers[place]
+            keys, values = (s.new_zeros(shape) for s, shape in zip(states, shapes, strict=True))
+            # The last token comes by itself, as in decoding: a layer with a window forgets then.
+            for part in (slice(None, -1), slice(-1, None)):
+                filled.update(keys[..., part, :], values[..., part, :])
+            sizes[kind] = sum(_storage_bytes(_tensors(filled)))
+        total += sizes[kind]
     return total
 
 

@@ -47,8 +47,6 @@ def draw(rows: Sequence[Row], path: Path, *, title: str) -> bool:
 
 
 def _perplexity(axis: Axes, rows: Sequence[Row]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     whole = [row for row in rows if row["position"] == WHOLE]
     values = []
     for name in ("original", "converted"):
@@ -68,21 +66,26 @@ def _perplexity(axis: Axes, rows: Sequence[Row]) -> None:
             zorder=2 if name == "converted" else 3,
             label=name,
         )
-        if of_side and of_side[0][f"perplexity_{name}_low_95"] is not None:
-            low = [row[f"perplexity_{name}_low_95"] for row in of_side]
-            high = [row[f"perplexity_{name}_high_95"] for row in of_side]
-            axis.fill_between(x, low, high, color=_COLORS[name], alpha=0.12, linewidth=0)
+    for row in whole:
+        if row["ratio"] is not None:
+            axis.annotate(
+                f"{100 * (row['ratio'] - 1):+.3g} %",
+                (row["length_tokens"], row["perplexity_converted"]),
+                textcoords="offset points",
+                xytext=(0, 9),
+                ha="center",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )
     _token_axis(axis, [row["length_tokens"] for row in whole])
     if max(values) > 3 * min(values):
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        _log_axis(axis)
     documents = sorted({row["n"] for row in whole})
     several = " to ".join(map(str, documents[:: max(1, len(documents) - 1)]))
     axis.set_xlabel(f"length in tokens ({several} documents of each)")
     axis.set_ylabel("perplexity")
-    axis.set_title("perplexity by length, 95 % bands", fontsize=9)
+    axis.set_title("perplexity by length, and its paired change", fontsize=9)
+    axis.margins(0.12, 0.2)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, frameon=False)
 
@@ -104,7 +107,7 @@ def _kl(axis: Axes, rows: Sequence[Row]) -> None:
         high = [max(_LEAST_KL, row["kl_high_95"]) for row in curve]
         axis.fill_between(x, low, high, color=_COLORS["original"], alpha=0.15, linewidth=0)
     _token_axis(axis, [2**power for power in range(1, math.floor(math.log2(longest)) + 1)])
-    axis.set_yscale("log")
+    _log_axis(axis)
     if all(row["kl_p99"] <= _LEAST_KL for row in curve):
         axis.set_ylim(_LEAST_KL / 10, 1)
         axis.text(0.5, 0.5, "0 everywhere", transform=axis.transAxes, ha="center")
@@ -146,6 +149,18 @@ def size_text(nbytes: float) -> str:
             value = nbytes / size
             return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
     return f"{nbytes:,.0f} bytes"
+
+
+def _log_axis(axis: Axes) -> None:
+    """Values on a log axis, with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 1e4 * low:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _token_axis(axis: Axes, ticks: Sequence[int]) -> None:

@@ -66,7 +66,7 @@ class ParityOptions:
         documents_by_length: other counts for some lengths, `{131072: 2}`.
         bucket_tokens: positions of the first bucket of what is shown by position; the others each
             double the position.
-        context_tokens: contexts whose caches are made, layer by layer, to be measured.
+        context_tokens: contexts whose caches are made, a layer of each kind, to be measured.
         retrieval_lengths: of the prompts of passkey and niah, in tokens; those beyond the
             original's positions are answered by the converted model alone.
         retrieval_samples: of each length, and of each task of niah; a multiple of 5, which is how

@@ -78,7 +78,8 @@ def document(results: dict[str, Any], comparison: Comparison | None, *, picture:
     models, rows = results["models"], results["rows"]
     names = {name: model["name"] for name, model in models.items()}
     page = [f"# Parity of {names['converted']} with {names['original']}", ""]
-    page += [*markdown(HEAD, headline(rows), left=1, text=("n",)), ""]
+    shown = results["shown"]
+    page += [*markdown(shown["heads"], shown["lines"], left=1, text=("n",)), ""]
     page += [f"{note}" for note in results["notes"]] + ([""] if results["notes"] else [])
     if picture:
         page += ["![perplexity, KL and cache](parity.png)", ""]
@@ -158,7 +159,7 @@ def _cache(rows: Sequence[Row]) -> Iterator[str]:
         "## Cache",
         "",
         f"Bytes of the tensors that a filled cache holds, in {' and '.join(dtypes)}; a context is "
-        "made layer by layer and holds what a model of its shape would write.",
+        "made of one filled layer of each kind.",
         "",
     )
     heads = ["tokens", "by", "original", "converted", "bytes a token", "bytes a token, converted"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ic.conversion.parity.answers import answer_instructions, answer_row, answers_page
+from ic.conversion.parity.answers import answer_instructions, answer_row, answered, answers_page
 from ic.conversion.parity.cache_bytes import cache_rows
 from ic.conversion.parity.figure import draw
 from ic.conversion.parity.instructions import shipped_instructions
@@ -20,7 +20,7 @@ from ic.conversion.parity.options import (
 )
 from ic.conversion.parity.pair import Pair, open_pair
 from ic.conversion.parity.progress import steps
-from ic.conversion.parity.report import document
+from ic.conversion.parity.report import HEAD, document, headline
 from ic.conversion.parity.retrieval import answer_suites, build_suites
 from ic.conversion.parity.speed import measurements, speed_rows
 from ic.conversion.parity.texts import Texts, draw_texts, read_texts, text_rows, tokens_file
@@ -73,6 +73,7 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
         "parts": list(pair.parts),
         "notes": [*pair.notes, *notes],
         "words": [] if comparison is None else sentences(comparison),
+        "shown": {"heads": HEAD, "lines": headline(rows)},  # what a model card shows
         "rows": rows,
     }
     title = f"{pair.converted.name} against {pair.original.name}"
@@ -91,8 +92,10 @@ def _logits(config: ParityConfig, pair: Pair, texts: Texts, folder: ParityFolder
 
 
 def _instructions(config: ParityConfig, pair: Pair, folder: ParityFolder) -> Row:
-    asked = len(shipped_instructions()[: config.instructions])
-    with steps("instructions", "instructions", asked) as on_answers:
+    known = answered(config, pair, folder)
+    asked = shipped_instructions()[: config.instructions]
+    left = sum(each.instruction not in known for each in asked)
+    with steps("instructions", "answers", left) as on_answers:
         answers = answer_instructions(config, pair, folder, on_answers)
     page = answers_page(answers, pair.original.name, pair.converted.name)
     with replacing(folder.answers_page) as partial:

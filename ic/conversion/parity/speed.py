@@ -103,4 +103,5 @@ def _rates(name: str, tokens: int, seconds: tuple[float, ...]) -> Row:
 def _device(side: Side) -> str:
     if side.model.device.type == "cuda":
         return str(torch.cuda.get_device_name(side.model.device))
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}"

@@ -52,6 +52,9 @@ def test_the_verb_leaves_a_page_rows_and_a_picture(
     shape = results["models"]["converted"]["shape"]
     assert (shape["kv_lora_rank"], shape["qk_rope_head_dim"]) == (models.RANK, models.ROPE)
     page = (tmp_path / "out/report.md").read_text()
+    assert results["shown"]["heads"] == ["", "original", "converted", "difference", "n"]
+    for line in results["shown"]["lines"]:
+        assert f"| {' | '.join(line)} |" in page
     whole = next(row for row in results["rows"] if row["what"] == "logits")
     assert f"| perplexity at 256 | {whole['perplexity_original']:.4g} |" in page
     assert "| cache of 128k tokens | 32 MiB | 16 MiB | x 0.5 |" in page
@@ -62,7 +65,7 @@ def test_the_verb_leaves_a_page_rows_and_a_picture(
     (figure,) = figures
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:2] == [
-        "perplexity by length, 95 % bands",
+        "perplexity by length, and its paired change",
         "KL(original || converted) by position",
     ]
     assert titles[2] == "cache by allocation, ratio 0.5"
