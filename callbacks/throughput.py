@@ -12,8 +12,10 @@ block. Their tokens count as seen, not as timed.
 
 **MFU** is `train_flops_per_token` (what the model needs, recomputation not counted, attention over
 the whole causal context even where documents are masked from each other) times tokens, over time
-and the GPUs' peak dense bf16 rate, whatever precision the run uses. Tokens of one step are those of
-this rank's batches times the number of data-parallel replicas, which all get the same shape.
+and the GPUs' peak dense bf16 rate, whatever precision the run uses. Of a distillation it is
+the student's: the teacher's forward pass and the comparison take time and add no FLOPs. Tokens of
+one step are those of this rank's batches times the number of data-parallel replicas, which all get
+the same shape.
 """
 
 from __future__ import annotations

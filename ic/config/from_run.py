@@ -127,7 +127,7 @@ def _as_experiment(saved: dict[str, Any], given: Mapping[str, Any]) -> list[str]
     if suites := [suite for suite in saved.get("suite") or {} if suite in suite_names()]:
         schemas["suite"] = suites
     node = dict(saved)
-    for group in (*schemas, "preference"):
+    for group in (*schemas, "preference", "distillation"):
         if group in given:
             del node[group]
             schemas.pop(group, None)

@@ -14,7 +14,7 @@ from ic.config.callbacks import CallbacksConfig, ContextLengthConfig, PasskeyEva
 from ic.config.data import DATA_SCHEMAS
 from ic.config.logger import LoggerConfig, WandbConfig
 from ic.config.model import BaseModelConfig, ModelConfig
-from ic.config.objective import PreferenceConfig
+from ic.config.objective import DistillationConfig, PreferenceConfig
 from ic.config.pretrained_model import PretrainedModelConfig
 from ic.config.run import RunConfig
 from ic.config.strategy import StrategyConfig
@@ -44,6 +44,7 @@ def register_schemas(verb: str, schema: type) -> None:
         *(("model", name, node) for name, node in MODEL_SCHEMAS.items()),
         *(("data", name, node) for name, node in DATA_SCHEMAS.items()),
         ("preference", "preference_schema", PreferenceConfig),
+        ("distillation", "distillation_schema", DistillationConfig),
         ("model/adapter", "lora_schema", AdapterOptions),
         ("optimizer", "optimizer_schema", OptimizerOptions),
         ("strategy", "strategy_schema", StrategyConfig),

@@ -18,14 +18,14 @@ from ic.config.callbacks import CallbacksConfig
 from ic.config.data import DataConfig
 from ic.config.logger import LoggerConfig
 from ic.config.model import BaseModelConfig, ModelConfig
-from ic.config.objective import ObjectiveConfig, PreferenceConfig
+from ic.config.objective import DistillationConfig, ObjectiveConfig, PreferenceConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import check_chosen
 from ic.files.run_folder import RunFolder
 from ic.files.saved_config import MAY_CHANGE
-from ic.training.options import OptimizerOptions
+from ic.training.options import DISTILLATION_METRICS, OptimizerOptions
 
 
 @dataclass
@@ -50,6 +50,8 @@ class RunConfig:
         suite: suites by name, each with its options, that `callbacks.suites` evaluates; choose with
             suite=NAME or suite=[NAME,...]. Passkeys have the group `evaluation`.
         preference: the objective of data=preference; null with any other data.
+        distillation: learn from the distributions of a frozen teacher (distillation=kl); null
+            learns from the text alone.
     """
 
     model: BaseModelConfig = MISSING
@@ -57,6 +59,7 @@ class RunConfig:
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     preference: PreferenceConfig | None = None
+    distillation: DistillationConfig | None = None
     strategy: StrategyConfig = field(default_factory=StrategyConfig, metadata=MAY_CHANGE)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
@@ -100,6 +103,8 @@ class RunConfig:
                 "objective under preference: data=preference and preference=dpo go together"
             )
         self._check_context_lengths()
+        if self.distillation is not None:
+            self._check_distillation(self.distillation)
         if self.strategy.name == "fsdp" and (self.preference or self.model.adapter):
             what = "LoRA (model/adapter)" if self.model.adapter else "preference training"
             raise ValueError(
@@ -158,11 +163,27 @@ class RunConfig:
                 f"data.context_length={longest}"
             )
 
+    def _check_distillation(self, distillation: DistillationConfig) -> None:
+        if self.data.HAS_PAIRS or self.data.MARKS_ANSWERS:
+            raise ValueError(
+                f"data={self.data.name} goes without distillation, which learns every target of "
+                "text or of conversations: choose data=text or data=sft, or distillation=null"
+            )
+        if self.strategy.context_parallel_size > 1 or self.strategy.name == "fsdp":
+            raise ValueError(
+                "distillation runs on one device or with strategy=ddp or strategy=fsdp2, each rank "
+                "with the whole teacher and whole sequences; set strategy.context_parallel_size=1 "
+                "and another strategy than fsdp"
+            )
+        distillation.check(self.data.context_length, self.model.sizes.get("vocab_size"))
+
     @property
     def validation_metrics(self) -> list[str]:
         """Names of what the validation logs."""
         pairs = self.preference
-        names = self.data.VALIDATION_METRICS if pairs is None else pairs.metric_names
+        names = [*self.data.VALIDATION_METRICS] if pairs is None else pairs.metric_names
+        if self.distillation is not None:
+            names += DISTILLATION_METRICS
         return [f"val/{name}" for name in names]
 
 

@@ -58,6 +58,7 @@ class Opened:
         tokenizer: the one that it was trained with.
         positions: tokens of the longest prompt with its answer.
         trained_length: longest context in tokens that it was trained at, if the source tells.
+        vocab_size: rows of its embedding.
         ours: whether `MLAForCausalLM` runs it.
     """
 
@@ -65,6 +66,7 @@ class Opened:
     tokenizer: PreTrainedTokenizerBase
     positions: int
     trained_length: int | None
+    vocab_size: int
     ours: bool
     _backends: Backends
     _file: GGUFFile | None
@@ -142,7 +144,9 @@ def open_source(options: InferenceOptions) -> Opened:
             f"the tokenizer has {size} tokens, but the vocabulary of {source.path} "
             f"{vocabulary}: give the tokenizer that the model was trained with"
         )
-    return Opened(source, tokenizer, positions_of(config), trained, ours, backends, file, on_gpu)
+    return Opened(
+        source, tokenizer, positions_of(config), trained, vocabulary, ours, backends, file, on_gpu
+    )
 
 
 def announce(source: Source) -> None:

@@ -6,7 +6,8 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentCache
 from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
+
+Result = TypeVar("Result")
 
 
 class MLAPreTrainedModel(PreTrainedModel):
@@ -380,6 +383,18 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
         """
         hidden_BTD = self._hidden(input_ids, position_ids=position_ids, branches=branches)
         return log_probs_of_targets(hidden_BTD, self.head, labels, self.model.context_parallel)
+
+    def with_head(
+        self, use: Callable[[Tensor, Head], Result], input_ids: Tensor, **described: Any
+    ) -> Result:
+        """`use(hidden states (B, T, D), head)` within a forward pass, where a sharded model has the
+        head's weights whole.
+
+        Args:
+            input_ids: (B, T) int64.
+            described: `position_ids` and `document_ids`, as in `target_sums`.
+        """
+        return use(self._hidden(input_ids, **described), self.head)
 
     @property
     def head(self) -> Head:

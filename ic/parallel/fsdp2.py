@@ -145,7 +145,7 @@ def shard_model(
     # for the backward pass, which a frozen model does not have.
     trains = any(parameter.requires_grad for parameter in model.parameters())
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not trains)
-    for method in ("target_sums", "target_log_probs"):
+    for method in ("target_sums", "target_log_probs", "with_head"):
         register_fsdp_forward_method(model, method)
 
 

@@ -72,7 +72,7 @@ class FakeRun:
         liger: with `on_gpu`, Liger's kernels.
 
     Raises:
-        ValueError: a precision that this cannot simulate, or LoRA.
+        ValueError: a precision that this cannot simulate, LoRA, or distillation.
     """
 
     def __init__(
@@ -80,6 +80,11 @@ class FakeRun:
     ) -> None:
         if config.model.adapter is not None:
             raise ValueError("plan does not know LoRA (model/adapter); plan without it")
+        if config.distillation is not None:
+            raise ValueError(
+                "plan does not know what a distillation's teacher takes; plan the student alone "
+                "with distillation=null"
+            )
         if config.trainer.precision not in PRECISIONS:
             raise ValueError(
                 f"trainer.precision={config.trainer.precision!r}: plan knows "

@@ -14,9 +14,10 @@ from ic.checkpoint.folder import FolderCheckpointIO, load_config
 from ic.config.run import RunConfig
 from ic.config.trainer import TrainerConfig
 from ic.datamodules.file_contents import ReadsFiles
-from ic.datamodules.tokenizers import build_tokenizer
+from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import RunFolder
+from ic.inference.loading import Opened
 from ic.machine.devices import check_accelerator, check_devices, num_devices, runnable_backends
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
@@ -59,8 +60,9 @@ def build_run(config: RunConfig, start: Start | None = None) -> Run:
         datamodule.check_files()  # before the model is built, and anything written
     # The reference of preference training is what the run began with.
     restored = start is not None and start.checkpoint is not None and config.preference is None
+    teacher = _open_teacher(config, tokenizer)
     model = config.model.build(tokenizer, take_over=not restored)
-    module = build_module(config, model, tokenizer)
+    module = build_module(config, model, tokenizer, teacher)
     io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)
     trainer = build_trainer(config, io, start)
     return Run(trainer, module, datamodule, config.folder)
@@ -75,10 +77,32 @@ def _tokenizer(config: RunConfig, start: Start | None) -> PreTrainedTokenizerBas
     return build_tokenizer(str(checkpoint))
 
 
+def _open_teacher(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Opened | None:
+    """The teacher of a distillation, refused before any weights are loaded if it does not fit."""
+    if config.distillation is None:
+        return None
+    return config.distillation.open_teacher(
+        tokenizer,
+        config.data.context_length,
+        config.model.mla_config(vocabulary_size(tokenizer)).vocab_size,
+        config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
+    )
+
+
 def build_module(
-    config: RunConfig, model: MLAForCausalLM, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig,
+    model: MLAForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: Opened | None = None,
 ) -> LanguageModelingModule:
-    """The module that trains `model` for the run's objective."""
+    """The module that trains `model` for the run's objective.
+
+    Args:
+        teacher: of a distillation, without its weights.
+    """
+    if config.distillation is not None:
+        assert teacher is not None
+        return config.distillation.build(model, tokenizer, config.optimizer, teacher)
     objective = config.preference or config.objective
     return objective.build(model, tokenizer, config.optimizer)
 

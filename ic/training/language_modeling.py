@@ -79,6 +79,16 @@ class LanguageModelingModule(LightningModule):
                 "gives no num_targets with the first micro-batch of a step, to divide its loss "
                 "by; wrap the loader as in ic/datamodules/accumulation.py, or do not accumulate"
             )
+        loss, numbers = self._share(batch)
+        self._step_sums += torch.stack([number.double() for number in numbers])
+        if self.ends_step(batch_idx):
+            self._log_step(batch)
+        # Lightning divides by the number of micro-batches, and the strategy averages over ranks.
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _share(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """This micro-batch's share of the step's loss, and of the four numbers of `_step_sums`."""
+        assert self._num_targets is not None
         sums = self._sums(batch)
         loss = objective(
             sums.answers, sums.all_tokens, self._num_targets, self.objective.all_tokens_weight
@@ -86,12 +96,7 @@ class LanguageModelingModule(LightningModule):
         correct = loss.new_zeros(())
         if sums.predicted is not None and sums.answer_labels is not None:
             correct = (sums.predicted == sums.answer_labels).sum()
-        numbers = (loss.detach(), correct, sums.num_targets[0], self._text_bytes(batch))
-        self._step_sums += torch.stack([number.double() for number in numbers])
-        if self.ends_step(batch_idx):
-            self._log_step(batch)
-        # Lightning divides by the number of micro-batches, and the strategy averages over ranks.
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return loss, [loss.detach(), correct, sums.num_targets[0], self._text_bytes(batch)]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

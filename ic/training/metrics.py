@@ -85,6 +85,13 @@ class Perplexity(Metric):
         return perplexity(self.total / self.count.clamp(min=1))
 
 
+class TokenMean(Perplexity):
+    """The plain mean over a whole set of targets."""
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count.clamp(min=1)).float()
+
+
 class BitsPerByte(Perplexity):
     """`bits_per_byte` over a whole set of targets."""
 

@@ -31,6 +31,8 @@ PREFERENCE_METRICS = (
     "kl/chosen",
     "kl/rejected",
 )
+# What distillation logs of a whole set beside what the data make known.
+DISTILLATION_METRICS = ("kl", "agreement")
 SMOOTHED = ("robust", "exo_pair")
 
 
@@ -93,6 +95,39 @@ class ObjectiveOptions:
             raise ValueError(
                 f"objective.all_tokens_weight={self.all_tokens_weight}: must be at least 0"
             )
+
+
+@dataclass
+class DistillationOptions:
+    """Learning the next-token distributions of another model.
+
+    Attributes:
+        teacher: the frozen model, in any form that `ic.checkpoint.source` knows, with the
+            vocabulary of the one that learns. It runs in bfloat16 on a GPU and float32 on a CPU.
+        temperature: both models' logits are divided by it; the KL is multiplied by its square, as
+            Hinton's (arXiv 1503.02531), so that gradients keep their size.
+        cross_entropy_weight: in [0, 1], of the text's own next tokens; the rest is the KL's.
+        chunk_tokens: tokens whose logits of both models are held at once.
+        offload: keep the teacher's weights in the host's memory between uses.
+        compile: the teacher's layers and the loss by torch.compile.
+    """
+
+    teacher: str = "???"
+    temperature: float = 1.0
+    cross_entropy_weight: float = 0.0
+    chunk_tokens: int = 2048
+    offload: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"distillation.temperature={self.temperature}: must be above 0")
+        if not 0 <= self.cross_entropy_weight <= 1:
+            raise ValueError(
+                f"distillation.cross_entropy_weight={self.cross_entropy_weight}: must be in [0, 1]"
+            )
+        if self.chunk_tokens < 1:
+            raise ValueError(f"distillation.chunk_tokens={self.chunk_tokens}: must be at least 1")
 
 
 @dataclass

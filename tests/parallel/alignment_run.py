@@ -15,13 +15,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ic.checkpoint.folder import FolderCheckpointIO
 from ic.config.callbacks import CallbacksConfig, GuardrailsConfig, PasskeyEvaluationConfig
 from ic.config.data import PreferenceDataConfig, SFTDataConfig
 from ic.config.logger import LoggerConfig
 from ic.config.model import ModelConfig
-from ic.config.objective import PreferenceConfig
+from ic.config.objective import DistillationConfig, PreferenceConfig
 from ic.config.run import RunConfig
 from ic.config.strategy import StrategyConfig
 from ic.config.trainer import TrainerConfig
@@ -43,11 +44,13 @@ class Case:
 
     Attributes:
         data: `preference` or `sft` (rows padded to the longest, which has any length).
+        distil: learn the distributions of a small Llama.
         on_disk: precompute the reference's log-probabilities; otherwise it stays in memory.
     """
 
     data: str = "preference"
     lora: bool = False
+    distil: bool = False
     on_disk: bool = True
     strategy: str = "auto"
     context: int = 1
@@ -71,6 +74,13 @@ def write_data(folder: Path) -> None:
         for name, rows in (("preference", pairs), ("sft", chats)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}-{split}.jsonl").write_text(lines)
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads, vocab_size=320)).save_pretrained(
+        folder / "teacher"
+    )
+    build_tokenizer("bytes").save_pretrained(folder / "teacher")
 
 
 class Recorder(Callback):
@@ -143,6 +153,11 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
         )
         if case.data == "preference"
         else None,
+        distillation=DistillationConfig(
+            str(data / "teacher"), cross_entropy_weight=0.3, chunk_tokens=50
+        )
+        if case.distil
+        else None,
         optimizer=OptimizerOptions(name="adamw", lr=1e-3, warmup_steps=0, decay_fraction=0),
         strategy=StrategyConfig(name=case.strategy, context_parallel_size=case.context),
         trainer=TrainerConfig(
@@ -166,7 +181,12 @@ def run_case(case: Case, num_processes: int, data: Path, folder: Path) -> dict[s
     tokenizer = build_tokenizer("bytes")
     model = config.model.build(tokenizer)
     randomize(model)
-    module = build_module(config, model, tokenizer)
+    teacher = None
+    if config.distillation is not None:
+        teacher = config.distillation.open_teacher(
+            tokenizer, CONTEXT_TOKENS, model.config.vocab_size, on_gpu=False
+        )
+    module = build_module(config, model, tokenizer, teacher)
     io = FolderCheckpointIO(model.config, tokenizer)
     trainer = build_trainer(config, io, Start())
     recorder = Recorder()

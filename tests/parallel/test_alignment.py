@@ -26,6 +26,8 @@ WAYS = {
     ),
     "LoRA, cp2": (2, Case(lora=True, strategy="fsdp2", context=2)),
     "SFT, LoRA, dp2": (2, Case("sft", lora=True, strategy="fsdp2")),
+    "distillation, ddp": (2, Case("sft", distil=True, strategy="ddp")),
+    "distillation, dp2, accumulate": (2, Case("sft", distil=True, strategy="fsdp2", accumulate=2)),
     "SFT, LoRA, cp2": (2, Case("sft", lora=True, strategy="fsdp2", context=2, accumulate=2)),
 }
 
@@ -44,7 +46,7 @@ def one_process(
     known: dict[Case, tuple[dict[str, Any], Path]] = {}
 
     def run(case: Case) -> tuple[dict[str, Any], Path]:
-        alone = Case(case.data, lora=case.lora)
+        alone = Case(case.data, lora=case.lora, distil=case.distil)
         if alone not in known:
             folder = tmp_path_factory.mktemp("alone")
             known[alone] = run_case(alone, 1, data, folder), folder
