@@ -72,6 +72,9 @@ class Teacher:
         if not self._is_ours:
             model.set_attn_implementation(_ATTENTION)
         self._decoder = model.model if self._is_ours else model.get_decoder()
+        text = model.config.get_text_config()
+        per_head = text.hidden_size // text.num_attention_heads
+        self._head_dim: int = getattr(text, "head_dim", None) or per_head
         self._head: Any = model.get_output_embeddings()
         self._probe()
         if compile:
@@ -129,7 +132,8 @@ class Teacher:
         """Hidden states (B, T, E) that the head turns into logits.
 
         Args:
-            operators: attend; a teacher of ours has its own.
+            operators: attend, if they take heads of the teacher's size, which are a power of two
+                from 16 on; else PyTorch's do. A teacher of ours has its own.
         """
         with torch.autocast(input_ids_BT.device.type, enabled=False):
             if self._is_ours:
@@ -142,6 +146,8 @@ class Teacher:
                 outputs = self._decoder(input_ids_BT, context=context, use_cache=False)
             else:
                 segments = None
+                if self._head_dim < 16 or self._head_dim & (self._head_dim - 1):
+                    operators = ON_TORCH
                 if document_ids_BT is not None:
                     segments = operators.document_segments(document_ids_BT)
                 outputs = self._decoder(
