@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ic.checkpoint.card.figures import suites_of
 from ic.checkpoint.card.files import CARD, CARD_FACTS, DIGEST, digest, is_edited
-from ic.checkpoint.card.history import Stage, stages_of
+from ic.checkpoint.card.history import CONVERSION, Stage, conversion_stage, saved, stages_of
 from ic.checkpoint.card.licence import hub_licence
 from ic.checkpoint.card.page import page
 from ic.checkpoint.card.publishable import publishable
@@ -43,8 +43,8 @@ def write_card(
         folder: with `config.json`, the tokenizer and the weights; a conversion's also with
             `conversion.json`.
         name: of the model; by default the folder's.
-        source: what the weights were taken from, where that is another folder: its history and
-            what was measured of it are told.
+        source: what the weights were taken from, where that is another folder: its history, and
+            unless this is a conversion what was measured of it, are told.
         licence: set by the user; None leaves it to the source.
 
     Returns:
@@ -66,7 +66,7 @@ def write_card(
 def _facts(folder: Path, name: str, source: Source | None, licence: str | None) -> dict[str, Any]:
     config = load_config(folder)
     sizes = FolderWeights(folder).sizes.values()
-    stages = stages_of(source or Source(folder))
+    stages = _stages(folder, source)
     settings = read_json(folder / "tokenizer_config.json")
     made = describe_run({})
     return {
@@ -93,11 +93,20 @@ def _facts(folder: Path, name: str, source: Source | None, licence: str | None) 
         },
         "chat": _converses(folder, stages),
         "own_tokenizer": settings.get("tokenizer_class") == "ByteTokenizer",
-        "licence": _licence(licence, stages),
+        "licence": _licence(licence, stages, saved(folder / CARD_FACTS).get("licence")),
         "stages": stages,
-        "suites": suites_of(source or Source(folder)),
+        "suites": suites_of(
+            source if source and not (folder / CONVERSION).is_file() else Source(folder)
+        ),
         "made": {key: made[key] for key in ("commit", "versions")},
     }
+
+
+def _stages(folder: Path, source: Source | None) -> list[Stage]:
+    """The stages that made a folder; a conversion comes after those that made its source."""
+    if source is not None and (folder / CONVERSION).is_file():
+        return [*stages_of(source), conversion_stage(folder)]
+    return stages_of(source or Source(folder))
 
 
 def _converses(folder: Path, stages: list[Stage]) -> bool:
@@ -110,10 +119,14 @@ def _converses(folder: Path, stages: list[Stage]) -> bool:
     return template and taught
 
 
-def _licence(given: str | None, stages: list[Stage]) -> dict[str, Any]:
-    """The licence and who says so: the user, or the source that the first stage began with."""
+def _licence(
+    given: str | None, stages: list[Stage], before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The licence and who says so: the user, the card as it was, or what the stages began with."""
     if given is not None:
         return {"name": given.strip(), "said_by": "as whoever wrote this folder says"}
+    if before is not None:
+        return before
     for stage in stages:
         if stage.get("licence"):
             said_by = f"the licence of {stage.get('name') or stage.get('source')}"

@@ -8,9 +8,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from huggingface_hub import ModelCard
 
+from ic.checkpoint.card.history import stages_of
 from ic.checkpoint.card.publishable import (
     publishable,
     publishable_text,
@@ -18,6 +21,7 @@ from ic.checkpoint.card.publishable import (
     published_path,
 )
 from ic.checkpoint.model_card import write_card
+from ic.checkpoint.source import find_source
 from ic.cli import main
 from ic.model import MLAConfig, MLAForCausalLM
 from tests.conftest import SHORT, SMALL
@@ -311,3 +315,37 @@ def test_loads_as_the_card_says(here: Path, ic: Verb) -> None:
     scope: dict[str, object] = {}
     exec(code, scope)
     assert type(scope["model"]).__name__ == "DeepseekV3ForCausalLM"
+
+
+def test_what_a_gguf_file_says_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "alice" / "small.gguf"
+    path.parent.mkdir()
+    writer = GGUFWriter(path, "llama")
+    writer.add_name("Small 1M")
+    writer.add_organization("Acme")
+    writer.add_license("apache-2.0")
+    writer.add_languages(["en"])
+    writer.add_tensor("a", np.ones((1, 32), np.float32))
+    q8 = quantize(np.ones((1, 32), np.float32), GGMLQuantizationType.Q8_0)
+    writer.add_tensor("b", q8, raw_dtype=GGMLQuantizationType.Q8_0)
+    for write in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
+        getattr(writer, write)()
+    writer.close()
+    (stage,) = stages_of(find_source(path))
+    assert stage == {
+        "kind": "source",
+        "name": "small.gguf",
+        "repository": None,
+        "title": "Acme Small 1M",
+        "family": "llama",
+        "quantised": ["Q8_0"],
+        "licence": "apache-2.0",
+        "languages": ["en"],
+    }
+
+
+def test_a_folder_of_the_hubs_cache_is_called_by_its_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "models--acme--small-1M/snapshots/0123abcd"
+    MLAForCausalLM(MLAConfig(**SMALL)).save_pretrained(folder)
+    (stage,) = stages_of(find_source(folder))
+    assert (stage["name"], stage["repository"]) == ("acme/small-1M", "acme/small-1M")

@@ -2,6 +2,7 @@
 
     evaluate/step=<n>/<suite>/results.json   of a run's checkpoint, by the verb `evaluate`
     results.json                             the run's own evaluation at its end, of that step alone
+    parity/parity.json                       in either place of these, and in a converted folder
     model_card.json                          what an export carries of these
 
 Each suite becomes `{"suite", "title", "heads", "lines", ..., "metrics"}`, where `metrics` are the
@@ -28,11 +29,17 @@ Row = dict[str, Any]
 def suites_of(source: Source) -> list[dict[str, Any]]:
     """What was measured of a source, one entry a suite."""
     path = source.path.resolve()
-    run = None if source.is_gguf else run_of(path)
+    if source.is_gguf:
+        return []
+    run = run_of(path)
     if run is None:
-        return [] if source.is_gguf else list(saved(path / CARD_FACTS).get("suites") or [])
+        carried = {suite["suite"]: suite for suite in saved(path / CARD_FACTS).get("suites") or []}
+        if parity := _parity(path):
+            carried["parity"] = parity
+        return list(carried.values())
     step = saved_step(path)
-    measured = [_read(folder.results) for folder in ReportFolder(run.evaluation(step)).suites]
+    measured = [_parity(run.evaluation(step))]
+    measured += [_read(folder.results) for folder in ReportFolder(run.evaluation(step)).suites]
     found = {suite["suite"]: suite for suite in measured if suite is not None}
     for suite in _at_the_end(run, step):
         found.setdefault(suite["suite"], suite)
@@ -61,6 +68,36 @@ def _read(file: Path) -> dict[str, Any] | None:
         "precision": config.get("dtype"),
         "command": published_command(str(found.get("command"))),
         "metrics": publishable(_metrics(found.get("rows", []))),
+    }
+
+
+def _parity(folder: Path) -> dict[str, Any] | None:
+    """What the verb `parity` left below a folder; None if it was not run, or was stopped."""
+    found = saved(folder / "parity/parity.json")
+    if not (shown := found.get("shown")):
+        return None
+    original = found["models"]["original"]
+    return {
+        "suite": "parity",
+        "title": f"beside {publishable(original['name'])}",
+        "synthetic": None,
+        "answering": publishable(" ".join(found.get("notes", []))),
+        **publishable({key: shown[key] for key in ("heads", "lines")}),
+        **publishable({key: found.get(key) for key in ("commit", "date", "device")}),
+        "precision": found["models"]["converted"]["dtype"],
+        "command": published_command(str(found.get("command"))),
+        "metrics": [
+            _metric(
+                "parity",
+                "perplexity",
+                row["length_tokens"],
+                "perplexity",
+                row["perplexity_converted"],
+                row["n"],
+            )
+            for row in found.get("rows", [])
+            if row["what"] == "logits" and row["position"] == "all"
+        ],
     }
 
 

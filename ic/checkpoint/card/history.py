@@ -16,34 +16,42 @@ import csv
 import glob
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ic.checkpoint.card.files import CARD_FACTS
+from ic.checkpoint.card.outside import folder_source, gguf_source
 from ic.checkpoint.card.publishable import publishable, published_command, published_path
 from ic.checkpoint.errors import CheckpointError
-from ic.checkpoint.hugging_face import folder_model_type
 from ic.checkpoint.source import Source, find_source
 from ic.files.results import read_json
 from ic.files.run_folder import RunFolder, run_of, saved_step
 from ic.files.saved_config import read_config
 
 CONVERSION = "conversion.json"
-# `models--<owner>--<name>/snapshots/<commit>` in Hugging Face's cache.
-_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 _SHOWN_FILES = 20
+_OF_A_CONVERSION = (
+    "family",
+    "form",
+    "original",
+    "geometry",
+    "calibration",
+    "converted_on",
+    "seconds",
+    "commit",
+    "date",
+    "device",
+    "versions",
+)
 Stage = dict[str, Any]
 
 
 def stages_of(source: Source) -> list[Stage]:
     """The stages that made a source, oldest first.
 
-    The first one is of kind `source` or `conversion` where weights came from outside, and `missing`
-    where a run names weights that are no longer there.
+    The first one is of kind `source` where weights came from outside, and `missing` where a run
+    names weights that are no longer there.
     """
     return _stages(source, [])
 
@@ -61,9 +69,27 @@ def _stages(source: Source, seen: list[Path]) -> list[Stage]:
         return [*_before(run, config, seen), _training(run, config, saved_step(path))]
     if stages := saved(path / CARD_FACTS).get("stages"):
         return list(stages)
-    if conversion := saved(path / CONVERSION):
-        return [{**publishable(conversion), "kind": "conversion"}]
+    if (path / CONVERSION).is_file():
+        return [conversion_stage(path)]
     return [folder_source(path)]
+
+
+def conversion_stage(folder: Path) -> Stage:
+    """What a conversion says of itself, with the errors of its layers in three numbers."""
+    found = saved(folder / CONVERSION)
+    options = found.get("options") or {}
+    errors = [row["output_error"] for row in found.get("rows", []) if "output_error" in row]
+    calibration = options.get("calibration")
+    return {
+        "kind": "conversion",
+        **publishable({key: found.get(key) for key in _OF_A_CONVERSION}),
+        "name": published_path(str(found.get("source"))),
+        "files": {"calibration": _files(calibration, [Path.cwd()])} if calibration else {},
+        "command": published_command(str(found.get("command"))),
+        "output_error": {"mean": sum(errors) / len(errors), "most": max(errors)}
+        if errors
+        else None,
+    }
 
 
 def _before(run: RunFolder, config: Mapping[str, Any], seen: list[Path]) -> list[Stage]:
@@ -189,60 +215,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def folder_source(folder: Path) -> Stage:
-    """A Hugging Face folder that others made."""
-    metadata = front_matter(folder / "README.md")
-    hub = _HUB_CACHE.search(f"{folder}/")
-    repository = f"{hub[1]}/{hub[2]}" if hub else None
-    return publishable(
-        {
-            "kind": "source",
-            "name": repository or folder.name,
-            "repository": repository,
-            "family": folder_model_type(folder),
-            "licence": _text(metadata.get("license_name") or metadata.get("license")),
-            "languages": _texts(metadata.get("language")),
-        }
-    )
-
-
-def gguf_source(file: Path) -> Stage:
-    """A file of llama.cpp's."""
-    from gguf import GGUFReader  # an extra, which was needed to load the file
-
-    fields = GGUFReader(file).fields
-
-    def value(key: str) -> Any:
-        field = fields.get(f"general.{key}")
-        return None if field is None else field.contents()
-
-    owner, name = value("organization"), value("name")
-    return publishable(
-        {
-            "kind": "source",
-            "name": file.name,
-            "repository": None,
-            "title": " ".join(str(part) for part in (owner, name) if part) or None,
-            "family": value("architecture"),
-            "licence": _text(value("license")),
-            "languages": _texts(value("languages")),
-        }
-    )
-
-
-def front_matter(file: Path) -> dict[str, Any]:
-    """The YAML between the first two lines `---` of a README; an empty table if there is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        if not lines or lines[0].strip() != "---":
-            return {}
-        end = next(i for i, line in enumerate(lines[1:], 1) if line.strip() == "---")
-        found = yaml.safe_load("\n".join(lines[1:end]))
-    except (OSError, ValueError, StopIteration, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _config(run: RunFolder) -> dict[str, Any]:
     try:
         return read_config(run.config)
@@ -257,12 +229,3 @@ def saved(file: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    value = value[0] if isinstance(value, list) and value else value
-    return str(value) if value else None
-
-
-def _texts(value: Any) -> list[str]:
-    return [str(each) for each in (value if isinstance(value, list) else [value] if value else [])]

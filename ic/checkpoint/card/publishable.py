@@ -48,7 +48,10 @@ def publishable(value: Any) -> Any:
         return [publishable(item) for item in value]
     if isinstance(value, Path):
         return published_path(str(value))
-    return publishable_text(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    is_path = value.startswith(("/", "~/")) and "\n" not in value
+    return published_path(value) if is_path else publishable_text(value)
 
 
 def publishable_text(text: str) -> str:
