@@ -25,6 +25,7 @@ from ic.checkpoint.source import Source
 from ic.checkpoint.weights import FolderWeights
 from ic.files.atomic_write import replacing, write_json
 from ic.files.results import describe_run, read_json
+from ic.files.run_folder import ParityFolder
 from ic.model.cost import cache_bytes_per_token
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -61,6 +62,16 @@ def write_card(
         partial.write_text(text, encoding="utf-8")
     write_json(folder / CARD_FACTS, {**facts, DIGEST: digest(text.encode())})
     return folder / CARD
+
+
+def refresh_card(parity: ParityFolder) -> None:
+    """Tell a parity report in the card of the folder that it lies in, if that has a card."""
+    folder = parity.path.absolute().parent
+    if (
+        ParityFolder.within(folder).path == parity.path.absolute()
+        and (folder / CARD_FACTS).is_file()
+    ):
+        write_card(folder, name=saved(folder / CARD_FACTS).get("name"))
 
 
 def _facts(folder: Path, name: str, source: Source | None, licence: str | None) -> dict[str, Any]:

@@ -217,6 +217,13 @@ class ParityFolder:
         self.answers = path / "answers.jsonl"
         self.answers_page = path / "answers.md"
 
+    @classmethod
+    def within(cls, folder: Path) -> ParityFolder:
+        """Where a model card looks for it: in the folder of the conversion, or of what the verb
+        `evaluate` measured of a run's checkpoint.
+        """
+        return cls(folder / "parity")
+
     def suite(self, side: str, name: str) -> SuiteFolder:
         """Where a suite of one of the two, `original` or `converted`, lies."""
         return SuiteFolder(self.path / side / name)

@@ -23,8 +23,10 @@ from ic.checkpoint.card.publishable import (
 from ic.checkpoint.model_card import write_card
 from ic.checkpoint.source import find_source
 from ic.cli import main
+from ic.conversion.parity.run import measure_parity
 from ic.model import MLAConfig, MLAForCausalLM
 from tests.conftest import SHORT, SMALL
+from tests.conversion.parity.models import options, save_llama, save_mla, write_text
 
 Capture = pytest.CaptureFixture[str]
 Verb = Callable[..., int]
@@ -349,3 +351,27 @@ def test_a_folder_of_the_hubs_cache_is_called_by_its_repository(tmp_path: Path) 
     MLAForCausalLM(MLAConfig(**SMALL)).save_pretrained(folder)
     (stage,) = stages_of(find_source(folder))
     assert (stage["name"], stage["repository"]) == ("acme/small-1M", "acme/small-1M")
+
+
+def test_a_parity_report_goes_into_the_card_of_its_folder(tmp_path: Path, ic: Verb) -> None:
+    folders = {"llama": save_llama(tmp_path / "llama"), "mla": save_mla(tmp_path / "mla")}
+    folders |= {"text": write_text(tmp_path / "text.txt"), "reports": tmp_path}
+    assert ic("export", "checkpoint=mla", "output=out", "licence=mit") == 0
+    folders["out"] = tmp_path / "out"
+    parts = {"parts": ["logits", "cache"], "lengths": [256]}
+    results = measure_parity(
+        options(folders, "llama", "out", output=str(tmp_path / "out/parity"), **parts)
+    )
+    text = (tmp_path / "out/README.md").read_text()
+    assert "### parity: beside llama" in text
+    (row,) = [r for r in results["rows"] if r["what"] == "logits" and r["position"] == "all"]
+    assert f"| perplexity at 256 | {row['perplexity_original']:.4g} |" in text
+    data = ModelCard(text).data
+    assert data.license == "mit"
+    assert [result.metric_value for result in data.eval_results] == [row["perplexity_converted"]]
+    assert str(tmp_path) not in text + (tmp_path / "out/model_card.json").read_text()
+    # One that a hand has changed stays as it is, and a report elsewhere changes none.
+    page = tmp_path / "out/README.md"
+    page.write_text("# Mine\n")
+    measure_parity(options(folders, "llama", "out", output=str(tmp_path / "out/parity"), **parts))
+    assert page.read_text() == "# Mine\n"

@@ -21,7 +21,7 @@ from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.source import Source
 from ic.display.numbers import percent
 from ic.files.results import is_finished
-from ic.files.run_folder import ReportFolder, RunFolder, run_of, saved_step
+from ic.files.run_folder import ParityFolder, ReportFolder, RunFolder, run_of, saved_step
 
 Row = dict[str, Any]
 
@@ -73,7 +73,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _parity(folder: Path) -> dict[str, Any] | None:
     """What the verb `parity` left below a folder; None if it was not run, or was stopped."""
-    found = saved(folder / "parity/parity.json")
+    found = saved(ParityFolder.within(folder).results)
     if not (shown := found.get("shown")):
         return None
     original = found["models"]["original"]

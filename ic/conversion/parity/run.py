@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ic.checkpoint.model_card import refresh_card
 from ic.conversion.parity.answers import answer_instructions, answer_row, answered, answers_page
 from ic.conversion.parity.cache_bytes import cache_rows
 from ic.conversion.parity.figure import draw
@@ -81,6 +82,7 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
     with replacing(folder.document) as partial:
         partial.write_text(document(results, comparison, picture=picture), encoding="utf-8")
     write_json(folder.results, results)
+    refresh_card(folder)
     return results
 
 
