@@ -6,11 +6,9 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -25,7 +23,6 @@ from ic.model.context import AttentionContext
 from ic.model.decoder_layer import MLADecoderLayer
 from ic.model.documents import marked_documents
 from ic.model.generation import LatentGenerationMixin
-from ic.model.head import Head
 from ic.model.init import init_weights
 from ic.model.loss import shift_labels as shift
 from ic.model.norm import MLARMSNorm
@@ -33,9 +30,7 @@ from ic.model.operators import Operators, choose_operators
 from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentCache
-from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
-
-Result = TypeVar("Result")
+from ic.model.target_methods import TargetsMixin
 
 
 class MLAPreTrainedModel(PreTrainedModel):
@@ -253,7 +248,7 @@ class MLAModel(MLAPreTrainedModel):
         return builder.build(batch, tokens, device, cache, **described)
 
 
-class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
+class MLAForCausalLM(TargetsMixin, MLAPreTrainedModel, LatentGenerationMixin):
     """Language model head on `MLAModel`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -342,72 +337,6 @@ class MLAForCausalLM(MLAPreTrainedModel, LatentGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def target_sums(
-        self,
-        input_ids: Tensor,
-        labels: Tensor,
-        answer_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        all_tokens: bool = True,
-    ) -> TargetSums:
-        """Cross-entropy summed, not averaged: for means over several batches or ranks.
-
-        Args:
-            input_ids, document_ids: as in `MLAModel.forward`, whole sequences.
-            position_ids: (B, T) int64, which only rotate: `document_ids` alone mark documents.
-            labels: (B, T) aligned with `input_ids`, -100 where not a target.
-            answer_mask: (B, T) bool, aligned with `labels`, or None.
-            all_tokens: sum over all targets as well as over the marked ones.
-        """
-        hidden_BTD = self._hidden(input_ids, position_ids=position_ids, document_ids=document_ids)
-        return sum_targets(
-            hidden_BTD,
-            self.head,
-            shift(labels),
-            None if answer_mask is None else F.pad(answer_mask[:, 1:], (0, 1)),
-            parallel=self.model.context_parallel,
-            all_tokens=all_tokens,
-        )
-
-    def target_log_probs(
-        self,
-        input_ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor | None = None,
-        branches: Branches | None = None,
-    ) -> TargetLogProbs:
-        """Log-probabilities of the targets one by one, without logits of the other tokens;
-        arguments as in `target_sums` and `MLAModel.forward`.
-        """
-        hidden_BTD = self._hidden(input_ids, position_ids=position_ids, branches=branches)
-        return log_probs_of_targets(hidden_BTD, self.head, labels, self.model.context_parallel)
-
-    def with_head(
-        self, use: Callable[[Tensor, Head], Result], input_ids: Tensor, **described: Any
-    ) -> Result:
-        """`use(hidden states (B, T, D), head)` within a forward pass, where a sharded model has the
-        head's weights whole.
-
-        Args:
-            input_ids: (B, T) int64.
-            described: `position_ids` and `document_ids`, as in `target_sums`.
-        """
-        return use(self._hidden(input_ids, **described), self.head)
-
-    @property
-    def head(self) -> Head:
-        """The head as losses use it."""
-        return Head(self.lm_head, self.model.operators.loss.summed_linear_cross_entropy)
-
-    def _hidden(self, input_ids: Tensor, **described: Any) -> Tensor:
-        """Hidden states (B, T, D) of a pass without a cache, in whose positions nobody looks for
-        documents: that would wait for the GPU.
-        """
-        context = self.model.make_context(*input_ids.shape, input_ids.device, **described)
-        outputs = self.model(input_ids, context=context, use_cache=False, return_dict=True)
-        return outputs.last_hidden_state
 
 
 AutoConfig.register(MLAConfig.model_type, MLAConfig)
