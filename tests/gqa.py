@@ -27,7 +27,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-2,  # large enough that a wrong one is seen
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -119,6 +119,8 @@ class MLAConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(kwargs.get(_GUARD), str):
             del kwargs[_GUARD]
+        for derived in ("qk_head_dim", "head_dim"):  # saved beside the sizes that they follow from
+            kwargs.pop(derived, None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim

@@ -56,7 +56,7 @@ def exported(model: MLAForCausalLM, folder: Path) -> Path:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_greedy_tokens_are_the_same(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {**SMALL, "vocab_size": len(small_bpe()), "rms_norm_eps": 1e-5}
+    sizes = {**SMALL, "vocab_size": len(small_bpe()), "rms_norm_eps": 1e-2}
     model = MLAForCausalLM(MLAConfig(**{**sizes, **VARIANTS[variant]})).eval()
     randomize(model)
     out = exported(model, tmp_path)

@@ -173,6 +173,8 @@ def test_each_switch_runs_its_kernels(pair: Pair, device: torch.device, switch: 
         with Kernels() as kernels:
             pair[1](tokens(device, 1, 1), **kwargs)
         assert set(kernels.names) == expected
+    appends_at_once = pair[1].model.operators.append is not None
+    assert appends_at_once == ("append_latent" in RUN_BY[switch][1])
     with Kernels() as kernels:
         pair[0](tokens(device, 1, 1))
     assert not kernels.names

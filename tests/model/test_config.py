@@ -74,6 +74,14 @@ def test_what_a_file_of_theirs_leaves_out_has_their_default(kind: str) -> None:
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
+def test_what_follows_from_sizes_is_not_read() -> None:
+    """A saved configuration holds it, and is changed by whoever makes another one of it."""
+    saved = MLAConfig(qk_nope_head_dim=16, qk_rope_head_dim=16).to_dict()
+    changed = MLAConfig.from_dict(saved | {"qk_nope_head_dim": 0, "qk_rope_head_dim": 64})
+    assert (changed.qk_head_dim, changed.head_dim) == (64, 64)
+    assert changed.softmax_scale == 1 / 8
+
+
 def test_a_saved_configuration_leaves_the_backends_to_the_machine(tmp_path: Path) -> None:
     parts = ("attention_backend", "norm_backend", "rope_backend")
     MLAConfig(kv_lora_rank=48, **dict.fromkeys(parts, "triton")).save_pretrained(tmp_path)

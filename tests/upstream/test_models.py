@@ -83,6 +83,24 @@ class MLATest(Common, unittest.TestCase):
     all_model_classes = (MLAModel, MLAForCausalLM, MLAForSequenceClassification)
 
 
+class ConvertedTest(MLATest):
+    """The same with attention that was another: repeated frequencies, norms of heads, biases."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        changes = {
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 0,
+            "attention_bias": True,
+            "latent_norm": False,
+            "rope_repeats": 2,
+            "query_bias": True,
+            "qk_norm_dim": 8,
+        }
+        plain = self.model_tester.get_config().to_dict()
+        self.model_tester.get_config = lambda: MLAConfig.from_dict({**plain, **changes})
+
+
 @except_for(
     {
         "test_eager_matches_batched_and_grouped_inference_0_fp16": NO_EXPERTS,
