@@ -86,6 +86,8 @@ class StagedContextLength(ContextLength):
     """The length of the latest of `stages` that has begun; it depends on the step alone."""
 
     def first_length(self, trainer: Trainer) -> int | None:
+        for _, length in self.config.stages:  # what would be refused amid the run is refused now
+            trainer.datamodule.set_context_length(length)  # type: ignore[attr-defined]
         return self._length_at(trainer.global_step)
 
     def on_train_batch_end(

@@ -7,6 +7,7 @@ between two steps, so that a checkpoint can be saved.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -107,6 +108,9 @@ def make_loader(
         ValueError: /dev/shm, where workers hand over batches, has no room for them.
     """
     if num_workers:
+        # Threads of this process's tokenizer do not live on in its workers, each of which would say
+        # so; there are enough workers to do without.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         ranks = 1 if trainer is None else trainer.num_devices
         check_shared_memory(config, num_workers * ranks)
     loader = kind(

@@ -11,8 +11,9 @@ import torch
 
 from ic.callbacks.context_length import AdaptiveContextLength, ContextLength, StagedContextLength
 from ic.callbacks.options import ContextLengthOptions
-from ic.datamodules.options import PasskeyDataOptions
+from ic.datamodules.options import PasskeyDataOptions, TextDataOptions
 from ic.datamodules.passkey import PasskeyDataModule
+from ic.datamodules.text import TextDataModule
 from ic.model.byte_tokenizer import ByteTokenizer
 
 
@@ -148,6 +149,14 @@ def test_stages_go_on_where_a_run_was(step: int) -> None:
         assert drive(again, trainer, [0.0] * 2)[-1] == 512
         if state is not None:
             assert [row[:2] for row in again.history] == [(0, 128), (3, 512)]
+
+
+def test_a_later_stage_is_refused_before_training() -> None:
+    data = TextDataModule(
+        TextDataOptions(context_length=512, tokens_per_batch=512), ByteTokenizer()
+    )
+    with pytest.raises(ValueError, match="context length 384: must be at least 2 and divide"):
+        staged([[0, 128], [100, 384]]).on_train_start(trainer_of(data), None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.chat_templates import set_chat_template
-from ic.datamodules.retrieval import RetrievalBatches
+from ic.datamodules.retrieval import RetrievalBatches, RetrievalDataModule
 from ic.datamodules.retrieval_options import RetrievalDataOptions
 from ic.datamodules.token_store import TokenStore
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -293,6 +293,23 @@ def test_documents_are_tokenized_once(
     assert not make()(**step)["input_ids"].equal(first)
     assert {path for path in cache.iterdir() if path.is_dir()} > folders
     assert make(token_cache=None)(**step)["input_ids"].equal(make()(**step)["input_ids"])
+
+
+def test_workers_behind_a_tokenizer_of_threads_are_quiet(
+    files: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")  # so that the end of the test takes it away
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    options = RetrievalDataOptions(
+        context_length=1024, tokens_per_batch=1024, num_workers=2, token_cache=None, **files
+    )
+    data = RetrievalDataModule(options, bpe())
+    got = [batch for batch, _ in zip(data.train_dataloader(), range(3), strict=False)]
+    alone = RetrievalBatches(options, bpe())
+    for step, batch in enumerate(got):
+        own = alone(split="train", step=step, rank=0, context_length=1024)
+        assert batch["input_ids"].equal(own["input_ids"])
+    assert "forked" not in capfd.readouterr().err
 
 
 def test_a_store_that_is_not_whole_is_made_again(
