@@ -49,10 +49,8 @@ class Haystack:
         self._noise = self._encode(sentences)
 
     def draw(self, rng: np.random.Generator, split: str, length: int) -> Iterator[np.ndarray]:
-        """Sentences (tokens,) int64 without end, all of one kind that is drawn first.
-
-        Args:
-            length: tokens that are needed; of text they come from one document that has as many.
+        """Sentences (tokens,) int64 of `length` tokens or more, of a kind that is drawn first; of
+        text they are as many, from one document if there is one so long.
         """
         yield from self._stream(rng, split, self._draw_kind(rng, split), length)
 
@@ -79,6 +77,7 @@ class Haystack:
         prose = self._prose[split]
         if kind == "text" and prose is not None:
             yield from prose.sentences(rng, length)
+            return
         if kind == "noise":
             at = int(rng.integers(len(self._noise)))
             while True:

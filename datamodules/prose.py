@@ -80,13 +80,26 @@ class Prose:
             yield begin, end
 
     def sentences(self, rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
-        """Sentences of `spans` (tokens,) int64, each with the space before it."""
+        """`length` tokens of `spans`, int64, sentence by sentence, each with the space before it.
+
+        They end with a sentence, and begin within one, as a page of a book does.
+        """
+        pieces: list[tuple[int, int]] = []
+        excess = -length
         for begin, end in self.spans(rng, length):
             first, last = np.searchsorted(self.store.sentences, (begin, end), side="right")
             cuts = [begin, *self.store.sentences[first:last].tolist(), end]
             for start, stop in pairwise(cuts):
-                if stop > start:
-                    yield self.store.tokens[start:stop].astype(np.int64)
+                if excess < 0:
+                    pieces.append((start, stop))
+                    excess += stop - start
+            if excess >= 0:
+                break
+        for start, stop in pieces:
+            dropped = min(excess, stop - start)
+            excess -= dropped
+            if start + dropped < stop:
+                yield self.store.tokens[start + dropped : stop].astype(np.int64)
 
     def row(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
         """`length` tokens of `spans`, int64, and the number of the document of each, int32."""

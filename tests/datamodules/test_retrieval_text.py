@@ -128,7 +128,7 @@ def test_facts_stand_between_whole_sentences_of_one_document(
         found = whales(tokenizer.decode(ids))
         numbers = [number for _, number in found]
         assert len({book for book, _ in found}) == 1
-        # One sentence after the other; the last may be cut short where the questions begin.
+        # One sentence after the other; the row begins within one.
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert len(numbers) > 10
     for before, answer, _ in answers(batch, tokenizer):
@@ -153,6 +153,7 @@ def test_questions_at_the_end_come_one_after_the_other(
         last_sentence = text.rindex("swam past")
         asked = text[:first].rindex("\n\n", last_sentence)
         assert last_sentence < asked < first
+        assert text[last_sentence:].startswith("swam past, as Mr. Bell saw.")  # it is whole
         assert marks[-1]  # the row ends with an answer, as a prompt's would
         assert marks.int().diff().eq(1).sum() > 1
 
