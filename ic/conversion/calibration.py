@@ -1,0 +1,93 @@
+"""Sequences of text to measure a model on, from the user's files.
+
+Legend: M rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ic.conversion.options import ConvertOptions
+from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
+from ic.errors import UsageError
+from ic.evaluation.framing import encode, frame_prompt
+
+# Read of one document, in characters per token of a row: enough for a few rows.
+_CHARACTERS_PER_TOKEN = 32
+
+
+def open_texts(options: ConvertOptions) -> TextFiles:
+    """The files of `calibration`, found and their format known, not read.
+
+    Raises:
+        ValueError: none are given, or a file is not there, empty or of no known format.
+    """
+    setting = "calibration"
+    if not options.calibration:
+        raise UsageError(
+            "calibration is empty: name files of text such as the model will read, which tells "
+            "what a smaller cache may leave out (the exact form, without rank and cache, needs "
+            "none)"
+        )
+    paths = resolve_files(expand_folders(options.calibration, setting), setting)
+    file_format = detect_format(paths, options.format, setting, "convert")
+    return TextFiles(paths, file_format, options.text_column, "file", "convert")
+
+
+def read_rows(
+    texts: TextFiles, tokenizer: PreTrainedTokenizerBase, options: ConvertOptions
+) -> Tensor:
+    """`calibration_rows` sequences of `calibration_tokens` token ids, (M, T) int64.
+
+    One from the middle of each long document first, then their other parts; what is shorter is
+    joined. Each row begins with the tokenizer's own first token, if it adds one.
+
+    Raises:
+        ValueError: the files hold too little text, or cannot be read.
+    """
+    first = torch.as_tensor(frame_prompt(tokenizer, "plain").before)
+    rows, tokens = options.calibration_rows, options.calibration_tokens
+    own = tokens - len(first)
+    if own < 1:
+        raise UsageError(
+            f"calibration_tokens={tokens}: must be more than {len(first)}, which the tokenizer "
+            "puts before every text"
+        )
+    by_round: list[list[Tensor]] = []
+    joined = torch.empty(0, dtype=torch.long)
+    count = seen = 0
+    for text in _documents(texts):
+        start = max(0, len(text) - own * _CHARACTERS_PER_TOKEN) // 2
+        piece = text[start : start + own * _CHARACTERS_PER_TOKEN]
+        ids = torch.as_tensor(encode(tokenizer, piece))
+        seen += len(ids)
+        whole = len(ids) // own * own
+        joined = torch.cat((joined, ids[whole:]))
+        found = list(ids[:whole].split(own)) if whole else []
+        if len(joined) >= own:
+            found.append(joined[:own])
+            joined = joined[own:]
+        for turn, row in enumerate(found):
+            by_round += [[]] if turn == len(by_round) else []
+            by_round[turn].append(row)
+        count += len(found)
+        if by_round and len(by_round[0]) >= rows:
+            break
+    if count < rows:
+        raise UsageError(
+            f"calibration: the files hold {seen:,} tokens, and calibration_rows={rows} of "
+            f"calibration_tokens={tokens} are {rows * tokens:,}; give more text, or fewer or "
+            f"shorter rows (first file: {texts.files[0]})"
+        )
+    chosen = [row for turn in by_round for row in turn][:rows]
+    return torch.stack([torch.cat((first, row)) for row in chosen])
+
+
+def _documents(texts: TextFiles) -> Iterator[str]:
+    for index in range(len(texts)):
+        for _, text in texts.documents(index):
+            yield text

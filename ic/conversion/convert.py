@@ -1,0 +1,243 @@
+"""A source with grouped-query attention -> an export with Multi-head Latent Attention.
+
+Everything that a user may have got wrong is refused before the weights are loaded. The text then goes
+through the model layer by layer: each layer is measured on its inputs and converted, so that a GPU
+holds one layer at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ic.checkpoint.export import check_space, copy_tokenizer, write_export
+from ic.checkpoint.export_folder import check_output
+from ic.checkpoint.source import Source, find_source
+from ic.checkpoint.weights import DTYPES, check_sizes
+from ic.conversion.calibration import open_texts, read_rows
+from ic.conversion.families import FAMILIES, read_geometry
+from ic.conversion.layout import Layout, choose_layout
+from ic.conversion.options import ConvertOptions
+from ic.conversion.stream import Stream
+from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
+from ic.errors import UsageError
+from ic.files.atomic_write import write_json
+from ic.files.results import describe_run
+from ic.inference.transformers_model import (
+    gguf_tokenizer,
+    is_ours,
+    load_transformers_model,
+    read_config,
+)
+from ic.machine.devices import check_accelerator
+from ic.model import MLAConfig, MLAForCausalLM
+
+# Of a converted folder: how it came to be, and what is written into it afterwards.
+CONVERSION = "conversion.json"
+LATER = ("README.md", "parity")
+
+OnLayer = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A conversion of which everything is known but the weights.
+
+    Attributes:
+        source: the original.
+        config: the original's.
+        layout: the dimensions of the result.
+        tokenizer: the one that is saved with it.
+        rows_MT: text to measure on, or None in the exact form.
+    """
+
+    source: Source
+    config: Any
+    layout: Layout
+    tokenizer: PreTrainedTokenizerBase
+    rows_MT: Tensor | None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came out.
+
+    Attributes:
+        layout: the dimensions of the result.
+        layers: for each layer its errors, as in `conversion.json`.
+        files: the safetensors files.
+        seconds: from the loaded weights to the written folder.
+    """
+
+    layout: Layout
+    layers: list[dict[str, Any]]
+    files: list[Path]
+    seconds: float
+
+
+def prepare(options: ConvertOptions) -> Prepared:
+    """Check the source and the options, and read the text.
+
+    Raises:
+        ValueError: an unknown architecture, dimensions that do not fit, no tokenizer, too little
+            text, an output that exists or does not fit on the disk.
+    """
+    check_accelerator(options.accelerator)
+    source = find_source(options.source)
+    check_output(source.path, Path(options.output), options.overwrite)
+    if is_ours(source):
+        raise UsageError(
+            f"source={source.path} has Multi-head Latent Attention already: evaluate, generate, "
+            "export and model.init_from take it as it is"
+        )
+    config = read_config(source)
+    layout = choose_layout(read_geometry(config, source.path), options)
+    check_space(Path(options.output), _size_of_result(layout, config, options))
+    tokenizer = _tokenizer(source, options)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the vocabulary of {source.path} "
+            f"{config.vocab_size}: give the tokenizer that the model was trained with"
+        )
+    rows_MT = None
+    if not layout.is_exact:
+        if options.calibration_tokens > config.max_position_embeddings:
+            raise UsageError(
+                f"calibration_tokens={options.calibration_tokens}: the model has "
+                f"{config.max_position_embeddings:,} positions"
+            )
+        rows_MT = read_rows(open_texts(options), tokenizer, options)
+    return Prepared(source, config, layout, tokenizer, rows_MT)
+
+
+@torch.no_grad()
+def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> Converted:
+    """Load the weights, convert them layer by layer and write the folder.
+
+    Args:
+        on_layer: told the layers done and in all.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or a folder that cannot be written.
+    """
+    layout, source = prepared.layout, prepared.source
+    model = load_transformers_model(source, None)
+    start = time.perf_counter()
+    dtype = DTYPES[options.dtype] if options.dtype else model.dtype
+    config = layout.mla_config(model.config)
+    on_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")
+    stream = Stream(model, config, layout, prepared.rows_MT, device)
+    tensors: dict[str, Tensor] = {}
+    layers: list[dict[str, Any]] = []
+    for index, (converted, errors) in enumerate(stream.layers()):
+        prefix = f"model.layers.{index}.self_attn."
+        tensors |= {prefix + name: tensor.to(dtype) for name, tensor in converted.items()}
+        layers.append({"layer": index, **errors})
+        on_layer(index + 1, layout.geometry.layers)
+    tensors |= _unchanged(model, config, dtype)
+    weights = _Tensors(tensors)
+    check_sizes(weights, config, source.path)
+
+    def describe(folder: Path) -> None:
+        if options.tokenizer is None and not source.is_gguf:
+            copy_tokenizer(source.path, folder)
+        else:
+            prepared.tokenizer.save_pretrained(folder)
+        seconds = round(time.perf_counter() - start, 1)
+        write_json(folder / CONVERSION, _record(prepared, options, layers, device, seconds))
+
+    files = write_export(
+        Path(options.output),
+        config,
+        weights,
+        describe,
+        dtype=None,
+        max_shard_size=options.max_shard_size,
+        origin=source.path,
+        later=LATER,
+    )
+    return Converted(layout, layers, files, time.perf_counter() - start)
+
+
+class _Tensors:
+    """Weights that are in memory, as `ic.checkpoint.weights.Weights`."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+        self.sizes: Mapping[str, Tensor] = {
+            name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].contiguous()
+
+
+def _unchanged(model: Any, config: MLAConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every tensor but those of attention, whose names are the same in all families."""
+    kept = {
+        name: tensor.to(dtype)
+        for name, tensor in model.state_dict().items()
+        if ".self_attn." not in name
+    }
+    if config.tie_word_embeddings:
+        del kept["lm_head.weight"]
+    return kept
+
+
+def _tokenizer(source: Source, options: ConvertOptions) -> PreTrainedTokenizerBase:
+    if options.tokenizer is not None:
+        return build_tokenizer(options.tokenizer)
+    return gguf_tokenizer(source.path) if source.is_gguf else load_tokenizer(source.path)
+
+
+def _size_of_result(layout: Layout, config: Any, options: ConvertOptions) -> int:
+    """Bytes of the weights that will be written."""
+    with torch.device("meta"):
+        model = MLAForCausalLM(layout.mla_config(config))
+    dtype = DTYPES[options.dtype] if options.dtype else (config.dtype or torch.float32)
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def _record(
+    prepared: Prepared,
+    options: ConvertOptions,
+    layers: list[dict[str, Any]],
+    device: torch.device,
+    seconds: float,
+) -> dict[str, Any]:
+    """What `conversion.json` holds: what it takes to repeat it, and what was measured."""
+    layout, geometry = prepared.layout, prepared.layout.geometry
+    rows = prepared.rows_MT
+    described = describe_run(asdict(options))
+    return {
+        "options": described.pop("config"),
+        **described,
+        "source": str(prepared.source.path),
+        "family": FAMILIES[geometry.family],
+        "form": "exact" if layout.is_exact else "compressed",
+        "original": {
+            "heads": geometry.heads,
+            "kv_heads": geometry.kv_heads,
+            "head_dim": geometry.head_dim,
+            "cache_numbers": geometry.cache_numbers,
+        },
+        "geometry": {
+            "qk_nope_head_dim": layout.nope_dim,
+            "qk_rope_head_dim": layout.rope_dim,
+            "v_head_dim": geometry.head_dim,
+            "kv_lora_rank": layout.rank,
+            "cache_numbers": layout.cache_numbers,
+        },
+        "calibration": None if rows is None else {"rows": rows.shape[0], "tokens": rows.shape[1]},
+        "converted_on": device.type,
+        "seconds": seconds,
+        "rows": layers,
+    }

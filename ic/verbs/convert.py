@@ -1,0 +1,67 @@
+"""a Llama, Qwen or Mistral becomes a model with Multi-head Latent Attention"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ic.checkpoint.export_folder import check_output
+from ic.checkpoint.source import find_source
+from ic.conversion.options import ConvertOptions as Config
+
+if TYPE_CHECKING:
+    from ic.conversion.convert import Converted
+
+
+def check(config: Config) -> None:
+    """Refuse a source that is none and an output that may not be taken.
+
+    Raises:
+        CheckpointError: naming which.
+    """
+    check_output(find_source(config.source).path, Path(config.output), config.overwrite)
+
+
+def run(config: Config) -> int:
+    """Convert the model layer by layer and write its folder."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn
+
+    from ic.conversion.convert import convert, prepare
+    from ic.inference.loading import announce
+
+    prepared = prepare(config)
+    announce(prepared.source)
+    columns = (TextColumn("layers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("layers", total=prepared.layout.geometry.layers)
+        converted = convert(
+            prepared, config, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    for line in _summary(converted, Path(config.output)):
+        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _summary(converted: Converted, output: Path) -> list[str]:
+    """What was made, what its cache takes before and after, and which layers lost most."""
+    layout, layers = converted.layout, converted.layers
+    before, after = layout.geometry.cache_numbers, layout.cache_numbers
+    per_token = 2 * layout.geometry.layers  # bytes in bf16 of one number of each layer
+    lines = [
+        f"{'exact' if layout.is_exact else 'compressed'} form: rank {layout.rank}, rotary key "
+        f"{layout.rope_dim}, {layout.nope_dim} dimensions per head without rotation",
+        f"cache in bf16: {before * per_token:,} bytes per token before, {after * per_token:,} after "
+        f"({after / before:.0%})",
+    ]
+    if not layout.is_exact:
+        worst = max(layers, key=lambda layer: layer["output_error"])
+        mean = sum(layer["output_error"] for layer in layers) / len(layers)
+        lines.append(
+            f"error of the attention's output: {mean:.1%} on average over the layers, most in "
+            f"layer {worst['layer']} with {worst['output_error']:.1%}"
+        )
+    size = sum(file.stat().st_size for file in converted.files)
+    lines.append(f"{size / 1e6:,.1f} MB in {converted.seconds:.0f} s: {output}")
+    return lines

@@ -1,0 +1,293 @@
+"""`python -m ic convert`: the compressed form, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM, LlamaConfig
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from ic.checkpoint import export
+from ic.checkpoint.folder import load_model
+from ic.model.byte_tokenizer import ByteTokenizer
+from tests.gqa import FAMILIES
+
+Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = ROOT / "docs" / "evaluation.md"
+SMALL = ("calibration_rows=8", "calibration_tokens=128", "accelerator=cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama with four KV heads that has learned the bytes of a page, with its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=8,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    bytes_T = torch.tensor(list(TEXT.read_bytes()))
+    for _ in range(100):
+        start_B = torch.randint(0, len(bytes_T) - 128, (8,))
+        ids_BT = bytes_T[start_B[:, None] + torch.arange(128)]
+        loss = model(ids_BT, labels=ids_BT).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 3  # 5.8 before it has learned anything
+    folder = tmp_path_factory.mktemp("trained")
+    model.save_pretrained(folder)
+    ByteTokenizer().save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 257}')
+    return folder
+
+
+@torch.no_grad()
+def distance(ours: Any, theirs: PreTrainedModel) -> float:
+    """Mean KL to the original's next-token distribution on the page, in nats per token."""
+    ids_BT = torch.tensor(list(TEXT.read_bytes()[:2048])).view(8, 256)
+    ours_log, theirs_log = (model(ids_BT).logits.log_softmax(-1) for model in (ours, theirs))
+    return float((theirs_log.exp() * (theirs_log - ours_log)).sum(-1).mean())
+
+
+def convert(ic: Run, source: Path, output: Path, *options: str) -> Path:
+    given = (f"source={source}", f"output={output}", f"calibration=[{TEXT}]", *SMALL, *options)
+    assert ic("convert", *given) == 0
+    return output
+
+
+def test_error_falls_with_the_rank(ic: Run, trained: Path, tmp_path: Path) -> None:
+    errors = []
+    for rank in (4, 8, 16, 32):
+        folder = convert(ic, trained, tmp_path / f"rank{rank}", f"rank={rank}")
+        rows = json.loads((folder / "conversion.json").read_text())["rows"]
+        assert [row["layer"] for row in rows] == [0, 1]
+        errors.append([row["output_error"] for row in rows])
+    for by_rank in zip(*errors, strict=True):
+        assert by_rank[0] > by_rank[1] > by_rank[2] > by_rank[3] > 0
+    assert errors[-1][0] < 0.5 * errors[0][0]
+
+
+def test_nothing_is_lost_where_keys_and_values_are_whole(
+    ic: Run, trained: Path, tmp_path: Path
+) -> None:
+    theirs = LlamaForCausalLM.from_pretrained(trained)
+    distances = []
+    for rank in (4, 10, 18, 32):
+        options = ("rope_dim=32", f"rank={rank}")
+        folder = convert(ic, trained, tmp_path / f"rank{rank}", *options)
+        distances.append(distance(load_model(folder), theirs))
+    assert distances[0] > distances[1] > distances[2] > 1e-6 > abs(distances[3])
+    # More of the keys' rotation is kept by each rotary component.
+    by_rope_dim = [distance(load_model(folder), theirs) for folder in (
+        convert(ic, trained, tmp_path / "one", "rope_dim=8", "rank=40"),
+        convert(ic, trained, tmp_path / "two", "rope_dim=16", "rank=40"),
+    )]
+    assert by_rope_dim[0] > by_rope_dim[1] > distances[3]
+
+
+def test_a_budget_chooses_the_rank_and_says_what_the_cache_takes(
+    ic: Run, trained: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = convert(ic, trained, tmp_path / "half", "cache=0.5")
+    out = capsys.readouterr().out
+    # Of 2 * 4 * 8 = 64 numbers 32: a rotary key of 8, and a rank of 24 in steps of 16.
+    assert "rank 16, rotary key 8, 8 dimensions per head without rotation" in out
+    assert "256 bytes per token before, 96 after (38%)" in out  # 2 layers of 2 bytes a number
+    record = json.loads((folder / "conversion.json").read_text())
+    assert record["geometry"]["kv_lora_rank"] == 16
+    assert (record["original"]["cache_numbers"], record["geometry"]["cache_numbers"]) == (64, 24)
+    assert record["options"]["cache"] == 0.5
+    assert record["family"] == "Llama" and record["form"] == "compressed"
+    assert record["calibration"] == {"rows": 8, "tokens": 128}
+    model = load_model(folder)
+    assert model.model.new_cache().layers  # a cache of this shape
+    assert model.config.latent_dim == 24
+
+
+def test_stock_transformers_generates_the_same_tokens(
+    ic: Run, trained: Path, tmp_path: Path
+) -> None:
+    folder = convert(ic, trained, tmp_path / "converted", "rank=40")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "deepseek_v3"
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(theirs) is DeepseekV3ForCausalLM
+    ours = load_model(folder)
+    ids = torch.tensor([list(b"The suite reads a long text and")])
+    options = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(ours.generate(ids, **options), theirs.generate(ids, **options))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("suite")["input_ids"] == ByteTokenizer()("suite")["input_ids"]
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 257
+
+
+def test_dtype_shards_and_an_output_that_is_replaced(
+    ic: Run, trained: Path, tmp_path: Path
+) -> None:
+    folder = convert(ic, trained, tmp_path / "out", "rank=16")
+    assert load_model(folder).dtype == torch.float32
+    convert(
+        ic, trained, folder, "rank=8", "dtype=bfloat16", "max_shard_size=50KB", "overwrite=true"
+    )
+    model = load_model(folder)
+    assert model.dtype == torch.bfloat16 and model.config.kv_lora_rank == 8
+    assert len(list(folder.glob("*.safetensors"))) > 1
+
+
+def refused(ic: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
+    """The one line that a conversion is refused with, before it has read a weight."""
+
+    def loads(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("ic.conversion.convert.load_transformers_model", loads)
+    capsys.readouterr()
+    assert ic("convert", *options) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ic: ") and err.count("\n") == 1, err
+    assert not Path("out").exists()
+    return err
+
+
+REFUSED = {
+    "rank beyond the full one": ("rank=57", r"rank=57: the full rank beside a rotary key of 8 is 56"),
+    "rank of whole keys": ("rope_dim=32 rank=33", r"beside a rotary key of 32 is 32"),
+    "rotary dimension": ("rank=8 rope_dim=12", r"rope_dim=12: must be a multiple of the head dim"),
+    "rotary beyond the keys": ("rank=8 rope_dim=40", r"rope_dim=40: .* at most 32, .*: 8, 16, 24"),
+    "no room for the rotary key": ("cache=0.1", r"cache=0.1: .* holds 64 .* takes 8 .* least 0.16"),
+    "budget of all": ("cache=1", r"cache=1.0: must be above 0 and below 1; leave out"),
+    "two ways to say it": ("cache=0.5 rank=8", r"rank=8 and cache=0.5: give one of them"),
+    "no text": ("rank=8 calibration=[]", r"calibration is empty: name files of text"),
+    "too little text": ("rank=8 calibration_rows=9999", r"files hold [\d,]+ tokens, and calibration_rows=9999"),
+    "more than the model's positions": (
+        "rank=8 calibration_tokens=513",
+        r"calibration_tokens=513: the model has 512 positions",
+    ),
+    "no such text": ("rank=8 calibration=[none.txt]", r"calibration: there is no file 'none.txt'"),
+    "tokenizer": ("rank=8 tokenizer=none", r"tokenizer='none': write bytes, or a folder"),
+    "no GPU": ("rank=8 accelerator=gpu", r"accelerator=gpu: PyTorch sees no CUDA GPU"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_do_not_fit(
+    ic: Run, trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    if "GPU" in case and torch.cuda.is_available():
+        pytest.skip("there is one")
+    given, message = REFUSED[case]
+    options = {
+        "source": str(trained),
+        "output": "out",
+        "calibration": f"[{TEXT}]",
+        "calibration_tokens": "128",
+        **dict(option.split("=", 1) for option in given.split()),
+    }
+    err = refused(ic, capsys, monkeypatch, *(f"{key}={value}" for key, value in options.items()))
+    assert re.search(message, err), err
+
+
+FAMILY_REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "llama": ({"mlp_bias": True}, "mlp_bias=true"),
+    "mha": ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+    "llama_wide_heads": (
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "rotation of type 'dynamic'",
+    ),
+    "mistral": (
+        {"sliding_window": 128},
+        r"all layers attend to the last 128 of 512 tokens .*max_position_embeddings=128",
+    ),
+    "qwen2": (
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+        r"layers 1-2 attend to the last 64 of 512 tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILY_REFUSALS)
+def test_options_of_a_family_that_are_not_carried(
+    ic: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    changes, message = FAMILY_REFUSALS[family]
+    FAMILIES[family].model(**changes).save_pretrained(tmp_path / "model")
+    ByteTokenizer().save_pretrained(tmp_path / "model")
+    err = refused(ic, capsys, monkeypatch, "source=model", "output=out")
+    assert re.search(message, err), err
+
+
+def test_heads_that_are_rotated_in_part(
+    ic: Run, trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    file.write_text(json.dumps(config))
+    err = refused(ic, capsys, monkeypatch, "source=model", "output=out")
+    assert "partial_rotary_factor=0.5" in err
+
+
+def test_qk_norms_keep_the_keys_whole(
+    ic: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = FAMILIES["qwen3"].model(vocab_size=320)
+    theirs.save_pretrained(tmp_path / "model")
+    ByteTokenizer().save_pretrained(tmp_path / "model")
+    distances = []
+    for rank in (8, 24, 32):
+        folder = convert(ic, Path("model"), tmp_path / f"rank{rank}", f"rank={rank}")
+        distances.append(distance(load_model(folder), theirs))
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] < 1e-6
+    options = ("source=model", "output=out", f"calibration=[{TEXT}]", *SMALL)
+    err = refused(ic, capsys, monkeypatch, *options, "rank=8", "rope_dim=16")
+    assert "Qwen3 normalises each head's query and key before it rotates them" in err
+    err = refused(ic, capsys, monkeypatch, *options, "cache=0.5")
+    assert "with QK norms the keys stay whole" in err and "at least 0.54" in err
+
+
+def test_other_models(
+    ic: Run, trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = convert(ic, trained, tmp_path / "mla", "rank=16")
+    err = refused(ic, capsys, monkeypatch, f"source={folder}", "output=out")
+    assert "has Multi-head Latent Attention already" in err
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    err = refused(ic, capsys, monkeypatch, "source=gpt2", "output=out")
+    assert "a model of type 'gpt2'; Llama, Qwen2, Qwen3, Mistral can be converted" in err
+    shutil.copytree(trained, tmp_path / "mute")
+    for file in (*(tmp_path / "mute").glob("*token*"), tmp_path / "mute" / "byte_vocab.json"):
+        file.unlink(missing_ok=True)
+    err = refused(ic, capsys, monkeypatch, "source=mute", "output=out")
+    assert "mute holds no tokenizer" in err
+    err = refused(ic, capsys, monkeypatch, f"source={trained}", f"output={folder}")
+    assert f"output={folder} exists" in err
+
+
+def test_a_full_disk(
+    ic: Run, trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    err = refused(ic, capsys, monkeypatch, f"source={trained}", "output=out")
+    assert "output=out: the export takes 0.0 GB, but" in err
