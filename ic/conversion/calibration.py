@@ -34,8 +34,8 @@ def open_texts(options: ConvertOptions) -> TextFiles:
             "none)"
         )
     paths = resolve_files(expand_folders(options.calibration, setting), setting)
-    file_format = detect_format(paths, options.format, setting, "convert")
-    return TextFiles(paths, file_format, options.text_column, "file", "convert")
+    file_format = detect_format(paths, options.format, setting, "")
+    return TextFiles(paths, file_format, options.text_column, "file", "")
 
 
 def read_rows(

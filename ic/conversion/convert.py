@@ -1,8 +1,8 @@
 """A source with grouped-query attention -> an export with Multi-head Latent Attention.
 
-Everything that a user may have got wrong is refused before the weights are loaded. The text then goes
-through the model layer by layer: each layer is measured on its inputs and converted, so that a GPU
-holds one layer at a time.
+Everything that a user may have got wrong is refused before the weights are loaded. The text then
+goes through the model layer by layer: each layer is measured on its inputs and converted, so that a
+GPU holds one layer at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.checkpoint.card.history import CONVERSION, folder_source, gguf_source
 from ic.checkpoint.export import check_space, copy_tokenizer, write_export
 from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.source import Source, find_source
@@ -24,8 +25,10 @@ from ic.checkpoint.weights import DTYPES, check_sizes
 from ic.conversion.calibration import open_texts, read_rows
 from ic.conversion.families import FAMILIES, read_geometry
 from ic.conversion.layout import Layout, choose_layout
-from ic.conversion.options import ConvertOptions
+from ic.conversion.options import PARITY, ConvertOptions
+from ic.conversion.parity.options import LOGITS, SUITES
 from ic.conversion.stream import Stream
+from ic.datamodules.text_files import expand_folders, resolve_files
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
@@ -38,10 +41,6 @@ from ic.inference.transformers_model import (
 )
 from ic.machine.devices import check_accelerator
 from ic.model import MLAConfig, MLAForCausalLM
-
-# Of a converted folder: how it came to be, and what is written into it afterwards.
-CONVERSION = "conversion.json"
-LATER = ("README.md", "parity")
 
 OnLayer = Callable[[int, int], None]
 
@@ -114,6 +113,7 @@ def prepare(options: ConvertOptions) -> Prepared:
                 f"{config.max_position_embeddings:,} positions"
             )
         rows_MT = read_rows(open_texts(options), tokenizer, options)
+    _check_parity(options, config.max_position_embeddings)
     return Prepared(source, config, layout, tokenizer, rows_MT)
 
 
@@ -162,7 +162,8 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
         dtype=None,
         max_shard_size=options.max_shard_size,
         origin=source.path,
-        later=LATER,
+        later=(PARITY,),
+        licence=options.licence,
     )
     return Converted(layout, layers, files, time.perf_counter() - start)
 
@@ -192,6 +193,24 @@ def _unchanged(model: Any, config: MLAConfig, dtype: torch.dtype) -> dict[str, T
     return kept
 
 
+def _check_parity(options: ConvertOptions, positions: int) -> None:
+    """Refuse a report that could not be written once the model is there.
+
+    Raises:
+        ValueError: texts that are not there, or lengths beyond the model's positions.
+    """
+    parity = options.parity_config()
+    if parity is None:
+        return
+    resolve_files(expand_folders(parity.text, "parity.text"), "parity.text")
+    for name, parts in (("lengths", {LOGITS}), ("retrieval_lengths", set(SUITES))):
+        if parts & set(parity.measured) and (longest := max(getattr(parity, name))) > positions:
+            raise UsageError(
+                f"parity.{name}={getattr(parity, name)}: the model has {positions:,} positions, "
+                f"and {longest:,} tokens do not fit; choose shorter ones, or parity=null"
+            )
+
+
 def _tokenizer(source: Source, options: ConvertOptions) -> PreTrainedTokenizerBase:
     if options.tokenizer is not None:
         return build_tokenizer(options.tokenizer)
@@ -214,14 +233,15 @@ def _record(
     seconds: float,
 ) -> dict[str, Any]:
     """What `conversion.json` holds: what it takes to repeat it, and what was measured."""
-    layout, geometry = prepared.layout, prepared.layout.geometry
+    source, layout, geometry = prepared.source, prepared.layout, prepared.layout.geometry
     rows = prepared.rows_MT
     described = describe_run(asdict(options))
     return {
         "options": described.pop("config"),
         **described,
-        "source": str(prepared.source.path),
+        "source": str(source.path),
         "family": FAMILIES[geometry.family],
+        "licence": (gguf_source if source.is_gguf else folder_source)(source.path)["licence"],
         "form": "exact" if layout.is_exact else "compressed",
         "original": {
             "heads": geometry.heads,

@@ -50,7 +50,7 @@ class Turns:
         for group, (q_sdX, k_dX) in enumerate(
             zip(self._weights.q_GsdX.float(), self._weights.k_GdX.float(), strict=True)
         ):
-            key_TF = to_complex((k_dX @ x_TX.T)).T * turn_TF
+            key_TF = to_complex(k_dX @ x_TX.T).T * turn_TF
             query_sSF = to_complex(q_sdX @ x_TX[asking_S].T).mT * turn_TF[asking_S]
             score_sST = (query_sSF.conj() @ key_TF.T).real * self._scale
             attention_sST = score_sST.masked_fill(~seen_ST, float("-inf")).softmax(-1)
@@ -61,7 +61,7 @@ class Turns:
             self._weight_Gs1[group] += attention_sST.sum((1, 2), dtype=torch.float64)[:, None]
 
     @property
-    def mean_GsF(self) -> Tensor:
-        """Complex, of size 1 at most; 1 for a head that looks at the first token alone."""
+    def mean(self) -> Tensor:
+        """(G, s, F) complex, of size 1 at most; 1 for a head that reads the first token alone."""
         mean_GsF = self._sum_GsF / self._weight_Gs1
         return torch.where(self._weight_Gs1 > 0, mean_GsF, torch.ones_like(mean_GsF))

@@ -1,7 +1,7 @@
 """Which models can be converted, and what of them the attention of the result has to carry.
 
-Llama, Qwen2 (and 2.5), Qwen3 and Mistral name their layers and tensors alike; they differ in biases,
-in norms of query and key, and in which of their layers look back through a window.
+Llama, Qwen2 (and 2.5), Qwen3 and Mistral name their layers and tensors alike. They differ in
+biases, in norms of query and key, and in which of their layers look back through a window.
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def _check_windows(config: Any, path: Path) -> None:
         return
     which = "all layers" if len(layers) == len(kinds) else f"layers {_spans(layers)}"
     raise UsageError(
-        f"source={path}: {which} attend to the last {window:,} of {config.max_position_embeddings:,} "
-        "tokens (sliding_window), and MLA to all of them; a model without windows, or used to "
-        f"{window:,} tokens alone (max_position_embeddings={window} in its config.json), can be "
-        "converted"
+        f"source={path}: {which} attend to the last {window:,} of "
+        f"{config.max_position_embeddings:,} tokens (sliding_window), and MLA to "
+        f"all of them; a model without windows, or used to {window:,} tokens alone "
+        f"(max_position_embeddings={window} in its config.json), can be converted"
     )
 
 

@@ -1,9 +1,9 @@
 """A latent of small rank for keys and values together, by principal components of their covariance.
 
 What a component is worth is how much of the scores and of the layer's output it carries, not how
-large it is: keys are weighted by the root of the covariance of the queries that read them, values by
-the root of the Gram matrix of `o_proj`'s columns that read them (CARE, arXiv 2603.17946, weights a
-matrix by the root of its input's covariance).
+large it is: keys are weighted by the root of the covariance of the queries that read them, values
+by the root of the Gram matrix of `o_proj`'s columns that read them (CARE, arXiv 2603.17946, weights
+by covariances).
 
 Legend: Y rows of keys and values, X the layer's input with a 1 behind it, R rank, N rows of a head.
 """
@@ -93,8 +93,8 @@ def steadied(latent: Latent, second_XX: Tensor, *, has_bias: bool) -> Latent:
     elsewhere takes the division back. The other components have a root mean square of one.
 
     Where the projection has no bias, the component is the linear function of the input that comes
-    nearest to 1 (ridge regression): residual streams hold directions that hardly change from token to
-    token (in SmolLM2-135M it is off by 2 %).
+    nearest to 1 (ridge regression): residual streams hold directions that hardly change from token
+    to token (in SmolLM2-135M it is off by 2 %).
     """
     components = len(latent.down_RX)
     mean_square = torch.einsum("rx,xz,rz->", latent.down_RX, second_XX, latent.down_RX) / components

@@ -40,7 +40,7 @@ def convert_layer(
 
     Args:
         second_XX: second moment of the layer's input (`Moments.second`); None in the exact form.
-        turn_GsF: mean turn of the keys that lose their rotation (`Turns.mean_GsF`); None is no turn.
+        turn_GsF: mean turn of the keys that lose their rotation (`Turns.mean`); None is no turn.
     """
     if layout.keeps_keys:
         return _with_whole_keys(weights, second_XX, layout)

@@ -131,9 +131,9 @@ def _components(geometry: Geometry, options: ConvertOptions) -> int:
         return geometry.kv_heads if is_exact or geometry.qk_norm else 1
     if geometry.qk_norm and options.rope_dim != whole:
         raise UsageError(
-            f"rope_dim={options.rope_dim}: {FAMILIES[geometry.family]} normalises each head's query "
-            f"and key before it rotates them, so its keys stay whole: leave rope_dim out (it is "
-            f"{whole}), and the rank compresses the values"
+            f"rope_dim={options.rope_dim}: {FAMILIES[geometry.family]} normalises each head's "
+            "query and key before it rotates them, so its keys stay whole: leave rope_dim out "
+            f"(it is {whole}), and the rank compresses the values"
         )
     if options.rope_dim % dim or options.rope_dim > whole:
         allowed = ", ".join(str(m * dim) for m in range(1, geometry.kv_heads + 1)[:8])

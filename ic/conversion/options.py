@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
+from ic.checkpoint.card.licence import check_licence
+from ic.conversion.parity.options import (
+    CACHE,
+    INSTRUCTIONS,
+    PASSKEY,
+    SPEED,
+    ParityConfig,
+    ParityOptions,
+)
 from ic.datamodules.options import FORMATS
 from ic.errors import check_choice
 from ic.inference.options import ACCELERATORS
+
+# Folder of the report in the output.
+PARITY = "parity"
+# What `parity` measures where there is no text to read.
+WITHOUT_TEXT = [CACHE, PASSKEY, INSTRUCTIONS, SPEED]
 
 
 @dataclass
@@ -27,7 +42,8 @@ class ConvertOptions:
             there is but one KV head.
         calibration: files of text to measure keys, values and queries on: paths or globs of text,
             JSON Lines or parquet, compressed or not.
-        calibration_rows: sequences that are taken from it, of different documents where it has them.
+        calibration_rows: sequences that are taken from it, of different documents where it has
+            them.
         calibration_tokens: tokens of each.
         format: auto (by suffix), text, jsonl or parquet.
         text_column: key or column that holds the text.
@@ -37,6 +53,11 @@ class ConvertOptions:
             and float32 for a GGUF file.
         max_shard_size: largest safetensors file, such as 5GB.
         overwrite: replace an existing output, if it is an export and nothing else.
+        licence: of the model, for its card, such as apache-2.0; null takes the source's, if it
+            says one.
+        parity: what is measured of original and result, as by the verb `parity`, into the folder
+            `parity` of the output; without a text of its own it reads `calibration`. null measures
+            nothing.
 
     Raises:
         ValueError: a value out of its range, or `rank` and `cache` both.
@@ -57,8 +78,11 @@ class ConvertOptions:
     dtype: str | None = None
     max_shard_size: str = "5GB"
     overwrite: bool = False
+    licence: str | None = None
+    parity: ParityOptions | None = field(default_factory=ParityOptions)
 
     def __post_init__(self) -> None:
+        check_licence(self.licence)
         if self.rank is not None and self.cache is not None:
             raise ValueError(f"rank={self.rank} and cache={self.cache}: give one of them")
         if self.rank is not None and self.rank < 1:
@@ -78,3 +102,29 @@ class ConvertOptions:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
         if self.dtype is not None:
             check_choice("dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+    def parity_config(self) -> ParityConfig | None:
+        """What is measured of original and result, if anything.
+
+        Raises:
+            ValueError: options that do not fit.
+        """
+        if self.parity is None:
+            return None
+        given = {each.name: getattr(self.parity, each.name) for each in fields(ParityOptions)}
+        if not given["text"] and self.calibration:
+            given |= {
+                "text": self.calibration,
+                "format": self.format,
+                "text_column": self.text_column,
+            }
+        if not given["text"] and not given["parts"]:
+            given["parts"] = WITHOUT_TEXT
+        return ParityConfig(
+            **given,
+            original=self.source,
+            converted=self.output,
+            output=str(Path(self.output) / PARITY),
+            tokenizer=self.tokenizer,
+            accelerator=self.accelerator,
+        )

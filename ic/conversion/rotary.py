@@ -1,7 +1,7 @@
 """One rotary key for all KV heads, by a complex rotation of the heads for each frequency.
 
-Dimensions (i, i + d/2) of a key are one complex number that the position turns, by the same angle in
-every head. So any complex matrix across the heads, one for each frequency, may be moved from the
+Dimensions (i, i + d/2) of a key are one complex number that the position turns, by the same angle
+in every head. So any complex matrix across the heads, one for each frequency, may be moved from the
 keys to the queries: it commutes with the turning. It is chosen such that as much as possible of the
 keys, as the queries see them, lies in its first components, which become the shared rotary key.
 TransMLA (arXiv 2502.07864, RoRoPE) rotates by the keys' principal components; here the

@@ -110,7 +110,7 @@ class Stream:
         turns = Turns(weights, torch.complex(cos_TF, sin_TF), scale)
         for hidden_1TD in self._hidden_M[:_ATTENTION_ROWS]:
             turns.add(layer.input_layernorm(hidden_1TD)[0])
-        return turns.mean_GsF
+        return turns.mean
 
     def _advance(self, layer: Any) -> None:
         self._hidden_M = [layer(each_1TD, **self._their_position) for each_1TD in self._hidden_M]

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.source import find_source
+from ic.conversion.options import PARITY
 from ic.conversion.options import ConvertOptions as Config
 
 if TYPE_CHECKING:
     from ic.conversion.convert import Converted
+
+OWN_TEXT = (
+    "The text is that which the conversion was measured on: give parity.text=[FILES] for text that "
+    "it has not seen."
+)
 
 
 def check(config: Config) -> None:
@@ -25,10 +31,19 @@ def check(config: Config) -> None:
 def run(config: Config) -> int:
     """Convert the model layer by layer and write its folder."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
+    from ic.checkpoint.model_card import write_card
     from ic.conversion.convert import convert, prepare
+    from ic.conversion.parity.report import HEAD, headline
+    from ic.conversion.parity.run import measure_parity
+    from ic.display.table import print_table
     from ic.inference.loading import announce
 
     prepared = prepare(config)
@@ -39,8 +54,19 @@ def run(config: Config) -> int:
         converted = convert(
             prepared, config, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    for line in _summary(converted, Path(config.output)):
-        Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    console, output = Console(), Path(config.output)
+    for line in _summary(converted, output):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    parity = config.parity_config()
+    if parity is None:
+        return 0
+    same = config.parity is not None and not config.parity.text and bool(parity.text)
+    results = measure_parity(parity, notes=(OWN_TEXT,) if same else ())
+    write_card(output)
+    print_table(HEAD, headline(results["rows"]), title="parity", console=console)
+    for sentence in (*results["notes"], *results["words"]):
+        console.print(sentence, highlight=False)
+    console.print(f"report: {output / PARITY}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -52,8 +78,8 @@ def _summary(converted: Converted, output: Path) -> list[str]:
     lines = [
         f"{'exact' if layout.is_exact else 'compressed'} form: rank {layout.rank}, rotary key "
         f"{layout.rope_dim}, {layout.nope_dim} dimensions per head without rotation",
-        f"cache in bf16: {before * per_token:,} bytes per token before, {after * per_token:,} after "
-        f"({after / before:.0%})",
+        f"cache in bf16: {before * per_token:,} bytes per token before, {after * per_token:,} "
+        f"after ({after / before:.0%})",
     ]
     if not layout.is_exact:
         worst = max(layers, key=lambda layer: layer["output_error"])

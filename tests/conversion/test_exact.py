@@ -58,7 +58,9 @@ def original(case: str, folder: Path) -> PreTrainedModel:
 
 def converted(folder: Path, **options: Any) -> MLAForCausalLM:
     output = folder.with_name("converted")
-    chosen = ConvertOptions(source=str(folder), output=str(output), accelerator="cpu", **options)
+    chosen = ConvertOptions(
+        source=str(folder), output=str(output), accelerator="cpu", parity=None, **options
+    )
     convert(prepare(chosen), chosen, lambda done, total: None)
     return load_model(output)
 

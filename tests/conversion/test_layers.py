@@ -56,7 +56,7 @@ def weights() -> GroupedWeights:
 
 
 @pytest.fixture
-def inputs_TX() -> Tensor:
+def inputs() -> Tensor:
     """Inputs of very unequal directions, with a 1 behind each."""
     torch.manual_seed(1)
     mixing = torch.randn(HIDDEN, HIDDEN, dtype=torch.float64) * torch.logspace(0, -2, HIDDEN)
@@ -64,24 +64,24 @@ def inputs_TX() -> Tensor:
     return torch.nn.functional.pad(x_TD, (0, 1), value=1.0)
 
 
-def second_moment(inputs_TX: Tensor) -> Tensor:
+def second_moment(inputs: Tensor) -> Tensor:
     moments = Moments(HIDDEN, torch.device("cpu"))
-    for piece in inputs_TX[:, :-1].split(77):
+    for piece in inputs[:, :-1].split(77):
         moments.add(piece)
     return moments.second
 
 
-def test_moments_are_those_of_all_tokens(inputs_TX: Tensor) -> None:
-    expected = inputs_TX.T @ inputs_TX / len(inputs_TX)
-    torch.testing.assert_close(second_moment(inputs_TX), expected)
+def test_moments_are_those_of_all_tokens(inputs: Tensor) -> None:
+    expected = inputs.T @ inputs / len(inputs)
+    torch.testing.assert_close(second_moment(inputs), expected)
 
 
 @pytest.mark.parametrize("components", [1, 2, 4])
 def test_shared_key_and_rest_give_the_scores(
-    weights: GroupedWeights, inputs_TX: Tensor, components: int
+    weights: GroupedWeights, inputs: Tensor, components: int
 ) -> None:
-    shared = share_rotary_key(weights, second_moment(inputs_TX), components)
-    x, y = inputs_TX[0].to(torch.complex128), inputs_TX[1].to(torch.complex128)
+    shared = share_rotary_key(weights, second_moment(inputs), components)
+    x, y = inputs[0].to(torch.complex128), inputs[1].to(torch.complex128)
     turn_F = torch.polar(torch.ones(DIM // 2).double(), torch.linspace(0.3, 2.9, DIM // 2).double())
     query_GsF, key_GF = to_complex(weights.q_GsdX) @ x, to_complex(weights.k_GdX) @ y
     expected = torch.einsum("gsf,gf,f->gs", query_GsF.conj(), key_GF, turn_F).real
@@ -95,10 +95,10 @@ def test_shared_key_and_rest_give_the_scores(
 
 
 def test_the_shared_key_holds_more_than_one_head_does(
-    weights: GroupedWeights, inputs_TX: Tensor
+    weights: GroupedWeights, inputs: Tensor
 ) -> None:
     """Weighted by the queries' size, no head's own key leaves as little to the other heads."""
-    second = second_moment(inputs_TX).to(torch.complex128)
+    second = second_moment(inputs).to(torch.complex128)
     query, key = to_complex(weights.q_GsdX), to_complex(weights.k_GdX)
     size_GF = torch.einsum("gsfx,xy,gsfy->gf", query, second, query.conj()).real
 
@@ -114,14 +114,14 @@ def test_the_shared_key_holds_more_than_one_head_does(
         assert ours < energy(key - (cross / alone)[..., None] * own)
 
 
-def test_a_latent_loses_what_the_smallest_singular_values_hold(inputs_TX: Tensor) -> None:
+def test_a_latent_loses_what_the_smallest_singular_values_hold(inputs: Tensor) -> None:
     torch.manual_seed(2)
     rows_YX = torch.randn(24, HIDDEN + 1, dtype=torch.float64)
     blocks = torch.randn(3, 8, 8, dtype=torch.float64)
     weighting = Weighting.of(blocks @ blocks.mT)
-    latent = compress(rows_YX, second_moment(inputs_TX), weighting, rank=10)
-    truth_TY = inputs_TX @ rows_YX.T
-    error_TY = (inputs_TX @ latent.down_RX.T @ latent.up_YR.T - truth_TY) @ weighting.root_YY
+    latent = compress(rows_YX, second_moment(inputs), weighting, rank=10)
+    truth_TY = inputs @ rows_YX.T
+    error_TY = (inputs @ latent.down_RX.T @ latent.up_YR.T - truth_TY) @ weighting.root_YY
     values = np.linalg.svd((truth_TY @ weighting.root_YY).numpy(), compute_uv=False)
     expected = (values[10:] ** 2).sum()
     assert float(error_TY.square().sum()) == pytest.approx(expected, rel=1e-8)
@@ -129,34 +129,32 @@ def test_a_latent_loses_what_the_smallest_singular_values_hold(inputs_TX: Tensor
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_the_norm_changes_a_steadied_latent_little(inputs_TX: Tensor, has_bias: bool) -> None:
+def test_the_norm_changes_a_steadied_latent_little(inputs: Tensor, has_bias: bool) -> None:
     torch.manual_seed(3)
-    inputs_TX[:, 0] = 2 + 0.02 * torch.randn(len(inputs_TX))  # a direction that hardly changes
-    inputs_TX[7, 1:-1] *= 3  # a token with a latent three times as large
-    second_XX = second_moment(inputs_TX)
+    inputs[:, 0] = 2 + 0.02 * torch.randn(len(inputs))  # a direction that hardly changes
+    inputs[7, 1:-1] *= 3  # a token with a latent three times as large
+    second_XX = second_moment(inputs)
     down_RX = torch.randn(9, HIDDEN + 1, dtype=torch.float64)
     down_RX[:, -1] *= has_bias
     plain = Latent(down_RX, torch.randn(16, 9, dtype=torch.float64), kept=1.0)
     steady = steadied(plain, second_XX, has_bias=has_bias)
-    latent_TR = inputs_TX @ steady.down_RX.T
+    latent_TR = inputs @ steady.down_RX.T
     assert (steady.down_RX[:, -1] == 0).all() or has_bias
     assert steady.norm_R is not None
     normed_TR = latent_TR * latent_TR.square().mean(1, keepdim=True).rsqrt() * steady.norm_R
-    expected_TY = inputs_TX @ down_RX.T @ plain.up_YR.T
+    expected_TY = inputs @ down_RX.T @ plain.up_YR.T
     error_TY = normed_TR @ steady.up_YR.T - expected_TY
     # Without the steady component the large token is wrong by about two thirds.
     assert (error_TY.norm(dim=1) / expected_TY.norm(dim=1)).max() < 0.15
     assert error_TY.norm(dim=1).median() / expected_TY.norm(dim=1).median() < 0.03
 
 
-def test_a_head_that_nothing_reads_leaves_numbers(
-    weights: GroupedWeights, inputs_TX: Tensor
-) -> None:
+def test_a_head_that_nothing_reads_leaves_numbers(weights: GroupedWeights, inputs: Tensor) -> None:
     """A query or an output of zeros makes a weighting singular."""
     weights.q_GsdX[1] = 0
     weights.o_DGsd[:, 2] = 0
     layout = Layout(geometry(), components=1, rank=20)
-    converted = convert_layer(weights, second_moment(inputs_TX), layout)
+    converted = convert_layer(weights, second_moment(inputs), layout)
     assert all(tensor.isfinite().all() for tensor in converted.tensors.values())
     assert 0.5 < converted.kept < 1
 
@@ -164,15 +162,13 @@ def test_a_head_that_nothing_reads_leaves_numbers(
 @pytest.mark.parametrize("components", [1, 2])
 @pytest.mark.parametrize("scale", [1.0, 1.25])
 def test_at_full_rank_scores_and_outputs_come_back_where_nothing_turns(
-    weights: GroupedWeights, inputs_TX: Tensor, components: int, scale: float
+    weights: GroupedWeights, inputs: Tensor, components: int, scale: float
 ) -> None:
     """YaRN's factor on cos and sin, biases, softmax's scale and the order of heads are all in it."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "attention_factor": scale}
-    layout = Layout(
-        geometry(rope_parameters=rope), components, rank=HIDDEN + 2
-    )
-    tensors = convert_layer(weights, second_moment(inputs_TX), layout).tensors
-    x_X, y_X = inputs_TX[3], inputs_TX[4]
+    layout = Layout(geometry(rope_parameters=rope), components, rank=HIDDEN + 2)
+    tensors = convert_layer(weights, second_moment(inputs), layout).tensors
+    x_X, y_X = inputs[3], inputs[4]
     query_HK = (tensors["q_proj.weight"] @ x_X[:-1] + tensors["q_proj.bias"]).unflatten(
         0, (GROUPS * PER_GROUP, -1)
     )
@@ -186,9 +182,9 @@ def test_at_full_rank_scores_and_outputs_come_back_where_nothing_turns(
     nope_HN, rope_HP = query_HK.split([DIM, layout.rope_dim], dim=1)
     # Cos and sin have the factor, so the rotated part of a score has its square.
     scores_H = (nope_HN * key_HN).sum(1) + scale**2 * (rope_HP @ rotary_P)
-    expected = torch.einsum(
-        "gsd,gd->gs", weights.q_GsdX @ x_X, weights.k_GdX @ y_X
-    ).flatten() * (scale**2 / DIM**0.5)
+    expected = torch.einsum("gsd,gd->gs", weights.q_GsdX @ x_X, weights.k_GdX @ y_X).flatten() * (
+        scale**2 / DIM**0.5
+    )
     torch.testing.assert_close(scores_H / (DIM + layout.rope_dim) ** 0.5, expected)
     torch.testing.assert_close(
         tensors["o_proj.weight"] @ value_HV.flatten() + tensors["o_proj.bias"],
@@ -197,11 +193,11 @@ def test_at_full_rank_scores_and_outputs_come_back_where_nothing_turns(
 
 
 def test_the_mean_turn_leaves_the_least_error_of_the_scores(
-    weights: GroupedWeights, inputs_TX: Tensor
+    weights: GroupedWeights, inputs: Tensor
 ) -> None:
     """Against sums over all pairs, one by one."""
     tokens = 40
-    x_TX = inputs_TX[:tokens] / 30
+    x_TX = inputs[:tokens] / 30
     x_TX[:, -1] = 1
     angle_TF = torch.arange(tokens)[:, None] * torch.tensor([1.0, 0.3, 0.05, 0.001]).double()
     rotation_TF = torch.polar(torch.ones_like(angle_TF), angle_TF)
@@ -217,9 +213,7 @@ def test_the_mean_turn_leaves_the_least_error_of_the_scores(
             for s, attention in enumerate(score_T.softmax(0)[1:].tolist(), start=1):
                 above += attention * torch.exp(1j * (angle_TF[s] - angle_TF[t]))
                 below += attention
-        torch.testing.assert_close(
-            turns.mean_GsF[group, head], above / below, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(turns.mean[group, head], above / below, atol=1e-5, rtol=1e-5)
     # A frequency that hardly turns keeps all of its keys, a fast one little.
-    size_F = turns.mean_GsF.abs().mean((0, 1))
+    size_F = turns.mean.abs().mean((0, 1))
     assert size_F[0] < 0.3 < 0.99 < size_F[-1]
