@@ -23,6 +23,10 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     if tokenizer.eos_token_id is None:
         return []
+    return list(dict.fromkeys([*stop_tokens(tokenizer), *model_end_tokens(model)]))
+
+
+def model_end_tokens(model: Any) -> list[int]:
+    """Ids that end a text, of the model's generation configuration, which has one or several."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    of_model = own if isinstance(own, list) else [] if own is None else [own]
-    return list(dict.fromkeys([*stop_tokens(tokenizer), *of_model]))
+    return own if isinstance(own, list) else [] if own is None else [own]

@@ -58,6 +58,7 @@ def run(config: Config) -> int:
     from ic.datamodules.chat_templates import stop_tokens
     from ic.datamodules.conversations import apply_template, check_template
     from ic.inference.loading import load_source
+    from ic.inference.model_facts import model_end_tokens
 
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     if not prompt:
@@ -81,6 +82,10 @@ def run(config: Config) -> int:
         )
     torch.manual_seed(config.seed)
     greedy = config.temperature == 0
+    own = stop_tokens(tokenizer) if config.chat else []
+    if not own and tokenizer.eos_token_id is not None:
+        own = [tokenizer.eos_token_id]
+    ends = list(dict.fromkeys([*own, *model_end_tokens(model)]))
     chunk = config.prefill_chunk_tokens if ids.shape[1] > config.prefill_chunk_tokens else None
     model.generate(
         ids,
@@ -93,7 +98,7 @@ def run(config: Config) -> int:
             top_p=None if greedy else config.top_p,
             prefill_chunk_size=chunk,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=(stop_tokens(tokenizer) if config.chat else []) or tokenizer.eos_token_id,
+            eos_token_id=ends or None,
         ),
     )
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,20 @@ def test_greedy_tokens_are_the_same(variant: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_generation_ends_at_each_of_several_tokens(tmp_path: Path) -> None:
+def test_generation_ends_at_each_of_several_tokens(
+    ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     sizes = {**SMALL, "vocab_size": len(small_bpe()), "pad_token_id": None, "bos_token_id": None}
     model = MLAForCausalLM(MLAConfig(**sizes)).eval()
     randomize(model)
-    ids = torch.arange(40, 60)[None]
-    text = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, 20:]
-    ends = [int(text[7]), int(text[4])]
-    assert not set(ends) & set(text[:4].tolist())
+    tokenizer = small_bpe()
+    ids = tokenizer(PROMPTS[1], return_tensors="pt")["input_ids"]
+    length = ids.shape[1]
+    text = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, length:]
+    in_order = list(dict.fromkeys(text.tolist()))
+    ends = [in_order[4], in_order[2]]
+    until = text.tolist().index(ends[1]) + 1
     model.config.eos_token_id = ends
     out = exported(model, tmp_path)
     for loaded in (load_model(out), AutoModelForCausalLM.from_pretrained(out).eval()):
@@ -93,4 +99,8 @@ def test_generation_ends_at_each_of_several_tokens(tmp_path: Path) -> None:
         assert loaded.config.pad_token_id is None
         assert loaded.config.bos_token_id is None
         ended = loaded.generate(ids, max_new_tokens=12, do_sample=False)
-        assert ended[0, 20:].equal(text[:5])
+        assert ended[0, length:].equal(text[:until])
+    # The tokenizer has another end.
+    capsys.readouterr()
+    assert ic("generate", f"checkpoint={out}", f'prompt="{PROMPTS[1]}"', "max_new_tokens=12") == 0
+    assert capsys.readouterr().out.strip() == tokenizer.decode(text[:until]).strip()
