@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ic.checkpoint.card.history import CONVERSION, folder_source, gguf_source
+from ic.checkpoint.card.history import CONVERSION, data_files
+from ic.checkpoint.card.outside import folder_source, gguf_source
+from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.export import check_space, copy_tokenizer, write_export
 from ic.checkpoint.export_folder import check_output
+from ic.checkpoint.hugging_face import INDEX, weight_files
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES, check_sizes
 from ic.conversion.calibration import open_texts, read_rows
@@ -96,6 +99,8 @@ def prepare(options: ConvertOptions) -> Prepared:
             f"source={source.path} has Multi-head Latent Attention already: evaluate, generate, "
             "export and model.init_from take it as it is"
         )
+    if (source.path / INDEX).is_file():
+        weight_files(source.path)  # refuses a folder that lacks one of its files
     config = read_config(source)
     layout = choose_layout(read_geometry(config, source.path), options)
     check_space(Path(options.output), _size_of_result(layout, config, options))
@@ -163,6 +168,7 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
         max_shard_size=options.max_shard_size,
         origin=source.path,
         later=(PARITY,),
+        source=source,
         licence=options.licence,
     )
     return Converted(layout, layers, files, time.perf_counter() - start)
@@ -232,11 +238,15 @@ def _record(
     device: torch.device,
     seconds: float,
 ) -> dict[str, Any]:
-    """What `conversion.json` holds: what it takes to repeat it, and what was measured."""
+    """What `conversion.json` holds: what it takes to repeat it, and what was measured. It is
+    published with the folder, so it names files without where they lay.
+    """
     source, layout, geometry = prepared.source, prepared.layout, prepared.layout.geometry
     rows = prepared.rows_MT
     described = describe_run(asdict(options))
-    return {
+    command = published_command(described.pop("command"))
+    files = data_files(options.calibration, [Path.cwd()]) if options.calibration else None
+    record = {
         "options": described.pop("config"),
         **described,
         "source": str(source.path),
@@ -257,7 +267,9 @@ def _record(
             "cache_numbers": layout.cache_numbers,
         },
         "calibration": None if rows is None else {"rows": rows.shape[0], "tokens": rows.shape[1]},
+        "calibration_files": files,
         "converted_on": device.type,
         "seconds": seconds,
         "rows": layers,
     }
+    return {**publishable(record), "command": command}

@@ -375,3 +375,30 @@ def test_a_parity_report_goes_into_the_card_of_its_folder(tmp_path: Path, ic: Ve
     page.write_text("# Mine\n")
     measure_parity(options(folders, "llama", "out", output=str(tmp_path / "out/parity"), **parts))
     assert page.read_text() == "# Mine\n"
+
+
+def test_of_a_conversion(tmp_path: Path, ic: Verb) -> None:
+    """Its card and conversion.json name the source and its licence, and give no folder away."""
+    home = tmp_path / "alice"
+    source = save_llama(home / "small llama")
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n")
+    text = write_text(home / "moby dick.txt")
+    asked = ["calibration_rows=2", "calibration_tokens=64", "accelerator=cpu", "parity=null"]
+    given = (f"source='{source}'", f"calibration=['{text}']", f"output={home}/mla", "rank=8")
+    assert ic("convert", *given, *asked) == 0
+    page = (home / "mla/README.md").read_text()
+    data = ModelCard(page).data
+    assert (data.license, data.language, data.library_name) == ("mit", ["en"], "transformers")
+    assert "**1. small llama**" in page
+    assert "**2. Conversion of small llama to MLA**" in page
+    assert f"- calibration: moby dick.txt ({text.stat().st_size:,} bytes)\n" in page
+    assert "- cache: 32 numbers per token and layer before, 16 after (50%)" in page
+    rows = json.loads((home / "mla/conversion.json").read_text())["rows"]
+    worst = max(row["output_error"] for row in rows)
+    assert f"{worst:.1%} at most" in page
+    for file in (home / "mla").glob("*.*"):
+        if file.suffix in (".md", ".json"):
+            assert "alice" not in file.read_text(), file
+    # What is trained, or exported, from it knows of both stages.
+    assert ic("export", f"checkpoint={home}/mla", "output=out", "dtype=bfloat16") == 0
+    assert "**2. Conversion of small llama to MLA**" in (tmp_path / "out/README.md").read_text()

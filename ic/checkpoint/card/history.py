@@ -77,14 +77,13 @@ def _stages(source: Source, seen: list[Path]) -> list[Stage]:
 def conversion_stage(folder: Path) -> Stage:
     """What a conversion says of itself, with the errors of its layers in three numbers."""
     found = saved(folder / CONVERSION)
-    options = found.get("options") or {}
     errors = [row["output_error"] for row in found.get("rows", []) if "output_error" in row]
-    calibration = options.get("calibration")
+    files = found.get("calibration_files")
     return {
         "kind": "conversion",
         **publishable({key: found.get(key) for key in _OF_A_CONVERSION}),
         "name": published_path(str(found.get("source"))),
-        "files": {"calibration": _files(calibration, [Path.cwd()])} if calibration else {},
+        "files": {"calibration": files} if files else {},
         "command": published_command(str(found.get("command"))),
         "output_error": {"mean": sum(errors) / len(errors), "most": max(errors)}
         if errors
@@ -132,7 +131,7 @@ def _training(run: RunFolder, config: Mapping[str, Any], step: int) -> Stage:
         "adapter": publishable((config.get("model") or {}).get("adapter")),
         "data": data.get("name"),
         "files": {
-            key: _files(value, bases)
+            key: data_files(value, bases)
             for key, value in data.items()
             if key.endswith("files") and isinstance(value, list) and value
         },
@@ -186,9 +185,13 @@ def _number(text: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _files(patterns: list[Any], bases: list[Path]) -> dict[str, Any]:
-    """Names and sizes of data files, `{"named": [...], "files": n, "bytes": ...}`; sizes are None
-    where the files are no longer there.
+def data_files(patterns: list[Any], bases: list[Path]) -> dict[str, Any]:
+    """Names and sizes of data files, `{"named": [...], "num_files": n, "bytes": ...}`; sizes are
+    None where the files are no longer there.
+
+    Args:
+        patterns: paths, globs or `bundled:NAME`.
+        bases: folders that relative ones may start from; the first that has any counts.
     """
     named: list[dict[str, Any]] = []
     for pattern in map(str, patterns):

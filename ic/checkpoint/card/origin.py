@@ -134,7 +134,11 @@ def _file_list(files: dict[str, Any]) -> str:
     )
     rest = files["num_files"] - len(files["named"])
     more = f" and {rest:,} more" if rest else ""
-    total = "" if files["bytes"] is None else f", {files['bytes']:,} bytes in all"
+    total = (
+        ""
+        if files["bytes"] is None or files["num_files"] == 1
+        else f", {files['bytes']:,} bytes in all"
+    )
     return f"{named}{more}{total}"
 
 
