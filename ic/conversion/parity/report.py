@@ -162,7 +162,7 @@ def _cache(rows: Sequence[Row]) -> Iterator[str]:
         "made of one filled layer of each kind.",
         "",
     )
-    heads = ["tokens", "by", "original", "converted", "bytes a token", "bytes a token, converted"]
+    heads = ["tokens", "by", "original", "converted", "a token, original", "a token, converted"]
     yield from markdown(
         [*heads, "ratio"],
         [
@@ -187,10 +187,7 @@ def _retrieval(comparison: Comparison | None) -> Iterator[str]:
     yield from ("", *markdown(HEADS, lines(comparison), left=1))
     for note in notes(comparison):
         yield from ("", note)
-    yield from (
-        "",
-        "Answers, grids and each model's own page: the folders `original` and `converted`.",
-    )
+    yield from ("", "Every answer lies in the folders `original` and `converted`, by suite.")
 
 
 def _instructions(rows: Sequence[Row]) -> Iterator[str]:
@@ -209,7 +206,7 @@ def _instructions(rows: Sequence[Row]) -> Iterator[str]:
                 "same_first_share": "answers that begin with the same token",
                 "same_answer_share": "answers that are the same",
                 "agreement": "tokens of the original's answer that the converted model would give",
-                "kl": "KL(original || converted) on them, nats per token",
+                "kl": "KL on them, nats per token",
                 "similarity": "words in common, in the same order (difflib's ratio)",
             }
             table = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_the_verb_leaves_a_page_rows_and_a_picture(
     whole = next(row for row in results["rows"] if row["what"] == "logits")
     assert f"| perplexity at 256 | {whole['perplexity_original']:.4g} |" in page
     assert "| cache of 128k tokens | 32 MiB | 16 MiB | x 0.5 |" in page
+    for table in re.findall(r"(?:^\|.*\n)+", page, flags=re.M):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
     for head in ("## Logits and perplexity", "## Cache", "## Instructions", "## Speed"):
         assert head in page
     assert "![perplexity, KL and cache](parity.png)" in page
