@@ -80,6 +80,9 @@ class Decoder(Protocol):
         `ended`, which sees it after each token, says so.
         """
 
+    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
+        """Greedy continuations, up to (new_tokens,), of prompts (T,) in their order."""
+
     def losses(self, ids_BT: Tensor) -> Tensor:
         """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32."""
 
@@ -146,23 +149,20 @@ class Suite(ABC, Generic[C]):
     def answer(
         self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
     ) -> list[Score]:
-        """The samples' scores in their order: greedy answers, those of equal length at once.
+        """The samples' scores in their order: greedy answers, those of about one length at once.
 
         An answer ends before the tokenizer's end token: what a model writes behind it is no part.
         """
-        by_length: dict[int, list[int]] = {}
-        for index, sample in enumerate(samples):
-            by_length.setdefault(len(sample.ids), []).append(index)
-        scores: dict[int, Score] = {}
-        for group in by_length.values():
-            ids_BT = torch.from_numpy(np.stack([samples[index].ids for index in group]))
-            new_tokens = max(samples[index].new_tokens for index in group)
-            for index, tokens in zip(group, decoder.answers(ids_BT, new_tokens), strict=True):
-                own = tokens[: samples[index].new_tokens].tolist()
-                if tokenizer.eos_token_id in own:
-                    own = own[: own.index(tokenizer.eos_token_id)]
-                scores[index] = self.score(samples[index], str(tokenizer.decode(own)))
-        return [scores[index] for index in range(len(samples))]
+        prompts = [torch.from_numpy(sample.ids) for sample in samples]
+        new_tokens = max(sample.new_tokens for sample in samples)
+        scores = []
+        answers = decoder.answers_of_any_length(prompts, new_tokens)
+        for sample, tokens in zip(samples, answers, strict=True):
+            own = tokens[: sample.new_tokens].tolist()
+            if tokenizer.eos_token_id in own:
+                own = own[: own.index(tokenizer.eos_token_id)]
+            scores.append(self.score(sample, str(tokenizer.decode(own))))
+        return scores
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

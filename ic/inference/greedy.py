@@ -10,8 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from ic.inference.caches import TransformersCache, new_cache, piece_tokens
+from ic.inference.caches import (
+    TransformersCache,
+    cut_rows,
+    new_cache,
+    piece_tokens,
+    takes_unequal_rows,
+)
 from ic.model import LatentCache
 
 # Logits of a piece of a prompt in fp32, where all of them are needed.
@@ -70,9 +77,78 @@ class GreedyDecoder:
         ids_BT = ids_BT.to(self.model.device)
         kept = self._keep_common(ids_BT, ids_BT.shape[1] - 1, ids_BT.shape[1] + new_tokens)
         logits = self._prefill(ids_BT[:, kept:])
-        out = ids_BT.new_empty(len(ids_BT), new_tokens)
-        ends = ids_BT.new_tensor(self.ends)
-        ended_B = torch.zeros_like(ids_BT[:, 0], dtype=torch.bool)
+        out = self._continue(logits, new_tokens, ended)
+        self._done(ids_BT)
+        return out
+
+    @torch.no_grad()
+    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
+        """Greedy continuations, up to (new_tokens,), of prompts (T,) in their order.
+
+        Prompts of about the same length are read and continued together, if the model can do that
+        and give what it gives to each alone; others are those of equal length.
+        """
+        answers: dict[int, Tensor] = {}
+        longer = 1 + 1 / 8 if takes_unequal_rows(self.model) else 1
+        groups: list[list[int]] = []
+        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+            if groups and len(prompts[index]) <= longer * len(prompts[groups[-1][0]]):
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        for group in groups:
+            lengths = [len(prompts[index]) for index in group]
+            ids_BT = pad_sequence([prompts[index] for index in group], batch_first=True)
+            if lengths[0] == lengths[-1]:
+                out = self.answers(ids_BT, new_tokens)
+            else:
+                out = self._unequal(ids_BT.to(self.model.device), lengths, new_tokens)
+            answers.update(zip(group, out, strict=True))
+        return [answers[index] for index in range(len(prompts))]
+
+    def _unequal(self, ids_BT: Tensor, lengths: Sequence[int], new_tokens: int) -> Tensor:
+        """Greedy continuation (B, new_tokens) of prompts that are padded at their ends.
+
+        The padding is read with them, and hidden from what follows.
+        """
+        shortest, longest = min(lengths), max(lengths)
+        begin = self._keep_common(ids_BT[:, :shortest], shortest - 1, longest + new_tokens)
+        piece = piece_tokens(self.model, self.prefill_chunk_tokens, longest)
+        logits: Any = [None] * len(lengths)
+        for chunk in ids_BT[:, begin:].split(piece, dim=1):
+            last = [length - 1 - begin for length in lengths]
+            wanted = sorted({place for place in last if 0 <= place < chunk.shape[1]})
+            keep = torch.tensor(wanted or [chunk.shape[1] - 1], device=ids_BT.device)
+            found = self._piece(chunk, logits_to_keep=keep)
+            for row, place in enumerate(last):
+                if place in wanted:
+                    logits[row] = found[row, wanted.index(place)]
+            begin += chunk.shape[1]
+        if isinstance(self._cache, LatentCache):
+            self._cache = cut_rows(self._cache, lengths, longest + new_tokens)
+            lengths_B = None
+        else:
+            lengths_B = torch.tensor(lengths, device=ids_BT.device)
+        out = self._continue(torch.stack(logits)[:, None], new_tokens, lengths_B=lengths_B)
+        self._done(ids_BT[:, :shortest])
+        return out
+
+    def _continue(
+        self,
+        logits: Tensor,
+        new_tokens: int,
+        ended: Callable[[Tensor], bool] = lambda _: False,
+        lengths_B: Tensor | None = None,
+    ) -> Tensor:
+        """The likeliest tokens (B, up to new_tokens) from the logits (B, 1, V) behind prompts.
+
+        Args:
+            lengths_B: of the prompts, where the cache also holds what pads them.
+        """
+        out = torch.empty((len(logits), new_tokens), dtype=torch.long, device=logits.device)
+        padded = 0 if self._cache is None else self._cache.get_seq_length()
+        ends = out.new_tensor(self.ends)
+        ended_B = torch.zeros_like(out[:, 0], dtype=torch.bool)
         for i in range(new_tokens):
             out[:, i] = logits[:, -1].argmax(-1)
             if self.ends:
@@ -81,8 +157,12 @@ class GreedyDecoder:
             if i + 1 == new_tokens or bool(ended_B.all()) or ended(out[:, : i + 1]):
                 out = out[:, : i + 1]
                 break
-            logits = self._forward(out[:, i : i + 1])
-        self._done(ids_BT)
+            hidden: dict[str, Tensor] = {}
+            if lengths_B is not None:
+                place_S = torch.arange(padded + i + 1, device=out.device)
+                real_BS = (place_S < lengths_B[:, None]) | (place_S >= padded)
+                hidden = {"attention_mask": real_BS.long(), "position_ids": lengths_B[:, None] + i}
+            logits = self._forward(out[:, i : i + 1], **hidden)
         return out
 
     def losses(self, ids_BT: Tensor) -> Tensor:
@@ -138,7 +218,7 @@ class GreedyDecoder:
             logits = self._piece(chunk, logits_to_keep=1)
         return logits
 
-    def _piece(self, ids_BT: Tensor, **options: int) -> Tensor:
+    def _piece(self, ids_BT: Tensor, **options: int | Tensor) -> Tensor:
         """`_forward` of a piece of a prompt.
 
         Raises:
@@ -148,7 +228,7 @@ class GreedyDecoder:
             raise StoppedError
         return self._forward(ids_BT, **options)
 
-    def _forward(self, ids_BT: Tensor, **options: int) -> Tensor:
+    def _forward(self, ids_BT: Tensor, **options: int | Tensor) -> Tensor:
         """Append tokens to the cache -> their logits."""
         output = self.model(ids_BT, past_key_values=self._cache, use_cache=True, **options)
         logits: Tensor = output.logits

@@ -21,11 +21,23 @@ class Reader(MLAForCausalLM):
     def forward(
         self, input_ids: Tensor, past_key_values: LatentCache, **kwargs: Any
     ) -> SimpleNamespace:
-        ids_B1T1 = input_ids[:, None, :, None].float()
-        tokens_B1S1, _ = past_key_values.update(ids_B1T1, ids_B1T1, 0)
-        logits = torch.zeros(len(input_ids), 1, 320)
-        for row, tokens in enumerate(tokens_B1S1[:, 0, :, 0].long().tolist()):
-            logits[row, 0, ord(self.next_character(bytes(tokens).decode()))] = 1
+        cache, ids_BT1 = past_key_values, input_ids[..., None].float()
+        past = cache.row_lengths or [0] * len(input_ids)
+        if cache.is_ragged:
+            context = self.model.make_context(*input_ids.shape, input_ids.device, cache)
+        layers: list[Any] = cache.layers
+        for layer in layers:
+            if cache.is_ragged:
+                layer.append_rows(ids_BT1, ids_BT1, context.append_slots_M)
+            else:
+                layer.update(ids_BT1[:, None], ids_BT1[:, None])
+        keep = kwargs.get("logits_to_keep", 1)
+        places = [input_ids.shape[1] - 1] if isinstance(keep, int) else keep.tolist()
+        logits = torch.zeros(len(input_ids), len(places), 320)
+        for row, tokens in enumerate(layers[0].latents()[..., 0].long().tolist()):
+            for at, place in enumerate(places):
+                read = bytes(tokens[: past[row] + place + 1]).decode()
+                logits[row, at, ord(self.next_character(read))] = 1
         return SimpleNamespace(logits=logits)
 
     def next_character(self, text: str) -> str:

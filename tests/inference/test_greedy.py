@@ -53,3 +53,46 @@ def test_an_answer_ends_where_it_is_told_to(make_model: Callable[..., MLAForCaus
     assert [out.shape[1] for out in seen] == [1, 2, 3, 4]
     assert torch.equal(seen[2], whole_BT[:, :3])
     assert torch.equal(decoder.answers(ids_BT, 9), whole_BT)  # the tokens behind are forgotten
+
+
+def prompts_of(lengths: tuple[int, ...], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 97, (length,), generator=generator) for length in lengths]
+
+
+@pytest.mark.parametrize("piece", [1000, 3])
+@pytest.mark.parametrize("ends", [(), (5, 17)])
+def test_prompts_of_near_lengths_are_answered_as_each_alone(
+    make_model: Callable[..., MLAForCausalLM], piece: int, ends: tuple[int, ...]
+) -> None:
+    model = make_model()
+    decoder = GreedyDecoder(model, piece, ends=ends)
+    first = prompts_of((40, 37, 12, 41, 40), 6)  # the third is much shorter
+    # These begin as they did, and what they have in common is there already.
+    pairs = zip(first, prompts_of((9, 8, 0, 12, 9), 7), strict=True)
+    second = [torch.cat([p[:30], q]) for p, q in pairs if len(q)]
+    alone = {
+        n: [GreedyDecoder(model, piece, ends=ends).answers(p[None], 12)[0] for p in prompts]
+        for n, prompts in enumerate((first, second))
+    }
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    for n, (prompts, read) in enumerate(((first, [12, 4 * 41]), (second, [4 * 12]))):
+        shapes.clear()
+        together = decoder.answers_of_any_length(prompts, 12)
+        for answer, expected in zip(together, alone[n], strict=True):
+            assert answer[: len(expected)].equal(expected)
+            assert set(answer[len(expected) :].tolist()) <= set(ends[:1])
+        long = [(rows, tokens) for rows, tokens in shapes if tokens > 1]
+        if piece == 1000:
+            assert [rows * tokens for rows, tokens in long] == read
+        assert {rows for rows, _ in shapes} == ({1, 4} if n == 0 else {4})
+    assert len({tuple(answer.tolist()) for answer in alone[0]}) == 5
+
+
+def test_much_longer_prompts_are_answered_apart(make_model: Callable[..., MLAForCausalLM]) -> None:
+    model = make_model()
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    GreedyDecoder(model, 1000).answers_of_any_length(prompts_of((16, 19, 19), 6), 2)
+    assert rows == [1, 1, 2, 2]

@@ -235,3 +235,23 @@ def test_code_of_a_folder_is_not_run(tmp_path: Path) -> None:
     edit(folder, auto_map={"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E"})
     assert type(load_source(cpu(folder)).model) is LlamaForCausalLM
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_prompts_of_near_lengths_are_answered_as_each_alone(kind: str) -> None:
+    """Together, but for a model that counts the places of its cache: there they are one by one."""
+    torch.manual_seed(0)
+    model = MAKERS[kind]()
+    randomize(model.eval())
+    generator = torch.Generator().manual_seed(8)
+    prompts = [torch.randint(0, 260, (n,), generator=generator) for n in (60, 57, 64, 61)]
+    alone = [GreedyDecoder(model, 1000).answers(prompt[None], 9)[0] for prompt in prompts]
+    rows: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    for piece in (1000, 7):
+        rows.clear()
+        together = GreedyDecoder(model, piece).answers_of_any_length(prompts, 9)
+        assert all(a.equal(b) for a, b in zip(together, alone, strict=True))
+        assert set(rows) == ({1} if kind == "mistral" else {4})
+    # With tied random weights a model says one token again and again.
+    assert len({tuple(answer.tolist()) for answer in alone}) > (kind != "qwen2")
