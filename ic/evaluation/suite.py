@@ -154,7 +154,7 @@ class Suite(ABC, Generic[C]):
         An answer ends before the tokenizer's end token: what a model writes behind it is no part.
         """
         prompts = [torch.from_numpy(sample.ids) for sample in samples]
-        new_tokens = max(sample.new_tokens for sample in samples)
+        new_tokens = max((sample.new_tokens for sample in samples), default=0)
         scores = []
         answers = decoder.answers_of_any_length(prompts, new_tokens)
         for sample, tokens in zip(samples, answers, strict=True):

@@ -57,7 +57,7 @@ def takes_unequal_rows(model: Any) -> bool:
 
 def cut_rows(cache: LatentCache, lengths: Sequence[int], tokens: int) -> LatentCache:
     """A cache of padded prompts without the padding at their ends, with room for `tokens`."""
-    cache.keep(lengths)
+    cache.keep_rows(lengths)
     return concatenate_rows([cache], tokens)
 
 

@@ -190,15 +190,15 @@ class LatentLayer(CacheLayerMixin):
         if tokens_to_remove:
             self._set_lengths([max(n + tokens_to_remove, 0) for n in self.row_lengths()])
 
-    def keep(self, num_tokens: int | Sequence[int]) -> None:
-        """Keep the first `num_tokens` tokens of each row, or so many of each; a shorter row stays
-        as it is.
-        """
-        lengths = self.row_lengths()
-        kept = [num_tokens] * len(lengths) if isinstance(num_tokens, int) else num_tokens
-        if min(kept, default=0) < 0:
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of each row; a shorter row stays as it is."""
+        if num_tokens < 0:
             raise ValueError(f"keep({num_tokens}): give the number of tokens to keep, at least 0")
-        self._set_lengths([min(pair) for pair in zip(lengths, kept, strict=True)])
+        self._set_lengths([min(n, num_tokens) for n in self.row_lengths()])
+
+    def keep_rows(self, lengths: Sequence[int]) -> None:
+        """Keep so many first tokens of each row, which has no fewer."""
+        self._set_lengths(list(lengths))
 
     def reset(self) -> None:
         """Drop all tokens and the buffer, so that any number of rows may follow."""
@@ -240,12 +240,15 @@ class LatentCache(Cache):
         first: Any = self.layers[0]
         return int(first.croppable_length(at_most))
 
-    def keep(self, num_tokens: int | Sequence[int]) -> None:
-        """Keep the first `num_tokens` tokens of each row, or so many of each; a shorter row stays
-        as it is.
-        """
+    def keep(self, num_tokens: int) -> None:
+        """Keep the first `num_tokens` tokens of each row; a shorter row stays as it is."""
         for layer in cast("list[LatentLayer]", self.layers):
             layer.keep(num_tokens)
+
+    def keep_rows(self, lengths: Sequence[int]) -> None:
+        """Keep so many first tokens of each row, which has no fewer."""
+        for layer in cast("list[LatentLayer]", self.layers):
+            layer.keep_rows(lengths)
 
     @property
     def row_lengths(self) -> list[int]:

@@ -18,7 +18,8 @@ class Config:
         first: A: a folder that `evaluate` wrote, of one suite or of several, or a run's folder, of
             which the last step that was evaluated counts.
         second: B, as `first`.
-        suites: the suites to compare; an empty list is all that both were measured on.
+        suites: the suites to compare; an empty list is all that both were measured on, and those
+            of them that cannot be compared are named and left out.
         output: folder of the report; by default `runs/compare/<A>_vs_<B>`.
         seed: of the resampling.
         resamples: of the bootstrap of each line; also the most exchanges of two scores that are
@@ -56,7 +57,9 @@ def run(config: Config) -> int:
     names = names_of(*paths)
     folder = ComparisonFolder(config.output or Path("runs/compare") / "_vs_".join(names))
     check_folder(folder, first, second)
-    comparison = compare(first, second, seed=config.seed, resamples=config.resamples)
+    comparison = compare(
+        first, second, asked=config.suites, seed=config.seed, resamples=config.resamples
+    )
     write_report(comparison, first, second, folder, asdict(config), names)
 
     console = Console()

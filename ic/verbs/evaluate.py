@@ -29,6 +29,7 @@ class Config(InferenceOptions):
             own options of `evaluation`, accelerator, attention and devices. What is given beside
             it wins; `evaluation=NAME` replaces all of the run's own options.
         suite: suites by name, each with its options; choose with suite=NAME or suite=[NAME,...].
+            With `run` these are by default passkey and the run's own, with the run's options.
         evaluation: options of the suite passkey.
         output: folder of the files, with several suites of a folder for each; by default beside
             the checkpoints in the run's folder, `evaluate/step=<n>/<suite>`, and for a model of no
@@ -71,6 +72,9 @@ class Config(InferenceOptions):
 
 def complete(overrides: list[str]) -> list[str]:
     """`run=FOLDER` stands for what the run was configured with; what is given beside it wins.
+
+    Without a choice of suites, those are passkey and the run's own; a suite of the run's that is
+    chosen by name has the run's options.
 
     Raises:
         UsageError: no run in the folder; a suite that is given twice.
@@ -117,7 +121,32 @@ def complete(overrides: list[str]) -> list[str]:
         node = {"defaults": ["grid_schema", "_self_"], **kept}
         ConfigStore.instance().store(group="evaluation", name="of_run", node=node)
         given.append("evaluation=of_run")
-    return [*given, *overrides]
+    own_suites = saved.get("suite") or {}
+    chosen = given_here.get("suite", ["passkey", *(n for n in own_suites if n != "passkey")])
+    suites = [chosen] if isinstance(chosen, str) else chosen
+    groups = [
+        _as_in_run(name, own_suites[name], folder) if own_suites.get(name) else name
+        for name in suites
+    ]
+    others = [override for override in overrides if not override.startswith("suite=")]
+    return [*given, f"suite=[{','.join(groups)}]", *others]
+
+
+def _as_in_run(suite: str, own: dict[str, Any], folder: str) -> str:
+    """Store a run's options of a suite -> their name in Hydra's group `suite`."""
+    from hydra.core.config_store import ConfigStore
+
+    from ic.evaluation.registry import suite_config
+    from ic.files.saved_config import forgotten_keys
+
+    kind = suite_config(suite)
+    for forgotten in forgotten_keys(own, kind(), f"suite.{suite}."):
+        print(f"run={folder}: this version has no {forgotten}: left out", file=sys.stderr)
+    kept = {each.name: own[each.name] for each in fields(kind) if each.name in own}
+    node = {"defaults": [f"{suite}_schema", "_self_"], **kept}
+    name = f"{suite}_of_run"
+    ConfigStore.instance().store(group="suite", name=name, node=node, package=f"suite.{suite}")
+    return name
 
 
 def run(config: Config) -> int:

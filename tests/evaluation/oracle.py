@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,16 @@ from ic.datamodules.needles import answer_keys
 from ic.model import LatentCache, MLAForCausalLM
 
 _ASKED = re.compile(r"What is the pass key(?: for (\w+))?\? The pass key(?: for \w+)? is(.*)$")
+
+
+class OneByOne:
+    """A decoder that answers each prompt alone, by its `answers`."""
+
+    def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
+        raise NotImplementedError
+
+    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
+        return [self.answers(prompt[None], new_tokens)[0] for prompt in prompts]
 
 
 class Reader(MLAForCausalLM):

@@ -141,6 +141,30 @@ def test_what_has_no_pair_is_left_out_and_counted(ic: Run, capsys: Capture, tmp_
     assert (row["n"], row["first"], row["second"]) == (2, 0.5, 0.5)
 
 
+def test_suites_that_cannot_be_compared_are_left_out(
+    ic: Run, capsys: Capture, tmp_path: Path
+) -> None:
+    """Unless they are asked for by name."""
+    for name in "ab":
+        write_cells(tmp_path / name / "passkey", {512: ones(5, 9)}, model=name)
+        for suite, changes in (("graph", {"settings": name}), ("mrcr", {})):
+            scores = {512 if name == "a" or suite == "graph" else 1024: ones(5, 9)}
+            folder = write_cells(tmp_path / name / suite, scores, model=name, **changes)
+            about = {"config": {"suite": suite, "evaluation": {}}}
+            (folder / "results.json").write_text(json.dumps(about))
+    assert ic("compare", "a", "b", "output=out") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Left out: graph: A and B were measured with other settings" in out
+    assert "Left out: mrcr: nothing in common: A answered single at 512 tokens, B single at" in out
+    compared = read_json(tmp_path / "out/comparison.json")
+    assert {row["suite"] for row in compared["rows"]} == {"passkey"}
+    assert list(compared["left_out"]) == ["graph", "mrcr"]
+    assert "Left out: graph" in (tmp_path / "out/comparison.md").read_text()
+    assert ic("compare", "a", "b", "suites=[passkey,graph]", "output=other") == 2
+    assert "graph: A and B were measured with other settings" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "other settings": (
         {"settings": "t", "seed": 5},

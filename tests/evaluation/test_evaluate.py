@@ -69,6 +69,28 @@ def test_a_run_brings_its_own_grid(ic: Run, capsys: Capture, trained: Path) -> N
     assert config["evaluation"]["samples"] == 3
 
 
+def test_a_run_brings_its_own_suites(ic: Run, capsys: Capture, trained: Path) -> None:
+    file = trained / "config.yaml"
+    saved = yaml.safe_load(file.read_text())
+    niah = {"lengths": [256, 512], "samples": 3, "kinds": ["digits-7"], "gone": 1}
+    saved["suite"] = {"niah": niah, "graph": {"samples": 2}}
+    file.write_text(yaml.safe_dump(saved))
+
+    suites = composed(ic, capsys, RUN)["suite"]
+    assert set(suites) == {"passkey", "niah", "graph"}
+    assert suites["niah"]["lengths"] == [256, 512]
+    assert (suites["niah"]["kinds"], suites["niah"]["depths"][0]) == (["digits-7"], 0.0)
+    assert suites["graph"]["samples"] == 2
+    # What is given wins, and a suite that the run does not have has its defaults.
+    suites = composed(ic, capsys, RUN, "suite=[ruler,niah]", "suite.niah.samples=9")["suite"]
+    assert set(suites) == {"ruler", "niah"}
+    assert (suites["niah"]["lengths"], suites["niah"]["samples"]) == ([256, 512], 9)
+    assert suites["ruler"]["samples"] == 50
+    assert list(composed(ic, capsys, RUN, "suite=graph")["suite"]) == ["graph"]
+    assert ic("evaluate", RUN, "--print_config") == 0
+    assert "run=runs/debug/default: this version has no suite.niah.gone" in capsys.readouterr().err
+
+
 def test_a_run_of_another_version(
     ic: Run, capsys: Capture, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from ic.evaluation.graph.walks import Graph, draw_edges, node_names
 from ic.evaluation.options import TaskCell
 from ic.evaluation.suite import Sample
 from ic.model.byte_tokenizer import ByteTokenizer
+from tests.evaluation.oracle import OneByOne
 from tests.evaluation.small_bpe import small_bpe
 
 TOKENIZERS = {"bytes": ByteTokenizer(), "bpe": small_bpe()}
@@ -48,7 +49,7 @@ def solved(prompt: str) -> list[str]:
     return [node for node, far in distance.items() if far == int(depth)]
 
 
-class Answering:
+class Answering(OneByOne):
     """Continues each prompt with what `answer` makes of its text, and then with other lines."""
 
     def __init__(self, tokenizer, answer, behind: list[int]) -> None:

@@ -18,6 +18,7 @@ from ic.evaluation.mrcr.suite import MRCRSuite, ordinal, similarity
 from ic.evaluation.options import TaskCell
 from ic.evaluation.suite import Sample
 from ic.model.byte_tokenizer import ByteTokenizer
+from tests.evaluation.oracle import OneByOne
 from tests.evaluation.small_bpe import small_bpe
 
 TOKENIZERS = {"bytes": ByteTokenizer(), "bpe": small_bpe()}
@@ -51,7 +52,7 @@ def looked_up(text: str, prompt: str) -> str:
     return prefix + answers[int(number) - 1]
 
 
-class Answering:
+class Answering(OneByOne):
     """Continues each prompt with what `answer` says of its text, then ends or goes on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answer, behind: list[int]) -> None:

@@ -36,6 +36,7 @@ from ic.evaluation.suite import Sample
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.made_up_books import suite_of, write_books
+from tests.evaluation.oracle import OneByOne
 from tests.evaluation.small_bpe import small_bpe
 
 BYTES = ByteTokenizer()
@@ -288,7 +289,7 @@ def test_values_count_one_by_one() -> None:
     assert normalise(" “①  ﬁne End!”\n") == "1 fine end"
 
 
-class Decoder:
+class Decoder(OneByOne):
     """Reads a prompt and answers with what it knows, if the text holds it; or not at all."""
 
     def __init__(self, tokenizer: Any, known: dict[bytes, Sample], silent: bool) -> None:

@@ -10,11 +10,12 @@ from ic.evaluation.suite import Sample
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.copy_word.grid import Config
 from tests.evaluation.copy_word.suite import CopyWord
+from tests.evaluation.oracle import OneByOne
 
 TOKENIZER = ByteTokenizer()
 
 
-class Dictated:
+class Dictated(OneByOne):
     """Continues every prompt with the same tokens."""
 
     def __init__(self, tokens: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ic.errors import UsageError
@@ -71,12 +71,14 @@ class Comparison:
         groups: all of a suite first, then its tasks and lengths.
         only_first, only_second: samples that the other model was not asked.
         without_score: samples that both were asked, without a score of one of the two.
+        left_out: suites that could not be compared, and why.
     """
 
     groups: list[Group]
     only_first: int
     only_second: int
     without_score: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def in_common(
@@ -105,43 +107,72 @@ def in_common(
     return {n: first[n] for n in shared}, {n: second[n] for n in shared}
 
 
-def compare(first: Side, second: Side, *, seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
+def compare(
+    first: Side,
+    second: Side,
+    *,
+    asked: Sequence[str] = (),
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Comparison:
     """Compare two models on the suites of `in_common`.
 
+    Args:
+        asked: suites that have to be compared; others that cannot are left out.
+
     Raises:
-        UsageError: they have no task at a length or no samples in common; a suite was measured with
-            other settings, or a sample of the same place is another one.
+        UsageError: nothing can be compared, or a suite that was asked for cannot: no task at a
+            length and no sample in common, other settings, another tokenizer, or another sample in
+            the same place.
     """
     groups: list[Group] = []
+    left_out: dict[str, str] = {}
     only_first = only_second = without_score = 0
     for suite, a in first.items():
-        b = second[suite]
-        _check_settings(a, b)
-        _check_tokenizers(a, b)
-        pairs = [(a.answers[key], b.answers[key]) for key in a.answers if key in b.answers]
-        _check_samples(suite, pairs)
+        try:
+            pairs = _pairs(a, second[suite])
+        except UsageError as error:
+            if suite in asked or len(first) == 1:
+                raise
+            left_out[suite] = str(error)
+            continue
         only_first += len(a.answers) - len(pairs)
-        only_second += len(b.answers) - len(pairs)
+        only_second += len(second[suite].answers) - len(pairs)
         scored = [pair for pair in pairs if all(each.score is not None for each in pair)]
-        without_score += len(pairs) - len(scored)
-        if not pairs:
-            raise UsageError(
-                f"{suite}: nothing in common: A answered {_places(a)}, B {_places(b)}; evaluate "
-                "both with the same tasks and lengths"
+        if scored:
+            without_score += len(pairs) - len(scored)
+            groups += _groups(suite, scored, seed, resamples)
+        else:
+            left_out[suite] = (
+                f"{suite}: no sample has a score of both models, so nothing can be compared "
+                "(perplexity has none; its report shows intervals)"
             )
-        groups += _groups(suite, scored, seed, resamples)
+            if suite in asked:
+                raise UsageError(left_out[suite])
     if not groups:
-        raise UsageError(
-            f"{', '.join(first)}: no sample has a score of both models, so nothing can be "
-            "compared (perplexity has none; its report shows intervals)"
-        )
+        raise UsageError("; ".join(left_out.values()))
     adjusted = holm([group.paired.p for group in groups])
     return Comparison(
         [replace(g, p_adjusted=p) for g, p in zip(groups, adjusted, strict=True)],
         only_first,
         only_second,
         without_score,
+        left_out,
     )
+
+
+def _pairs(a: SuiteAnswers, b: SuiteAnswers) -> list[tuple[Answer, Answer]]:
+    """The samples that both answered."""
+    _check_settings(a, b)
+    _check_tokenizers(a, b)
+    pairs = [(a.answers[key], b.answers[key]) for key in a.answers if key in b.answers]
+    if not pairs:
+        raise UsageError(
+            f"{a.suite}: nothing in common: A answered {_places(a)}, B {_places(b)}; evaluate "
+            "both with the same tasks and lengths"
+        )
+    _check_samples(a.suite, pairs)
+    return pairs
 
 
 def _groups(

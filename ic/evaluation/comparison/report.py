@@ -72,6 +72,7 @@ def write_report(
             "only_first": comparison.only_first,
             "only_second": comparison.only_second,
             "without_score": comparison.without_score,
+            "left_out": dict(comparison.left_out),
             "rows": [group.columns for group in comparison.groups],
             "words": sentences(comparison),
         },

@@ -55,6 +55,7 @@ def notes(comparison: Comparison) -> list[str]:
         if count:
             samples, are = ("sample", "is") if count == 1 else ("samples", "are")
             said.append(f"{count:,} {samples} {what} {are} left out.")
+    said += [f"Left out: {reason}." for reason in comparison.left_out.values()]
     return said
 
 

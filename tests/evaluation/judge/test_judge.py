@@ -22,6 +22,7 @@ from ic.files.results import read_json
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.judge.server import Answer, judge_server
+from tests.evaluation.oracle import OneByOne
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -264,7 +265,7 @@ def test_bad_instructions(tmp_path: Path, line: str, message: str) -> None:
         read_instructions(Config(instructions=str(tmp_path / "empty.jsonl")))
 
 
-class Writes:
+class Writes(OneByOne):
     """A model that answers every prompt with the same text."""
 
     def __init__(self, text: str) -> None:
