@@ -16,8 +16,10 @@ from ic.cli import USAGE_EXIT_CODE, find_verb
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.sweep import sweep_jobs
+from ic.model import MLAConfig, MLAForCausalLM
 from ic.verbs.tables import DOCUMENTS as WITH_TABLES
 from ic.verbs.tables import refresh
+from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,8 +57,17 @@ def commands() -> list[Any]:
     return [pytest.param(c, e, id=f"{name}: {c}") for c, (name, e) in found.items()]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, in place of those that a document's commands begin with."""
+    path = tmp_path_factory.mktemp("model")
+    sizes = {**SMALL, "max_position_embeddings": 2**21}
+    MLAForCausalLM(MLAConfig(**sizes)).save_pretrained(path)
+    return path
+
+
 @pytest.mark.parametrize(("command", "after"), commands())
-def test_commands_compose(command: str, after: str) -> None:
+def test_commands_compose(command: str, after: str, folder: Path) -> None:
     """What a document shows as refused is refused with the words that it shows."""
     name, *rest = shlex.split(command)[3:]
     verb = find_verb(name)
@@ -67,6 +78,8 @@ def test_commands_compose(command: str, after: str) -> None:
     if verb.name == "evaluate":
         overrides = [re.sub("^run=", "checkpoint=", o) for o in overrides]
     overrides = [o for o in overrides if not o.startswith(("run=", "from="))]
+    begins = r"^(model\.init_from|distillation\.teacher)=.*"
+    overrides = [re.sub(begins, rf"\1={folder}", o) for o in overrides]
     if "unknown key" in after:
         with pytest.raises(ValueError, match=f"^{re.escape(after.removeprefix('ic: '))}$"):
             compose_config(verb.name, verb.module.Config, overrides)
