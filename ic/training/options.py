@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ic.files.saved_config import MAY_CHANGE
+
 OPTIMIZERS = ("muon", "adamw")
 LOSS_TYPES = (
     "sigmoid",
@@ -115,9 +117,9 @@ class DistillationOptions:
     teacher: str = "???"
     temperature: float = 1.0
     cross_entropy_weight: float = 0.0
-    chunk_tokens: int = 2048
-    offload: bool = False
-    compile: bool = False
+    chunk_tokens: int = field(default=2048, metadata=MAY_CHANGE)
+    offload: bool = field(default=False, metadata=MAY_CHANGE)
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

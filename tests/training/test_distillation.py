@@ -188,6 +188,19 @@ def test_a_teacher_keeps_packed_documents_apart(
     assert not torch.allclose(together[0, 9:], logits[0, 9:], atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_teacher_in_bfloat16_is_near_the_one_in_float32(kind: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[kind]().eval()
+    ids, positions, documents, _ = packed()
+    wanted = Teacher(model, "it", offload=False, compile=False).hidden(ids, positions, documents)
+    halved = Teacher(model.bfloat16(), "it", offload=False, compile=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = halved.hidden(ids, positions, documents)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_a_compiled_teacher_takes_any_packing() -> None:
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
