@@ -35,6 +35,7 @@ def draw_by_depth(
     """
     import matplotlib
     from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import PercentFormatter
 
     cells = pool_cells(rows)
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -98,8 +99,9 @@ def draw_by_depth(
     figure.supxlabel(legend, fontsize=7, color="#444444")
     figure.suptitle(title, fontsize=11)
     assert image is not None
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02)
-    bar.set_label("share of exact answers")
+    percent = PercentFormatter(1, 0, "")
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.04, pad=0.02, format=percent)
+    bar.set_label("exact answers in per cent")
     save_png(figure, path, dpi=150)
 
 

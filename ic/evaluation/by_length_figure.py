@@ -30,6 +30,8 @@ def draw_by_length(
         answers: by task and length in tokens.
         trained_length: longest context in tokens that was trained, marked by a dashed line.
     """
+    from matplotlib.ticker import PercentFormatter
+
     tasks = list(dict.fromkeys(task for task, _ in answers))
     lengths = sorted({length for _, length in answers})
     shares = np.full((len(tasks), len(lengths)), np.nan)
@@ -72,5 +74,8 @@ def draw_by_length(
         axis.set_title(f"trained to {trained_length:,} tokens{beyond}", fontsize=8, loc="right")
     figure.supxlabel(LEGEND, fontsize=7, color="#444444")
     figure.suptitle(title, fontsize=11)
-    figure.colorbar(image, ax=axis, fraction=0.04, pad=0.02).set_label("score")
+    bar = figure.colorbar(
+        image, ax=axis, fraction=0.04, pad=0.02, format=PercentFormatter(1, 0, "")
+    )
+    bar.set_label("score in per cent")
     save_png(figure, path, dpi=150)

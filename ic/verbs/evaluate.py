@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
-from ic.evaluation.registry import check_chosen
+from ic.evaluation.registry import check_chosen, suite_names
 from ic.files.run_folder import ReportFolder, SuiteFolder, run_of, saved_step
 from ic.inference.options import InferenceOptions
 
@@ -121,8 +121,12 @@ def complete(overrides: list[str]) -> list[str]:
         node = {"defaults": ["grid_schema", "_self_"], **kept}
         ConfigStore.instance().store(group="evaluation", name="of_run", node=node)
         given.append("evaluation=of_run")
-    own_suites = saved.get("suite") or {}
-    chosen = given_here.get("suite", ["passkey", *(n for n in own_suites if n != "passkey")])
+    own_suites = dict(saved.get("suite") or {})
+    own_suites.pop("passkey", None)  # its options are `evaluation`
+    for gone in own_suites.keys() - set(suite_names()):
+        print(f"run={folder}: this version has no suite {gone}: left out", file=sys.stderr)
+        del own_suites[gone]
+    chosen = given_here.get("suite", ["passkey", *own_suites])
     suites = [chosen] if isinstance(chosen, str) else chosen
     groups = [
         _as_in_run(name, own_suites[name], folder) if own_suites.get(name) else name

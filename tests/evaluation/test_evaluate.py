@@ -73,7 +73,8 @@ def test_a_run_brings_its_own_suites(ic: Run, capsys: Capture, trained: Path) ->
     file = trained / "config.yaml"
     saved = yaml.safe_load(file.read_text())
     niah = {"lengths": [256, 512], "samples": 3, "kinds": ["digits-7"], "gone": 1}
-    saved["suite"] = {"niah": niah, "graph": {"samples": 2}}
+    passkey = saved["evaluation"]  # as a run keeps it that had it among its suites
+    saved["suite"] = {"niah": niah, "graph": {"samples": 2}, "passkey": passkey, "lost": {}}
     file.write_text(yaml.safe_dump(saved))
 
     suites = composed(ic, capsys, RUN)["suite"]
@@ -88,7 +89,9 @@ def test_a_run_brings_its_own_suites(ic: Run, capsys: Capture, trained: Path) ->
     assert suites["ruler"]["samples"] == 50
     assert list(composed(ic, capsys, RUN, "suite=graph")["suite"]) == ["graph"]
     assert ic("evaluate", RUN, "--print_config") == 0
-    assert "run=runs/debug/default: this version has no suite.niah.gone" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "run=runs/debug/default: this version has no suite.niah.gone" in err
+    assert "run=runs/debug/default: this version has no suite lost: left out" in err
 
 
 def test_a_run_of_another_version(

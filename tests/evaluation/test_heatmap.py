@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from ic.evaluation.by_depth_figure import draw_by_depth
 from ic.evaluation.by_depth_tables import document_table, terminal_table
+from ic.evaluation.by_length_figure import draw_by_length
 from ic.evaluation.options import CONTROL
+from ic.evaluation.statistics import Accuracy
 
 
 def row(task: str, length: int, depth: float, correct: int) -> dict[str, Any]:
@@ -60,7 +62,8 @@ def test_each_task_has_its_panel_and_its_control(
     draw_by_depth(rows, tmp_path / "heatmap.png", title="t", trained_length=512)
     (figure,) = figures
     *panels, bar = figure.axes
-    assert bar.get_ylabel() == "share of exact answers"
+    assert bar.get_ylabel() == "exact answers in per cent"
+    assert [label.get_text() for label in bar.get_yticklabels()][::5] == ["0", "100"]
     hidden = panels[::2] if control else panels
     expected = {
         "single": ("10/10", "9/10", "8/10", "7/10"),
@@ -118,3 +121,12 @@ def test_tables_show_the_worst_depth_and_the_control(control: bool, shown: list[
     assert columns["95 %"] == ["34-74", "18-57"]
     assert columns["worst cell"] == ["5/10, depth 100 %", "3/10, depth 100 %"]
     assert columns["no needle"] == shown
+
+
+def test_scores_by_length_have_a_bar_in_per_cent(figures: list[Figure], tmp_path: Path) -> None:
+    draw_by_length({("vt", 512): Accuracy(3, 4)}, tmp_path / "scores.png", title="t")
+    axis, bar = figures[0].axes
+    assert axis.texts[0].get_text().startswith("75\n")
+    assert bar.get_ylabel() == "score in per cent"
+    labels = [label.get_text() for label in bar.get_yticklabels()]
+    assert (labels[0], labels[-1]) == ("0", "100")

@@ -277,6 +277,9 @@ def test_command(
     curves = {line.get_label(): line for line in axis.get_lines()}
     assert curves["full"].get_ydata().tolist() == [row["perplexity"] for row in rows[:3]]
     assert curves["sliding 64"].get_ydata().tolist() == [row["perplexity"] for row in rows[4:7]]
+    (legend,) = figures[-1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["full", "sliding 64"]
+    assert legend.get_window_extent().x0 > axis.get_window_extent().x1  # covers no curve
     assert (axis.get_xscale(), axis.get_title(loc="right")) == ("log", "trained to 200 tokens")
     assert [line.get_xdata() for line in axis.get_lines() if line.get_linestyle() == ":"] == [
         [200, 200]

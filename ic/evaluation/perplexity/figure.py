@@ -62,8 +62,13 @@ def draw_curves(
         _label(axis, first, last)
         documents = of_length[0]["n"]
         axis.set_xlabel(f"position in tokens ({documents} documents of {tokens(length)})")
-        axis.legend(loc="best", fontsize=8, frameon=False)
     axes[0].set_ylabel("perplexity (log scale)")
+    named = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    curves = {name: line for name, line in named.items() if not str(name).startswith("_")}
+    # Beside the curves, which may run anywhere.
+    figure.legend(
+        curves.values(), curves.keys(), loc="outside right upper", fontsize=8, frameon=False
+    )
     figure.supxlabel("bands: 95 % intervals over documents (Student)", fontsize=7, color="#444444")
     figure.suptitle(title, fontsize=11)
     save_png(figure, path, dpi=150)
