@@ -57,13 +57,34 @@ def read_rows(
             f"calibration_tokens={tokens}: must be more than {len(first)}, which the tokenizer "
             "puts before every text"
         )
+    # A piece from the middle of each document; where that is too little, as of a single book, a
+    # piece that would do alone.
+    for piece in (own, own * rows):
+        by_round, seen = _read_pieces(texts, tokenizer, own, rows, piece * _CHARACTERS_PER_TOKEN)
+        if sum(map(len, by_round)) >= rows:
+            break
+    else:
+        raise UsageError(
+            f"calibration: the files hold {seen:,} tokens, and calibration_rows={rows} of "
+            f"calibration_tokens={tokens} are {rows * tokens:,}; give more text, or fewer or "
+            f"shorter rows (first file: {texts.files[0]})"
+        )
+    chosen = [row for turn in by_round for row in turn][:rows]
+    return torch.stack([torch.cat((first, row)) for row in chosen])
+
+
+def _read_pieces(
+    texts: TextFiles, tokenizer: PreTrainedTokenizerBase, own: int, rows: int, characters: int
+) -> tuple[list[list[Tensor]], int]:
+    """Rows of `own` tokens: a list of each document's first, then one of the second ones and so on;
+    and how many tokens were read. Reading ends with the document that fills the first list.
+    """
     by_round: list[list[Tensor]] = []
     joined = torch.empty(0, dtype=torch.long)
-    count = seen = 0
+    seen = 0
     for text in _documents(texts):
-        start = max(0, len(text) - own * _CHARACTERS_PER_TOKEN) // 2
-        piece = text[start : start + own * _CHARACTERS_PER_TOKEN]
-        ids = torch.as_tensor(encode(tokenizer, piece))
+        start = max(0, len(text) - characters) // 2
+        ids = torch.as_tensor(encode(tokenizer, text[start : start + characters]))
         seen += len(ids)
         whole = len(ids) // own * own
         joined = torch.cat((joined, ids[whole:]))
@@ -74,17 +95,9 @@ def read_rows(
         for turn, row in enumerate(found):
             by_round += [[]] if turn == len(by_round) else []
             by_round[turn].append(row)
-        count += len(found)
         if by_round and len(by_round[0]) >= rows:
             break
-    if count < rows:
-        raise UsageError(
-            f"calibration: the files hold {seen:,} tokens, and calibration_rows={rows} of "
-            f"calibration_tokens={tokens} are {rows * tokens:,}; give more text, or fewer or "
-            f"shorter rows (first file: {texts.files[0]})"
-        )
-    chosen = [row for turn in by_round for row in turn][:rows]
-    return torch.stack([torch.cat((first, row)) for row in chosen])
+    return by_round, seen
 
 
 def _documents(texts: TextFiles) -> Iterator[str]:

@@ -22,6 +22,9 @@ from transformers import (
 
 from ic.checkpoint import export
 from ic.checkpoint.folder import load_model
+from ic.conversion.calibration import open_texts, read_rows
+from ic.conversion.options import ConvertOptions
+from ic.errors import UsageError
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.gqa import FAMILIES
 
@@ -315,3 +318,24 @@ def test_a_full_disk(
     monkeypatch.setattr(export.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     err = refused(ic, capsys, monkeypatch, f"source={trained}", "output=out")
     assert "output=out: the export takes 0.0 GB, but" in err
+
+
+def test_one_long_document_gives_every_row(tmp_path: Path) -> None:
+    """A book alone calibrates: 60 rows of 16 tokens are in 2,000 bytes, though one piece of a
+    document is shorter; and what the refusal counts is all of it.
+    """
+    (tmp_path / "book.txt").write_text("".join(f"{n:03d} " for n in range(500)))
+    options = ConvertOptions(
+        source="x",
+        output="y",
+        rank=1,
+        calibration=[str(tmp_path / "book.txt")],
+        calibration_rows=60,
+        calibration_tokens=17,
+    )
+    rows_MT = read_rows(open_texts(options), ByteTokenizer(), options)
+    assert rows_MT.shape == (60, 17)
+    assert len({tuple(row) for row in rows_MT.tolist()}) == 60
+    options.calibration_rows = 600
+    with pytest.raises(UsageError, match=r"files hold 2,000 tokens, and calibration_rows=600"):
+        read_rows(open_texts(options), ByteTokenizer(), options)
