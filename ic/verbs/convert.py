@@ -65,7 +65,7 @@ def run(config: Config) -> int:
     write_card(output)
     print_table(HEAD, headline(results["rows"]), title="parity", console=console)
     for sentence in (*results["notes"], *results["words"]):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"report: {output / PARITY}", highlight=False, soft_wrap=True)
     return 0
 

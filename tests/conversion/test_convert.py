@@ -32,13 +32,7 @@ Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "LICENSE"  # a text that stays as it is
-SMALL = (
-    "calibration_rows=8",
-    "calibration_tokens=128",
-    "accelerator=cpu",
-    "parity=null",
-    "format=text",
-)
+SMALL = ("calibration_rows=8", "calibration_tokens=128", "accelerator=cpu", "format=text")
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +79,9 @@ def distance(ours: Any, theirs: PreTrainedModel) -> float:
 
 
 def convert(ic: Run, source: Path, output: Path, *options: str) -> Path:
-    given = (f"source={source}", f"output={output}", f"calibration=[{TEXT}]", *SMALL, *options)
-    assert ic("convert", *given) == 0
+    parity = () if any("parity" in option for option in options) else ("parity=null",)
+    given = (f"source={source}", f"output={output}", f"calibration=[{TEXT}]", *SMALL, *parity)
+    assert ic("convert", *given, *options) == 0
     return output
 
 
@@ -285,7 +280,7 @@ def test_qk_norms_keep_the_keys_whole(
         distances.append(distance(load_model(folder), theirs))
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 1e-6
-    options = ("source=model", "output=out", f"calibration=[{TEXT}]", *SMALL)
+    options = ("source=model", "output=out", f"calibration=[{TEXT}]", *SMALL, "parity=null")
     err = refused(ic, capsys, monkeypatch, *options, "rank=8", "rope_dim=16")
     assert "Qwen3 normalises each head's query and key before it rotates them" in err
     err = refused(ic, capsys, monkeypatch, *options, "cache=0.5")
@@ -299,6 +294,11 @@ def test_other_models(
     folder = convert(ic, trained, tmp_path / "mla", "rank=16")
     err = refused(ic, capsys, monkeypatch, f"source={folder}", "output=out")
     assert "has Multi-head Latent Attention already" in err
+    config = json.loads((folder / "config.json").read_text()) | {"first_k_dense_replace": 1}
+    (tmp_path / "experts").mkdir()
+    (tmp_path / "experts" / "config.json").write_text(json.dumps(config))
+    err = refused(ic, capsys, monkeypatch, "source=experts", "output=out")
+    assert "mixture-of-experts layers are not supported" in err
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     err = refused(ic, capsys, monkeypatch, "source=gpt2", "output=out")
@@ -306,7 +306,7 @@ def test_other_models(
     shutil.copytree(trained, tmp_path / "mute")
     for file in (*(tmp_path / "mute").glob("*token*"), tmp_path / "mute" / "byte_vocab.json"):
         file.unlink(missing_ok=True)
-    err = refused(ic, capsys, monkeypatch, "source=mute", "output=out")
+    err = refused(ic, capsys, monkeypatch, "source=mute", "output=out", "parity=null")
     assert "mute holds no tokenizer" in err
     err = refused(ic, capsys, monkeypatch, f"source={trained}", f"output={folder}")
     assert f"output={folder} exists" in err
@@ -339,3 +339,24 @@ def test_one_long_document_gives_every_row(tmp_path: Path) -> None:
     options.calibration_rows = 600
     with pytest.raises(UsageError, match=r"files hold 2,000 tokens, and calibration_rows=600"):
         read_rows(open_texts(options), ByteTokenizer(), options)
+
+
+def test_a_report_beside_the_result(
+    ic: Run, trained: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = convert(
+        *(ic, trained, tmp_path / "report", "rank=8", "parity.parts=[logits,cache]"),
+        *("parity.lengths=[128]", "parity.documents=1", "parity.context_tokens=[256]"),
+    )
+    assert "give parity.text=[FILES] for text that it has not seen" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    results = json.loads((folder / "parity" / "parity.json").read_text())
+    assert "that which the conversion was measured on" in " ".join(results["notes"])
+    assert (folder / "parity" / "report.md").is_file()
+    # The report belongs to the export, which may be replaced with it.
+    convert(ic, trained, folder, "rank=16", "overwrite=true", "parity=null")
+    assert not (folder / "parity").exists()
+    options = (f"source={trained}", "output=out", f"calibration=[{TEXT}]", "format=text", "rank=8")
+    err = refused(ic, capsys, monkeypatch, *options, "calibration_tokens=128")
+    assert "parity.lengths=[512, 2048]: the model has 512 positions" in err
