@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ic.errors import check_once
@@ -95,17 +95,15 @@ class ContextLengthOptions:
             )
         if min(length for _, length in self.stages) < 2:
             raise ValueError(f"{key}: a length must be at least 2 tokens")
-        for name, default in (
-            ("start_length", 256),
-            ("threshold", 0.95),
-            ("check_every_n_steps", 10),
-            ("new_weight", 0.2),
-        ):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"callbacks.context_length.{name}={getattr(self, name)}: nothing doubles where "
-                    "callbacks.context_length.stages says the lengths; leave one of the two out"
-                )
+        doubling = {each.name: each.default for each in fields(self) if each.name != "stages"}
+        given = {name: getattr(self, name) for name in doubling}
+        if changed := [name for name, value in given.items() if value != doubling[name]]:
+            defaults = [f"callbacks.context_length.{name}={doubling[name]}" for name in changed]
+            raise ValueError(
+                f"{key}: the lengths are given and nothing doubles, but "
+                f"{', '.join(f'{name}={given[name]}' for name in changed)} would say when; take "
+                f"the stages out, or (an experiment may have set them) add {' '.join(defaults)}"
+            )
 
 
 @dataclass

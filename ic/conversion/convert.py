@@ -38,6 +38,7 @@ from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
 from ic.files.results import describe_run
+from ic.inference.model_facts import model_end_tokens
 from ic.inference.transformers_model import (
     gguf_tokenizer,
     is_ours,
@@ -141,6 +142,7 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
     start = time.perf_counter()
     dtype = DTYPES[options.dtype] if options.dtype else model.dtype
     config = layout.mla_config(model.config)
+    config.eos_token_id = _end_tokens(model)
     on_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
     stream = Stream(model, config, layout, prepared.rows_MT, device)
@@ -189,6 +191,16 @@ class _Tensors:
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].contiguous()
+
+
+def _end_tokens(model: Any) -> int | list[int] | None:
+    """What ends a text, of its configuration and of its generation configuration, which lists more
+    in Llama's and Qwen's folders: a healed model and its export have config.json alone.
+    """
+    said = model.config.eos_token_id
+    own = said if isinstance(said, list) else [] if said is None else [said]
+    ends = list(dict.fromkeys([*own, *model_end_tokens(model)]))
+    return ends if len(ends) > 1 else ends[0] if ends else None
 
 
 def _unchanged(model: Any, config: MLAConfig, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -77,11 +77,7 @@ def run_suite(
         ValueError: what `Suite.check` refuses.
     """
     suite.check(tokenizer, positions_of(model.config))  # on every rank
-    identity = {
-        "model": fingerprint(model),
-        "settings": settings_hash(suite),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-    }
+    identity = identity_of(fingerprint(model), tokenizer, suite)
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
     own_file = rank_file(file, rank) if world > 1 else file
@@ -130,6 +126,21 @@ def run_suite(
     if any(len(done[cell]) < cell.samples for cell in cells):
         raise StoppedError
     return [cell_row(list(done[cell].values())) for cell in cells]
+
+
+def identity_of(
+    weights: str, tokenizer: PreTrainedTokenizerBase, suite: Suite[Any]
+) -> dict[str, str]:
+    """What samples are told apart by, a value for each name of `answered.IDENTITY`.
+
+    Args:
+        weights: `fingerprint` of the model.
+    """
+    return {
+        "model": weights,
+        "settings": settings_hash(suite),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+    }
 
 
 def settings_hash(suite: Suite[Any]) -> str:

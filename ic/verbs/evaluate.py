@@ -184,7 +184,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     from ic.evaluation.progress import suite_progress
     from ic.evaluation.report import write_report
     from ic.evaluation.report_page import Measured, check_folder, shown, write_page
-    from ic.evaluation.runner import run_suite
+    from ic.evaluation.runner import identity_of, run_suite
     from ic.evaluation.sample_cache import cache_folder
     from ic.files.results import write_results
     from ic.inference.loading import open_source
@@ -239,6 +239,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
         about = {
             "suite": suite.name,
             "evaluation": asdict(config.suite[suite.name]),
+            "identity": identity_of(weights, loaded.tokenizer, suite),
             "model": asdict(Measured(loaded.name, str(source.path), weights, trained)),
         }
         rows = suite.rows(cells)

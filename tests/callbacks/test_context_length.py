@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,6 +114,15 @@ def test_refuses(changes: dict) -> None:
         ContextLengthOptions(**changes)
 
 
+def test_stages_beside_an_experiments_doubling_say_what_to_add() -> None:
+    stages = [[0, 128], [3, 256]]
+    with pytest.raises(ValueError, match="nothing doubles") as refused:
+        ContextLengthOptions(stages=stages, start_length=128, new_weight=0.5)
+    added = re.findall(r"callbacks\.context_length\.(\w+)=([\d.]+)(?: |$)", str(refused.value))
+    assert added == [("start_length", "256"), ("new_weight", "0.2")]
+    ContextLengthOptions(stages=stages, start_length=256, new_weight=0.2)
+
+
 def staged(stages: list[list[int]]) -> StagedContextLength:
     return StagedContextLength(ContextLengthOptions(stages=stages))
 
@@ -166,7 +176,10 @@ def test_a_later_stage_is_refused_before_training() -> None:
         ({"stages": [[0, 256], [5, 128], [5, 64]]}, "each later than the one before"),
         ({"stages": [[0, 1]]}, "a length must be at least 2 tokens"),
         ({"stages": [[0]]}, "each is a step and a length"),
-        ({"stages": [[0, 256]], "threshold": 0.9}, "threshold=0.9: nothing doubles where"),
+        (
+            {"stages": [[0, 256]], "threshold": 0.9},
+            "nothing doubles, but threshold=0.9 would say when",
+        ),
     ],
 )
 def test_refuses_stages(changes: dict, message: str) -> None:

@@ -22,9 +22,11 @@ from transformers import (
 
 from ic.checkpoint import export
 from ic.checkpoint.folder import load_model
+from ic.config.pretrained_model import read_shape
 from ic.conversion.calibration import open_texts, read_rows
 from ic.conversion.options import ConvertOptions
 from ic.errors import UsageError
+from ic.inference.model_facts import model_end_tokens
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.gqa import FAMILIES
 
@@ -151,6 +153,19 @@ def test_stock_transformers_generates_the_same_tokens(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("user")["input_ids"] == ByteTokenizer()("user")["input_ids"]
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 257
+
+
+def test_every_end_of_the_generation_configuration_is_carried(
+    ic: Run, trained: Path, tmp_path: Path
+) -> None:
+    """By config.json, which is all that a run from the folder and its export keep."""
+    source = Path(shutil.copytree(trained, tmp_path / "source"))
+    (source / "generation_config.json").write_text('{"eos_token_id": [65, 257]}')
+    folder = convert(ic, source, tmp_path / "out", "tokenizer=bytes")
+    assert not (folder / "generation_config.json").exists()
+    assert read_shape(str(folder))["eos_token_id"] == [257, 65]
+    assert model_end_tokens(load_model(folder)) == [257, 65]
+    assert json.loads((folder / "config.json").read_text())["eos_token_id"] == [257, 65]
 
 
 def test_dtype_shards_and_an_output_that_is_replaced(

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from torch import Tensor
 
+from ic.errors import UsageError
+from ic.evaluation.comparison.answers import find_answers
 from ic.files.json_lines import read_rows
 from ic.inference.greedy import GreedyDecoder
 from tests.conftest import SHORT
@@ -190,3 +192,27 @@ def test_a_model_of_transformers(ic: Run, capsys: Capture, tmp_path: Path) -> No
     ):
         assert ic("evaluate", f"checkpoint={folder}", "accelerator=cpu", *args) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_folder_tells_of_the_settings_that_were_measured_last(ic: Run, tmp_path: Path) -> None:
+    """Settings A, B and A again: nothing is answered anew, so the last line is of B."""
+    folder = save(MAKERS["llama"](), tmp_path / "llama")
+    suite = tmp_path / "runs/evaluate/llama/passkey"
+    settings = []
+    for seed in (1, 2, 1):
+        given = (f"evaluation.seed={seed}", "accelerator=cpu")
+        assert ic("evaluate", f"checkpoint={folder}", *OWN_GRID, *given) == 0
+        answers = find_answers(suite)["passkey"]
+        settings.append(answers.settings)
+        assert answers.options["seed"] == seed
+        assert len(answers.answers) == 2
+    assert (
+        settings[0]
+        == settings[2]
+        != settings[1]
+        == read_rows(suite / "samples.jsonl")[-1]["settings"]
+    )
+    results = suite / "results.json"
+    results.write_text(results.read_text().replace(settings[0], "another"))
+    with pytest.raises(UsageError, match="lacks the answers that results.json tells of"):
+        find_answers(suite)

@@ -17,7 +17,7 @@ from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.progress import suite_progress
 from ic.evaluation.report import write_report
 from ic.evaluation.report_page import Measured, shown
-from ic.evaluation.runner import run_suite, settings_hash
+from ic.evaluation.runner import identity_of, run_suite, settings_hash
 from ic.evaluation.suite import Suite
 from ic.files.results import write_results
 from ic.files.run_folder import ParityFolder, SuiteFolder
@@ -93,6 +93,7 @@ def _answer(
     about = {
         "suite": suite.name,
         "evaluation": asdict(options),
+        "identity": identity_of(side.weights, pair.tokenizer, suite),
         "model": asdict(Measured(side.name, side.source, side.weights, side.trained_length)),
     }
     said = {**asdict(config), **about}

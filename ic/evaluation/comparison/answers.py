@@ -121,7 +121,9 @@ def _last_step(path: Path) -> Iterator[SuiteFolder]:
 
 
 def _read(folder: SuiteFolder) -> SuiteAnswers:
-    """The answers of the model that was measured last into a folder."""
+    """The answers that a folder's results tell: it may hold those of other models and settings.
+    Without such results, those of the last sample's.
+    """
     rows = read_samples(folder.path)
     if not rows:
         raise UsageError(f"{folder.path}: holds no answers yet; run the evaluation again")
@@ -132,17 +134,22 @@ def _read(folder: SuiteFolder) -> SuiteAnswers:
             f"{folder.path}: cannot tell which suite this is: it has no results.json that says so, "
             f"and its name is none of {', '.join(suite_names())}"
         )
-    last = rows[-1]
-    of_last = [
-        row for row in rows if all(row.get(name) in (last.get(name), None) for name in IDENTITY)
+    told = config.get("identity", rows[-1])
+    of_told = [
+        row for row in rows if all(row.get(name) in (told.get(name), None) for name in IDENTITY)
     ]
-    answers = {answer.key: answer for answer in map(answer_of, build_suite(name).counted(of_last))}
+    if not of_told:
+        raise UsageError(
+            f"{folder.path}: {folder.samples.name} lacks the answers that {folder.results.name} "
+            "tells of; run the evaluation again"
+        )
+    answers = {answer.key: answer for answer in map(answer_of, build_suite(name).counted(of_told))}
     return SuiteAnswers(
         name,
         folder.path,
-        last["model"],
-        last["settings"],
-        last.get("tokenizer"),
+        told["model"],
+        told["settings"],
+        told.get("tokenizer"),
         options=config.get("evaluation", {}),
         answers=answers,
     )
