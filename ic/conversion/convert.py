@@ -32,6 +32,7 @@ from ic.conversion.families import FAMILIES, read_geometry
 from ic.conversion.layout import Layout, choose_layout
 from ic.conversion.options import PARITY, ConvertOptions
 from ic.conversion.parity.options import LOGITS, SUITES
+from ic.conversion.parity.texts import draw_texts
 from ic.conversion.stream import Stream
 from ic.datamodules.text_files import expand_folders, resolve_files
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
@@ -123,7 +124,7 @@ def prepare(options: ConvertOptions) -> Prepared:
                 f"{config.max_position_embeddings:,} positions"
             )
         rows_MT = read_rows(open_texts(options), tokenizer, options)
-    _check_parity(options, config.max_position_embeddings)
+    _check_parity(options, config.max_position_embeddings, tokenizer)
     return Prepared(source, config, layout, tokenizer, rows_MT)
 
 
@@ -215,11 +216,14 @@ def _unchanged(model: Any, config: MLAConfig, dtype: torch.dtype) -> dict[str, T
     return kept
 
 
-def _check_parity(options: ConvertOptions, positions: int) -> None:
+def _check_parity(
+    options: ConvertOptions, positions: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Refuse a report that could not be written once the model is there.
 
     Raises:
-        ValueError: texts that are not there, or lengths beyond the model's positions.
+        ValueError: texts that are not there or too short or few, or lengths beyond the model's
+            positions.
     """
     parity = options.parity_config()
     if parity is None:
@@ -231,6 +235,13 @@ def _check_parity(options: ConvertOptions, positions: int) -> None:
                 f"parity.{name}={getattr(parity, name)}: the model has {positions:,} positions, "
                 f"and {longest:,} tokens do not fit; choose shorter ones, or parity=null"
             )
+    if LOGITS in parity.measured:
+        try:
+            draw_texts(parity, tokenizer)
+        except ValueError as error:
+            raise UsageError(
+                f"the report, whose options begin with parity.: {error}; parity=null leaves it out"
+            ) from error
 
 
 def _tokenizer(source: Source, options: ConvertOptions) -> PreTrainedTokenizerBase:

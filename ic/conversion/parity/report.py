@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ic.conversion.parity.figure import size_text
@@ -80,7 +80,7 @@ def document(results: dict[str, Any], comparison: Comparison | None, *, picture:
     page = [f"# Parity of {names['converted']} with {names['original']}", ""]
     shown = results["shown"]
     page += [*markdown(shown["heads"], shown["lines"], left=1, text=("n",)), ""]
-    page += [f"{note}" for note in results["notes"]] + ([""] if results["notes"] else [])
+    page += [*results["notes"], *([""] if results["notes"] else [])]
     if picture:
         page += ["![perplexity, KL and cache](parity.png)", ""]
     page += ["## What was measured", "", *_models(models), ""]
@@ -89,15 +89,8 @@ def document(results: dict[str, Any], comparison: Comparison | None, *, picture:
         f"On {results['device']}, with {versions}; commit {results['commit']}, {results['date']}, "
         f"by `{results['command']}`. Both models read the same tokens. Intervals are of 95 %."
     ]
-    sections: list[tuple[str, Callable[[], Iterator[str]]]] = [
-        ("logits", lambda: _logits(rows)),
-        ("cache", lambda: _cache(rows)),
-        ("retrieval", lambda: _retrieval(comparison)),
-        ("instructions", lambda: _instructions(rows)),
-        ("speed", lambda: _speed(rows)),
-    ]
-    for _, section in sections:
-        page += section()
+    page += [*_logits(rows), *_cache(rows), *_retrieval(comparison), *_instructions(rows)]
+    page += _speed(rows)
     return "\n".join(page) + "\n"
 
 
