@@ -94,7 +94,7 @@ def steadied(latent: Latent, second_XX: Tensor, *, has_bias: bool) -> Latent:
 
     Where the projection has no bias, the component is the linear function of the input that comes
     nearest to 1 (ridge regression): residual streams hold directions that hardly change from token
-    to token (in SmolLM2-135M it is off by 2 %).
+    to token.
     """
     components = len(latent.down_RX)
     mean_square = torch.einsum("rx,xz,rz->", latent.down_RX, second_XX, latent.down_RX) / components
