@@ -39,7 +39,6 @@ def run(config: Config) -> int:
         TimeRemainingColumn,
     )
 
-    from ic.checkpoint.model_card import write_card
     from ic.conversion.convert import convert, prepare
     from ic.conversion.parity.report import HEAD, headline
     from ic.conversion.parity.run import measure_parity
@@ -62,7 +61,6 @@ def run(config: Config) -> int:
         return 0
     same = config.parity is not None and not config.parity.text and bool(parity.text)
     results = measure_parity(parity, notes=(OWN_TEXT,) if same else ())
-    write_card(output)
     print_table(HEAD, headline(results["rows"]), title="parity", console=console)
     for sentence in (*results["notes"], *results["words"]):
         console.print(sentence, highlight=False, soft_wrap=True)

@@ -374,6 +374,7 @@ def test_a_report_beside_the_result(
     results = json.loads((folder / "parity" / "parity.json").read_text())
     assert "that which the conversion was measured on" in " ".join(results["notes"])
     assert (folder / "parity" / "report.md").is_file()
+    assert "perplexity at 128" in (folder / "README.md").read_text()  # the card tells it
     # The report belongs to the export, which may be replaced with it.
     convert(ic, trained, folder, "rank=16", "overwrite=true", "parity=null")
     assert not (folder / "parity").exists()

@@ -128,7 +128,10 @@ def _answer(
 
 def _identity(config: ParityConfig, pair: Pair) -> str:
     """Of all that an answer depends on, but for the instruction."""
-    sides = [(side.weights, str(side.model.dtype)) for side in pair.sides.values()]
+    sides = [
+        (side.weights, str(side.model.dtype), end_tokens(side.model, pair.tokenizer))
+        for side in pair.sides.values()
+    ]
     tokenizer = tokenizer_fingerprint(pair.tokenizer), str(pair.tokenizer.chat_template)
     return hashlib.sha256(repr((sides, tokenizer, config.answer_tokens)).encode()).hexdigest()[:16]
 
