@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 
@@ -163,8 +164,10 @@ def run_and_part(rank: int, function: Callable[..., Any], *args: Any) -> None:
     """Run `function(rank, *args)`, and leave its process group, if it made one, with the others.
 
     Processes that end one by one close connections that others still use, and threads of gloo's
-    that still hold tensors when an interpreter ends abort it.
+    that still hold tensors when an interpreter ends abort it. Where one is aborted all the same, its
+    stacks are shown.
     """
+    faulthandler.enable()
     function(rank, *args)
     if dist.is_initialized():
         dist.barrier()

@@ -125,7 +125,10 @@ def read_shape(folder: str) -> dict[str, Any]:
             f"model.init_from={folder} holds quantised weights, which cannot be trained; give them "
             "in float32, bfloat16 or float16"
         )
-    positions = raw.get("max_position_embeddings", 1)
+    # The default of DeepSeek's classes is not what a model was made for.
+    positions = raw.get("max_position_embeddings")
     if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
-        raise ValueError(f"{file}: max_position_embeddings={positions!r}: must be at least 1")
+        raise ValueError(
+            f"{file}: max_position_embeddings={positions!r}: must be a number of at least 1"
+        )
     return {name: value for name, value in raw.items() if name not in _OF_THE_FILE}

@@ -278,7 +278,8 @@ def _record(
         **described,
         "source": str(source.path),
         "family": FAMILIES[geometry.family],
-        "licence": (gguf_source if source.is_gguf else folder_source)(source.path)["licence"],
+        "licence": options.licence
+        or (gguf_source if source.is_gguf else folder_source)(source.path)["licence"],
         "form": "exact" if layout.is_exact else "compressed",
         "original": {
             "heads": geometry.heads,

@@ -52,6 +52,8 @@ class Stream:
         self._their_position: dict[str, Any] = {}
         self._our_context: Any = None
         if rows_MT is not None:
+            # Of the others, some take no mask for a look at everything.
+            model.set_attn_implementation("sdpa")
             self._begin(rows_MT)
 
     def layers(self) -> Iterator[tuple[dict[str, Tensor], dict[str, float]]]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,7 +263,7 @@ def test_the_share_of_facts_is_drawn(make: Callable[..., RetrievalBatches]) -> N
 # --- Tokenized once ---------------------------------------------------------------------------
 
 
-def _open(files: dict[str, list[str]], cache: str, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+def _open(files: dict[str, list[str]], cache: str, results: Any) -> None:
     options = RetrievalDataOptions(
         context_length=2048, tokens_per_batch=2048, token_cache=cache, **files
     )
@@ -338,15 +339,15 @@ def test_where_nothing_can_be_kept_the_run_goes_on(
 def test_processes_of_a_host_share_what_one_of_them_makes(
     files: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
     arguments = (files, str(tmp_path / "shared"), results)
     processes = [context.Process(target=_open, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
-    sums = {results.get(timeout=120) for _ in processes}
     for process in processes:
         process.join()
-    assert len(sums) == 1
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len({results.get() for _ in processes}) == 1
     left = sorted(os.listdir(tmp_path / "shared"))
     assert len(left) == 4, left  # two stores and their locks, nothing half written
