@@ -151,7 +151,7 @@ def test_lora_and_plan(ic: Run, source: Path, capsys: Capture) -> None:
     [
         ("model.hidden_size=64", "unknown key 'model.hidden_size'"),
         ("model.init_from=null", "model=pretrained takes the sizes and weights of a folder"),
-        ("model.init_from=sorce", "did you mean source?"),
+        ("model.init_from=sourcx", "did you mean source?"),
         ("model.init_from=llama", "holds a model of type 'llama'"),
         ("model.init_from=book.gguf", "is a GGUF file"),
         ("model.rope_parameters.rope_theta=0.5", "rope_theta=0.5: must be a number above 1"),
