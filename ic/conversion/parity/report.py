@@ -260,12 +260,18 @@ def _with_interval(row: Row, name: str) -> str:
 
 def _per_cent_more(row: Row) -> str:
     """`+2.3 % [+1.9 to +2.7]` of the ratio of the perplexities."""
-    more = [
-        None if (value := row[name]) is None else 100 * (value - 1)
+    more, low, high = (
+        None if row[name] is None else 100 * (row[name] - 1)
         for name in ("ratio", "ratio_low_95", "ratio_high_95")
-    ]
-    span = "" if more[1] is None else f" [{more[1]:+,.2g} to {more[2]:+,.2g}]"
-    return f"{more[0]:+,.3g} %{span}"
+    )
+    assert more is not None
+    span = "" if low is None or high is None else f" [{_signed(low, 2)} to {_signed(high, 2)}]"
+    return f"{_signed(more, 3)} %{span}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """Significant digits, without a power of ten where they do not reach the point."""
+    return f"{value:+,.0f}" if abs(value) >= 10**digits else f"{value:+.{digits}g}"
 
 
 def _documents(count: int) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ic.conversion.parity import answers, pair, texts
 from ic.conversion.parity.pair import open_pair
+from ic.conversion.parity.report import _per_cent_more
 from ic.conversion.parity.run import measure_parity
 from ic.files.run_folder import ParityFolder
 from tests.checkpoint.gguf_files import byte_level_bpe
@@ -246,3 +247,19 @@ def test_instructions_need_a_chat_template(
     assert opened.parts == ("logits", "cache", "passkey", "niah", "speed")
     (note,) = opened.notes
     assert note == "Instructions: the tokenizer has no chat template to ask instructions with."
+
+
+@pytest.mark.parametrize(
+    ("ratios", "shown"),
+    [
+        ((2.403, 2.11, 2.73), "+140 % [+111 to +173]"),
+        ((1.0234, 1.0194, 1.0271), "+2.34 % [+1.9 to +2.7]"),
+        ((0.912, None, None), "-8.8 %"),
+        ((15.0, 9.0, 31.0), "+1,400 % [+800 to +3,000]"),
+    ],
+)
+def test_a_change_of_the_perplexity_has_no_power_of_ten(
+    ratios: tuple[float | None, ...], shown: str
+) -> None:
+    names = ("ratio", "ratio_low_95", "ratio_high_95")
+    assert _per_cent_more(dict(zip(names, ratios, strict=True))) == shown
