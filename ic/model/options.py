@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# What a cache of latents holds: the model's dtype, or codes of one byte with a scale per token.
+CACHE_DTYPES = ("auto", "fp8", "int8")
+
 
 @dataclass
 class AdapterOptions:
