@@ -86,7 +86,9 @@ class DistillationConfig(DistillationOptions):
         from ic.inference.options import InferenceOptions
 
         dtype = "bfloat16" if on_gpu else "float32"
-        opened = open_source(InferenceOptions(self.teacher, accelerator="cpu", dtype=dtype))
+        opened = open_source(
+            InferenceOptions(checkpoint=self.teacher, accelerator="cpu", dtype=dtype)
+        )
         self._compare(opened.vocab_size, opened.positions, context_length, vocab_size)
         own = opened.tokenizer
         same = own.encode(_SAMPLE, add_special_tokens=False) == tokenizer.encode(

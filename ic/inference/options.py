@@ -12,11 +12,10 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
 
 @dataclass
-class InferenceOptions:
-    """How a verb loads a model: the source, the device, the precision, the kernels.
+class LoadOptions:
+    """How a model is loaded, whatever its source: the device, the precision, the kernels.
 
     Attributes:
-        checkpoint: the source of the model, in any form that `ic.checkpoint.source` knows.
         tokenizer: `bytes`, or a folder that holds the tokenizer; null is the source's own.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         dtype: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below sm_80) and the
@@ -27,7 +26,6 @@ class InferenceOptions:
         ValueError: an unknown choice.
     """
 
-    checkpoint: str = "???"
     tokenizer: str | None = None
     accelerator: str = "auto"
     dtype: str = "auto"
@@ -43,3 +41,22 @@ class InferenceOptions:
     def backends(self) -> Backends:
         """The switches above, checked."""
         return Backends(self.attention, self.norm, self.rope, self.dtype)
+
+
+@dataclass
+class _Checkpoint:
+    """The source; a class of its own because help shows the fields of the last base first."""
+
+    checkpoint: str = "???"
+
+
+@dataclass
+class InferenceOptions(LoadOptions, _Checkpoint):
+    """How a verb loads its model: the source, the device, the precision, the kernels.
+
+    Attributes:
+        checkpoint: the source of the model, in any form that `ic.checkpoint.source` knows.
+
+    Raises:
+        ValueError: an unknown choice.
+    """

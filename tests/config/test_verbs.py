@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from ic.cli import find_verbs
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.groups import CONF
+from ic.inference.options import LoadOptions
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -31,6 +32,17 @@ def test_every_verb_is_whole(name: str) -> None:
     assert is_dataclass(verb.module.Config)
     assert verb.module.Config.__doc__
     assert callable(verb.module.run)
+
+
+def test_verbs_that_load_a_model_share_one_class() -> None:
+    shared = {each.name for each in fields(LoadOptions)}
+    loading = {
+        name: verb.module.Config
+        for name, verb in find_verbs().items()
+        if shared <= {each.name for each in fields(verb.module.Config)}
+    }
+    assert {"evaluate", "generate", "parity"} <= set(loading)
+    assert [name for name, kind in loading.items() if not issubclass(kind, LoadOptions)] == []
 
 
 @pytest.mark.parametrize("name", find_verbs())

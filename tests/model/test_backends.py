@@ -9,7 +9,8 @@ from ic.config.data import PasskeyDataConfig
 from ic.config.model import ModelConfig
 from ic.config.run import RunConfig
 from ic.config.trainer import TrainerConfig
-from ic.inference.options import InferenceOptions
+from ic.conversion.parity.options import ParityConfig
+from ic.inference.options import InferenceOptions, LoadOptions
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import Backends, gpu_capability, resolve_backends
 from ic.run.build import adapt_to_gpu
@@ -99,14 +100,14 @@ def test_switches_reach_the_model_configuration() -> None:
         "torch",
         "triton",
     )
-    for make in (InferenceOptions, GenerateConfig):
+    for make in (LoadOptions, InferenceOptions, GenerateConfig):
         assert make(norm="triton", dtype="float16").backends() == Backends(
             norm="triton", precision="float16"
         )
 
 
 @pytest.mark.parametrize("name", ["attention", "norm", "rope"])
-@pytest.mark.parametrize("make", [ModelConfig, InferenceOptions, GenerateConfig])
+@pytest.mark.parametrize("make", [ModelConfig, InferenceOptions, GenerateConfig, ParityConfig])
 def test_a_misspelt_backend_names_the_nearest(make: type, name: str) -> None:
     message = f"{name}='tritn': did you mean triton\\? choose one of torch, triton"
     with pytest.raises(ValueError, match=message):

@@ -14,8 +14,7 @@ from ic.evaluation.niah.grid import Config as NiahConfig
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.perplexity.grid import FULL
 from ic.evaluation.perplexity.grid import Config as PerplexityConfig
-from ic.inference.options import ACCELERATORS, DTYPE_NAMES
-from ic.model.backends import Backends
+from ic.inference.options import LoadOptions
 
 LOGITS, CACHE, PASSKEY, NIAH, INSTRUCTIONS, SPEED = (
     "logits",
@@ -192,7 +191,7 @@ class ParityOptions:
 
 
 @dataclass
-class ParityConfig(ParityOptions):
+class ParityConfig(LoadOptions, ParityOptions):
     """The verb `parity`: an original and its conversion, measured on the same inputs.
 
     Attributes:
@@ -202,7 +201,6 @@ class ParityConfig(ParityOptions):
         output: folder of the report; it may hold an earlier one of the same two models, which is
             then continued.
         tokenizer: `bytes`, or a folder that holds the tokenizer of both; null is each one's own.
-        accelerator: auto (a GPU if there is one), cpu or gpu.
         dtype: of both: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below
             sm_80) and float32 on a CPU.
         attention, norm, rope: names of backends, for whichever of the two is ours.
@@ -211,18 +209,10 @@ class ParityConfig(ParityOptions):
     original: str = "???"
     converted: str = "???"
     output: str = "???"
-    tokenizer: str | None = None
-    accelerator: str = "auto"
-    dtype: str = "auto"
-    attention: str = "torch"
-    norm: str = "torch"
-    rope: str = "torch"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("accelerator", self.accelerator, ACCELERATORS)
-        check_choice("dtype", self.dtype, DTYPE_NAMES)
-        Backends(self.attention, self.norm, self.rope, self.dtype)
+        ParityOptions.__post_init__(self)
+        LoadOptions.__post_init__(self)
         if LOGITS in self.measured and not self.text:
             raise ValueError(
                 "text=[]: name long texts that neither model was trained on, folders or files "

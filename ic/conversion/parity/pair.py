@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ic.files.atomic_write import write_json
 from ic.files.results import read_json
 from ic.files.run_folder import ParityFolder
 from ic.inference.loading import Opened, open_source
-from ic.inference.options import InferenceOptions
+from ic.inference.options import InferenceOptions, LoadOptions
 from ic.inference.transformers_model import is_ours
 from ic.model.fingerprint import fingerprint
 
@@ -166,16 +166,12 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
 
 def _open(config: ParityConfig, source: Source, *, backends: bool) -> Opened:
     on_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
-    chosen = {part: getattr(config, part) for part in ("attention", "norm", "rope")}
-    return open_source(
-        InferenceOptions(
-            checkpoint=str(source.path),
-            tokenizer=config.tokenizer,
-            accelerator=config.accelerator,
-            dtype="float32" if config.dtype == "auto" and not on_gpu else config.dtype,
-            **(chosen if backends else {}),
-        )
-    )
+    given = {each.name: getattr(config, each.name) for each in fields(LoadOptions)}
+    if config.dtype == "auto" and not on_gpu:
+        given["dtype"] = "float32"
+    if not backends:
+        given |= dict.fromkeys(("attention", "norm", "rope"), "torch")
+    return open_source(InferenceOptions(checkpoint=str(source.path), **given))
 
 
 def _load(opened: Opened) -> Side:
