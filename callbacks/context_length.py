@@ -9,6 +9,7 @@ model that can read already needs no proof of it, and text has no answers: its l
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ic.files.atomic_write import write_json
 from ic.files.run_folder import RunFolder
 
 
-class ContextLength(Callback):
+class ContextLength(Callback, ABC):
     """Changes the length of the datamodule's training rows, and keeps when.
 
     Length and history survive a resume; the length itself is part of the datamodule's state too.
@@ -40,9 +41,9 @@ class ContextLength(Callback):
         self._elapsed_before_s = 0.0  # in the starts before this one
         self._began_s = time.perf_counter()
 
+    @abstractmethod
     def first_length(self, trainer: Trainer) -> int | None:
         """The length with which training goes on; None for the datamodule's own."""
-        raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

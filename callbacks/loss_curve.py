@@ -15,7 +15,6 @@ from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
 from ic.files.run_folder import RunFolder
 from ic.tracking.csv_logger import read_metrics
-from ic.training.find_callback import find_callback
 
 TRAIN_COLOR, VAL_COLOR, MARK_COLOR = "#5B8DB8", "#D1495B", "#888888"
 TRAIN, VAL = "train/loss", "val/loss"
@@ -42,9 +41,12 @@ class LossCurve(Callback):
         if logger is None or not trainer.is_global_zero:
             return
         folder = RunFolder(trainer.default_root_dir)
-        curriculum = find_callback(trainer, ContextLength)
-        history = [] if curriculum is None else curriculum.history
-        lengths = [(step, length) for step, length, _ in history]
+        lengths = [
+            (step, length)
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, ContextLength)
+            for step, length, _ in callback.history
+        ]
         with throughput_paused(trainer):
             logger.save()
             rows = read_metrics(folder.metrics)

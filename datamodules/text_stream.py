@@ -10,6 +10,7 @@ mixes a little further, but its content is lost when a run is resumed.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, replace
 from itertools import count
@@ -240,7 +241,7 @@ class BrokenData:
     message: str
 
 
-class TextBatches(IterableDataset):
+class TextBatches(IterableDataset, ABC):
     """Batches whose `ValueError` reaches the user as it was raised; see `TextLoader`."""
 
     def __iter__(self) -> Iterator[Batch | BrokenData]:
@@ -251,8 +252,9 @@ class TextBatches(IterableDataset):
                 raise
             yield BrokenData(str(error))
 
+    @abstractmethod
     def batches(self) -> Iterator[Batch]:
-        raise NotImplementedError
+        """The batches, in order."""
 
 
 class TextLoader(WorkerLoader):

@@ -6,6 +6,7 @@ them from a folder. What both are asked stands in `BaseModelConfig`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ MAX_COMPILED_LENGTHS = 32
 
 
 @dataclass
-class BaseModelConfig:
+class BaseModelConfig(ABC):
     """The model: its sizes and kernels in `MLAConfig`'s names, and how it begins.
 
     Attributes:
@@ -49,15 +50,16 @@ class BaseModelConfig:
         Backends(self.attention, self.norm, self.rope)
 
     @property
+    @abstractmethod
     def positions(self) -> int:
         """Positions that the model accepts."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def sizes(self) -> dict[str, Any]:
         """The model's dimensions and choices, in `MLAConfig`'s names."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model.
 
@@ -65,7 +67,6 @@ class BaseModelConfig:
             vocab_size: rows of embedding and head, if the model has no weights yet.
             token_ids: of the tokenizer: `pad_token_id`, `bos_token_id`, `eos_token_id`.
         """
-        raise NotImplementedError
 
     def build(
         self,

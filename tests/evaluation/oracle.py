@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +17,18 @@ from ic.model import LatentCache, MLAForCausalLM
 _ASKED = re.compile(r"What is the pass key(?: for (\w+))?\? The pass key(?: for \w+)? is(.*)$")
 
 
-class OneByOne:
+class OneByOne(ABC):
     """A decoder that answers each prompt alone, by its `answers`."""
 
+    @abstractmethod
     def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
-        raise NotImplementedError
+        """As `Decoder.answers`."""
 
     def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
         return [self.answers(prompt[None], new_tokens)[0] for prompt in prompts]
 
 
-class Reader(MLAForCausalLM):
+class Reader(MLAForCausalLM, ABC):
     """Remembers the tokens themselves in its latent cache, and reads only them."""
 
     def forward(
@@ -51,8 +53,9 @@ class Reader(MLAForCausalLM):
                 logits[row, at, ord(self.next_character(read))] = 1
         return SimpleNamespace(logits=logits)
 
+    @abstractmethod
     def next_character(self, text: str) -> str:
-        raise NotImplementedError
+        """What follows the text."""
 
 
 class Oracle(Reader):
