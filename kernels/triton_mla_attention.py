@@ -6,7 +6,8 @@
 Key s (of S) is visible to query t (of T) when s <= t + (S - T) and both lie in the same document.
 The queries are the last T of the S positions, so T < S is chunked prefill against a longer cache. A
 document is a maximal run of equal `document_ids`; an id that comes back later starts a new
-document.
+document. A piece of cached keys that lie before all queries (`attend_piece`) is seen by every query;
+its result is merged with that of other pieces by their lse.
 
 Shapes: B batch, T queries, S keys, H heads, D = D1 + D2 width of q and k, V width of v. D1 is the
 largest power of two not above D; 192 is loaded as 128 + 64 columns, so nothing is padded in memory
@@ -88,7 +89,7 @@ def mla_attention_forward_kernel(
     stride_vb, stride_vt, stride_vh, stride_ob, stride_ot, stride_oh,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HAS_DOCUMENTS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # The longest rows first, heads slow: k and v of one head stay in L2.
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
@@ -114,10 +115,18 @@ def mla_attention_forward_kernel(
         q2 = q_desc2.load([m0, 0])
 
     rows = m0 + tl.arange(0, BLOCK_M)
-    pos_q = offset + rows
-    start_q, begin, full_begin, full_end, end = key_bounds(
-        DOCUMENT_START, b64, m0, rows, offset, T, S, BLOCK_M, BLOCK_N, HAS_DOCUMENTS
-    )
+    if CAUSAL:
+        pos_q = offset + rows
+        start_q, begin, full_begin, full_end, end = key_bounds(
+            DOCUMENT_START, b64, m0, rows, offset, T, S, BLOCK_M, BLOCK_N, HAS_DOCUMENTS
+        )
+    else:  # every query stands at the last key
+        pos_q = tl.zeros([BLOCK_M], tl.int32) + (S - 1)
+        start_q = pos_q
+        begin = 0
+        full_begin = 0
+        full_end = S // BLOCK_N * BLOCK_N
+        end = S
 
     acc = tl.zeros([BLOCK_M, DV], tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -177,7 +186,13 @@ def forward_tile(capability: int, width: int, dtype: torch.dtype) -> tuple[int, 
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, document_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    document_ids: Tensor | None,
+    *,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     num_batch, num_queries, num_heads, width = q.shape
     num_keys, v_width = v.shape[1], v.shape[-1]
@@ -190,7 +205,7 @@ def _forward(
     if hopper_supports(q, v):
         from ic.kernels.triton_mla_attention_hopper import hopper_forward
 
-        hopper_forward(q, k, v, out, lse, start, scale)
+        hopper_forward(q, k, v, out, lse, start, scale, causal=causal)
         return out, lse
     d1, d2 = split_width(width)
     block_m, block_n, num_warps, num_stages = forward_tile(
@@ -203,12 +218,20 @@ def _forward(
         scale * LOG2_E, num_heads, num_queries, num_keys,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         D1=d1, D2=d2, DV=v_width, BLOCK_M=block_m, BLOCK_N=block_n, HAS_DOCUMENTS=start is not None,
-        PRECISION="ieee", num_warps=num_warps, num_stages=num_stages,
+        CAUSAL=causal, PRECISION="ieee", num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return out, lse
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, document_ids: Tensor | None) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    document_ids: Tensor | None,
+    *,
+    causal: bool = True,
+) -> None:
     check_tensor("q_BTHD", q, shape=(None,) * 4)
     num_batch, num_queries, num_heads, width = q.shape
     check_tensor("k_BSHD", k, shape=(num_batch, None, num_heads, width), dtypes=(q.dtype,), like=q)
@@ -216,7 +239,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, document_ids: Tensor |
     check_tensor(
         "v_BSHV", v, shape=(num_batch, num_keys, num_heads, None), dtypes=(q.dtype,), like=q
     )
-    if num_queries > num_keys:
+    if causal and num_queries > num_keys:
         raise ValueError(
             f"q_BTHD: {num_queries} queries, but k_BSHD holds {num_keys} keys, of which the "
             "queries are the last positions; give at most as many"
@@ -317,3 +340,25 @@ def mla_attention(
         ValueError: naming the argument whose dtype, device, shape or stride is not supported.
     """
     return mla_attention_op(q_BTHD, k_BSHD, v_BSHV, scale, document_ids)[0]
+
+
+def attend_piece(
+    q_BTHD: Tensor, k_BSHD: Tensor, v_BSHV: Tensor, *, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention to a piece of the keys, for a prefill in pieces; not differentiable.
+
+    Args:
+        q_BTHD, k_BSHD, v_BSHV, scale: as in `mla_attention`.
+        causal: the queries are the last T of the S positions; else they see all S keys, of which
+            there may be fewer than queries.
+
+    Returns:
+        out (B, T, H, V) in the dtype of q, and the log-sum-exp of the scores (B, H, T) fp32.
+
+    Raises:
+        ValueError: as `mla_attention`, and for a piece without keys.
+    """
+    _check(q_BTHD, k_BSHD, v_BSHV, scale, None, causal=causal)
+    if not k_BSHD.shape[1]:
+        raise ValueError("k_BSHD: no key; give a piece of at least one")
+    return _forward(q_BTHD, k_BSHD, v_BSHV, scale, None, causal=causal)

@@ -42,19 +42,24 @@ LN_2 = gl.constexpr(0.6931471805599453)
 
 @gluon.jit
 def _forward_range(T, S, DOCUMENT_START, m0, b64, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-                   HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                   HAS_DOCUMENTS: gl.constexpr, CAUSAL: gl.constexpr):  # fmt: skip
     """Key blocks are walked from the last to the first: iterations [0, right) are cut by the
-    diagonal, [right, left) are visible as a whole, [left, total) are cut by a document's start."""
+    diagonal, [right, left) are visible as a whole, [left, total) are cut by a document's start.
+    Where all keys are visible only the last block is cut, by their end."""
     offset = S - T
     last = gl.cdiv(gl.minimum(offset + m0 + BLOCK_M, S), BLOCK_N) - 1
     first = 0
     full_first = 0
+    if not CAUSAL:
+        last = gl.cdiv(S, BLOCK_N) - 1
     if HAS_DOCUMENTS:
         starts = DOCUMENT_START + b64 * S + offset
         first = gl.load(starts + m0) // BLOCK_N
         full_first = gl.cdiv(gl.load(starts + gl.minimum(m0 + BLOCK_M, T) - 1), BLOCK_N)
     total = last - first + 1
     right = gl.minimum(gl.maximum(last - (offset + m0 + 1) // BLOCK_N + 1, 1), total)
+    if not CAUSAL:
+        right = total * 0 + 1
     left = gl.minimum(gl.maximum(last - full_first + 1, right), total)
     return last, right, left, total
 
@@ -103,12 +108,12 @@ def load_keys(k_desc1, k_desc2, v_desc, k1_s, k2_s, v_s, k_full, k_empty, v_full
 def _forward_producer(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
                       q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                       BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
-                      HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                      HAS_DOCUMENTS: gl.constexpr, CAUSAL: gl.constexpr):  # fmt: skip
     m0 = (gl.num_programs(0) - 1 - gl.program_id(0)) * 128
     head = gl.program_id(1)
     batch = gl.program_id(2)
     last, _right, _left, total = _forward_range(
-        T, S, DOCUMENT_START, m0, batch.to(gl.int64), 128, BLOCK_N, HAS_DOCUMENTS
+        T, S, DOCUMENT_START, m0, batch.to(gl.int64), 128, BLOCK_N, HAS_DOCUMENTS, CAUSAL
     )
     mbarrier.expect(q_full, 2 * (q_desc1.block_type.nbytes + q_desc2.block_type.nbytes))
     for w in gl.static_range(2):
@@ -159,7 +164,7 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                       q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full, v_empty,
                       WARPGROUP: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
                       D1: gl.constexpr, D2: gl.constexpr, DV: gl.constexpr,
-                      HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                      HAS_DOCUMENTS: gl.constexpr, CAUSAL: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = v_s.dtype
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
@@ -171,10 +176,12 @@ def _forward_consumer(out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
     batch = gl.program_id(2)
     b64 = batch.to(gl.int64)
     last, right, left, total = _forward_range(
-        T, S, DOCUMENT_START, m0, b64, 128, BLOCK_N, HAS_DOCUMENTS
+        T, S, DOCUMENT_START, m0, b64, 128, BLOCK_N, HAS_DOCUMENTS, CAUSAL
     )
     rows = m0 + 64 * WARPGROUP + gl.arange(0, 64, ROW)
     pos_q = S - T + rows
+    if not CAUSAL:
+        pos_q = rows * 0 + (S - 1)
     start_q = pos_q
     if HAS_DOCUMENTS:
         start_q = gl.load(DOCUMENT_START + b64 * S + pos_q, mask=rows < T, other=0)
@@ -245,7 +252,7 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
                           scale_log2, H, T, S,
                           BLOCK_N: gl.constexpr, STAGES: gl.constexpr, D1: gl.constexpr,
                           D2: gl.constexpr, DV: gl.constexpr,
-                          HAS_DOCUMENTS: gl.constexpr):  # fmt: skip
+                          HAS_DOCUMENTS: gl.constexpr, CAUSAL: gl.constexpr):  # fmt: skip
     DTYPE: gl.constexpr = q_desc1.dtype
     q1_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D1], q_desc1.layout)
     q2_s = gl.allocate_shared_memory(DTYPE, [2, 1, 1, 64, D2], q_desc2.layout)
@@ -258,14 +265,14 @@ def hopper_forward_kernel(q_desc1, q_desc2, k_desc1, k_desc2, v_desc, out_desc, 
             (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full,
                                  v_empty,
-                                 0, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
+                                 0, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS, CAUSAL)),
             (_forward_consumer, (out_desc, LSE, DOCUMENT_START, scale_log2, H, T, S,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty, v_full,
                                  v_empty,
-                                 1, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS)),
+                                 1, BLOCK_N, STAGES, D1, D2, DV, HAS_DOCUMENTS, CAUSAL)),
             (_forward_producer, (q_desc1, q_desc2, k_desc1, k_desc2, v_desc, T, S, DOCUMENT_START,
                                  q1_s, q2_s, k1_s, k2_s, v_s, q_full, k_full, k_empty,
-                                 v_full, v_empty, BLOCK_N, STAGES, D1, HAS_DOCUMENTS)),
+                                 v_full, v_empty, BLOCK_N, STAGES, D1, HAS_DOCUMENTS, CAUSAL)),
         ],
         [4, 1],
         [240, 24],
@@ -314,6 +321,8 @@ def hopper_forward(
     lse: Tensor,
     document_start: Tensor | None,
     scale: float,
+    *,
+    causal: bool = True,
 ) -> None:
     """Fill out and lse."""
     num_batch, num_queries, num_heads, width = q.shape
@@ -327,5 +336,5 @@ def hopper_forward(
         lse, lse if document_start is None else document_start,
         scale * LOG2_E, num_heads, num_queries, num_keys,
         BLOCK_N=block_n, STAGES=stages, D1=d1, D2=d2, DV=v_width,
-        HAS_DOCUMENTS=document_start is not None, num_warps=4, maxnreg=168,
+        HAS_DOCUMENTS=document_start is not None, CAUSAL=causal, num_warps=4, maxnreg=168,
     )  # fmt: skip

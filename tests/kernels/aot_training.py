@@ -111,13 +111,17 @@ def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str
     common = {"D1": d1, "D2": d2, "DV": v, "HAS_DOCUMENTS": documents, "PRECISION": "ieee"}
     kv_tile, q_tile = backward.backward_tiles(capability, d + v, dtype)
     results = []
-    for fn, tile in (
-        (forward.mla_attention_forward_kernel, forward.forward_tile(capability, d + v, dtype)),
-        (backward.mla_attention_backward_kv_kernel, kv_tile),
-        (backward.mla_attention_backward_q_kernel, q_tile),
-    ):
+    forward_tile = forward.forward_tile(capability, d + v, dtype)
+    plans: list[tuple[Any, tuple[int, int, int, int], dict[str, Any]]] = [
+        (forward.mla_attention_forward_kernel, forward_tile, {"CAUSAL": True}),
+        (backward.mla_attention_backward_kv_kernel, kv_tile, {}),
+        (backward.mla_attention_backward_q_kernel, q_tile, {}),
+    ]
+    if not documents:  # a piece of cached keys
+        plans.append((forward.mla_attention_forward_kernel, forward_tile, {"CAUSAL": False}))
+    for fn, tile, more in plans:
         block_m, block_n, num_warps, num_stages = tile
-        constants = common | {"BLOCK_M": block_m, "BLOCK_N": block_n}
+        constants = common | {"BLOCK_M": block_m, "BLOCK_N": block_n} | more
         results.append(
             compile_kernel(
                 capability, fn, pointers, constants, num_warps=num_warps, num_stages=num_stages
@@ -142,13 +146,15 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
     registers = {"CONSUMER_REGISTERS": 240, "PRODUCER_REGISTERS": 24}
     block_n, stages = hopper_forward._FORWARD_TILE
     query_block, key_block = hopper_backward._QUERY_BLOCK, hopper_backward._KEY_BLOCK
-    plans = (
+    plans = [
         (
             hopper_forward.hopper_forward_kernel,
             64,
             block_n,
-            {"BLOCK_N": block_n, "STAGES": stages} | widths,
-        ),
+            {"BLOCK_N": block_n, "STAGES": stages, "CAUSAL": causal} | widths,
+        )
+        for causal in ([True] if documents else [True, False])
+    ] + [
         (
             hopper_backward.hopper_backward_kv_kernel,
             query_block,
@@ -167,7 +173,7 @@ def hopper(d: int, v: int, documents: bool) -> list[dict[str, Any]]:
             | widths
             | registers,
         ),
-    )
+    ]
     results = []
     for fn, query_rows, key_rows, constants in plans:
         pointers = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ic.kernels.reference import attention_reference, document_bounds
-from ic.kernels.triton_mla_attention import mla_attention, mla_attention_op
+from ic.kernels.triton_mla_attention import attend_piece, mla_attention, mla_attention_op
 
 ON_GPU = torch.cuda.is_available()
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 8e-4, torch.bfloat16: 5e-3}
@@ -218,3 +218,34 @@ def test_bad_input_names_the_argument(device: torch.device, index: int) -> None:
     name, tensors, options = bad_calls(device)[index]
     with pytest.raises(ValueError, match=name):
         mla_attention(*tensors, **{"scale": 0.2, **options})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("T", "pieces"), [(1, (65,)), (70, (33, 1, 128)), (129, (64, 90))])
+def test_pieces_of_the_keys_merge_to_the_whole(
+    device: torch.device, dtype: torch.dtype, T: int, pieces: tuple[int, ...]
+) -> None:
+    D, V = WIDTHS[0] if not ON_GPU else (192, 128)
+    q, k, v = make_inputs(device, dtype, 1, T, sum(pieces) + T, 2, D, V)
+    scale = D**-0.5
+    parts, first = [], 0
+    for length in (*pieces, T):
+        last = first + length
+        causal = last == k.shape[1]
+        parts.append(
+            attend_piece(q, k[:, first:last], v[:, first:last], scale=scale, causal=causal)
+        )
+        first = last
+    lse = torch.stack([lse for _, lse in parts]).double()
+    weight = (lse - lse.logsumexp(0)).exp().transpose(-1, -2)[..., None]  # (pieces, B, T, H, 1)
+    out = (torch.stack([out for out, _ in parts]).double() * weight).sum(0)
+    want, lse_want = attention_reference(q.double(), k.double(), v.double(), scale=scale)
+    assert relative_error(out, want) < TOLERANCE[dtype]
+    torch.testing.assert_close(lse.logsumexp(0), lse_want, rtol=0, atol=2e-3)
+
+
+def test_a_piece_without_keys_is_refused(device: torch.device) -> None:
+    q, k, v = make_inputs(device, torch.float32, 1, 2, 3, 1, 32, 16)
+    with pytest.raises(ValueError, match="no key"):
+        attend_piece(q, k[:, :0], v[:, :0], scale=1.0, causal=False)
