@@ -6,8 +6,8 @@
 Key s (of S) is visible to query t (of T) when s <= t + (S - T) and both lie in the same document.
 The queries are the last T of the S positions, so T < S is chunked prefill against a longer cache. A
 document is a maximal run of equal `document_ids`; an id that comes back later starts a new
-document. A piece of cached keys that lie before all queries (`attend_piece`) is seen by every query;
-its result is merged with that of other pieces by their lse.
+document. A piece of cached keys that lie before all queries (`attend_piece`) is seen by each of
+them; its result is merged with that of other pieces by their lse.
 
 Shapes: B batch, T queries, S keys, H heads, D = D1 + D2 width of q and k, V width of v. D1 is the
 largest power of two not above D; 192 is loaded as 128 + 64 columns, so nothing is padded in memory
