@@ -15,6 +15,7 @@ from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
 from ic.files.run_folder import RunFolder
 from ic.tracking.csv_logger import read_metrics
+from ic.training.find_callback import all_callbacks
 
 TRAIN_COLOR, VAL_COLOR, MARK_COLOR = "#5B8DB8", "#D1495B", "#888888"
 TRAIN, VAL = "train/loss", "val/loss"
@@ -43,7 +44,7 @@ class LossCurve(Callback):
         folder = RunFolder(trainer.default_root_dir)
         lengths = [
             (step, length)
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for callback in all_callbacks(trainer)
             if isinstance(callback, ContextLength)
             for step, length, _ in callback.history
         ]

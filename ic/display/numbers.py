@@ -23,6 +23,11 @@ def percent(share: float | None, digits: int = 0, sign: str = " %") -> str:
     return "-" if share is None else f"{100 * share:.{digits}f}{sign}"
 
 
+def probability(p: float) -> str:
+    """`< 0.001`, or three digits."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def short_number(value: float) -> str:
     """Three figures: 950, 12.3k, 1.25M."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):

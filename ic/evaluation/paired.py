@@ -49,9 +49,7 @@ def paired_difference(
 
     The interval is the paired bootstrap's, `bootstrap_interval` of the differences.
 
-    The probability comes from exchanging the two scores of a sample, in every way that there is,
-    or in `resamples` random ones where there are more and the scores are shares. Samples whose
-    scores are equal do not count for it. If all scores are 0 or 1 it is McNemar's exact test.
+    The probability is `exchange_probability`. If all scores are 0 or 1 it is McNemar's exact test.
 
     Args:
         seed: of the resampling.
@@ -70,7 +68,7 @@ def paired_difference(
     low, high = bootstrap_interval(
         differences, least=-1.0, most=1.0, seed=seed, resamples=resamples
     )
-    p = _probability(differences[differences != 0], seed, resamples)
+    p = exchange_probability(differences, seed=seed, resamples=resamples)
     return PairedDifference(len(a), float(a.mean()), float(b.mean()), low, high, p)
 
 
@@ -90,7 +88,8 @@ def bootstrap_interval(
 
     Args:
         values: at least one.
-        least, most: between which a value lies.
+        least, most: between which a value lies; infinite where values have no bounds and are not
+            all the same.
     """
     n, common = len(values), float(values[0])
     if np.ptp(values) == 0:
@@ -116,8 +115,17 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _probability(differences: np.ndarray, seed: int, resamples: int) -> float:
-    """Of differences that are not 0."""
+def exchange_probability(
+    differences: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Probability of a mean at least as far from 0 if each difference could as well have the other
+    sign.
+
+    It comes from exchanging the two values of a sample, in every way that there is, or in
+    `resamples` random ones where there are more and the differences are of several sizes. Samples
+    whose values are equal do not count for it.
+    """
+    differences = differences[differences != 0]
     if not len(differences):
         return 1.0
     if len(set(np.abs(differences))) == 1:  # every exchange is counted by a coin's distribution

@@ -183,7 +183,8 @@ class ComparisonFolder:
         path: the folder itself.
         results: rows of every task and length, and what was compared.
         document: the same in words and as a table.
-        picture: the same as a plot.
+        picture: its scores as a plot.
+        perplexity: its perplexities by position as a plot.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -191,6 +192,7 @@ class ComparisonFolder:
         self.results = path / "comparison.json"
         self.document = path / "comparison.md"
         self.picture = path / "comparison.png"
+        self.perplexity = path / "perplexity.png"
 
 
 class ParityFolder:

@@ -48,24 +48,29 @@ def run(config: Config) -> int:
     from ic.display.table import print_table
     from ic.evaluation.comparison.answers import find_answers
     from ic.evaluation.comparison.compare import compare, in_common
+    from ic.evaluation.comparison.perplexity_words import PERPLEXITY_HEADS, perplexity_lines
     from ic.evaluation.comparison.report import check_folder, names_of, write_report
     from ic.evaluation.comparison.words import HEADS, lines, notes, sentences
     from ic.files.run_folder import ComparisonFolder
 
     paths = Path(config.first), Path(config.second)
-    first, second = in_common(find_answers(paths[0]), find_answers(paths[1]), config.suites)
+    sides = find_answers(paths[0]), find_answers(paths[1])
+    first, second = in_common(*sides, config.suites)
     names = names_of(*paths)
     folder = ComparisonFolder(config.output or Path("runs/compare") / "_vs_".join(names))
     check_folder(folder, first, second)
-    comparison = compare(
-        first, second, asked=config.suites, seed=config.seed, resamples=config.resamples
-    )
+    comparison = compare(*sides, asked=config.suites, seed=config.seed, resamples=config.resamples)
     write_report(comparison, first, second, folder, asdict(config), names)
 
     console = Console()
     for name, path in (("A", config.first), ("B", config.second)):
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
-    print_table(HEADS, lines(comparison), title="paired by sample", fixed=2, console=console)
+    if comparison.groups:
+        print_table(HEADS, lines(comparison), title="paired by sample", fixed=2, console=console)
+    if comparison.curves:
+        losses = perplexity_lines(comparison.curves)
+        title = "perplexity, paired by document"
+        print_table(PERPLEXITY_HEADS, losses, title=title, fixed=3, console=console)
     for sentence in (*sentences(comparison), *notes(comparison)):
         console.print(sentence, highlight=False)
     console.print(f"report: {folder.document}", highlight=False, soft_wrap=True)

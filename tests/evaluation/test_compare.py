@@ -135,10 +135,40 @@ def test_what_has_no_pair_is_left_out_and_counted(ic: Run, capsys: Capture, tmp_
     write_cells(tmp_path / "b/passkey", {512: [1.0, 1.0, 0.0]}, model="b")
     assert ic("compare", "a", "b", "output=out") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "2 samples that only A was asked are left out." in out
+    assert (
+        "Left out, because A alone was asked: passkey single at 512 tokens (1 of 4 samples); passkey "
+        "single at 1,024 tokens (1 sample)."
+    ) in out
     assert "1 sample without a score of one of the two is left out." in out
-    (row,) = read_json(tmp_path / "out/comparison.json")["rows"]
+    compared = read_json(tmp_path / "out/comparison.json")
+    (row,) = compared["rows"]
     assert (row["n"], row["first"], row["second"]) == (2, 0.5, 0.5)
+    assert len(compared["only_first"]) == 2
+    assert compared["only_second"] == []
+
+
+def test_what_one_side_alone_measured_is_named(ic: Run, capsys: Capture, tmp_path: Path) -> None:
+    for name, suites in (("a", ["passkey", "mrcr"]), ("b", ["passkey", "graph", "niah"])):
+        for suite in suites:
+            lengths = (512, 1024, 2048) if name == "b" else (512,)
+            folder = write_cells(
+                tmp_path / name / suite, {length: ones(5, 9) for length in lengths}, model=name
+            )
+            (folder / "results.json").write_text(json.dumps({"config": {"suite": suite}}))
+    assert ic("compare", "a", "b", "output=out") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Left out, because A alone was asked: mrcr." in out
+    alone = "graph; niah; passkey single at 1,024, 2,048 tokens (18 samples)."
+    assert f"Left out, because B alone was asked: {alone}" in out
+    assert f"B alone was asked: {alone}" in (tmp_path / "out/comparison.md").read_text()
+    compared = read_json(tmp_path / "out/comparison.json")
+    assert compared["only_first"] == ["mrcr"]
+    assert compared["only_second"] == alone.rstrip(".").split("; ")
+    # Who names the suites does not hear of the others.
+    assert ic("compare", "a", "b", "suites=[passkey]", "output=other") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "B alone was asked: passkey single at 1,024, 2,048 tokens (18 samples)." in out
+    assert "mrcr" not in out
 
 
 def test_suites_that_cannot_be_compared_are_left_out(
@@ -271,7 +301,7 @@ def test_words_for_shares_and_for_what_nobody_or_everybody_answers() -> None:
         group([1.0, 0.0], [0.0, 1.0], 16384, 1.0),
         group([1.0, 0.0] * 4, [0.0, 1.0] * 4, 1000, 1.0),
     ]
-    (said,) = sentences(Comparison(groups, 0, 0, 0))
+    (said,) = sentences(Comparison(groups))
     assert said.startswith(
         "t: A scores 37.5 points more at 8k (62.5 against 25.0 %, 95 % between 33.8 and 41.2 more, "
         "n = 40, p < 0.001); at 1k and 2k both answer all; at 4k neither answers any; at 16k and "

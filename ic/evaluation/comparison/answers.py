@@ -26,12 +26,14 @@ class Answer:
         place: fields of its cell.
         expected: what was asked for, which tells whether two models had the same sample.
         score: in [0, 1]; None where there is none.
+        measured: what its suite measured besides.
     """
 
     place: Row
     index: int
     expected: Any
     score: float | None
+    measured: Row = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -160,4 +162,5 @@ def answer_of(row: Row) -> Answer:
     place = cell_fields(row)
     del place["samples"]  # how many samples a cell has is no part of what one of them is
     score = row["correct"]
-    return Answer(place, row["index"], row["expected"], None if score is None else float(score))
+    score = None if score is None else float(score)
+    return Answer(place, row["index"], row["expected"], score, row.get("measured", {}))

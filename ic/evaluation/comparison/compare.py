@@ -8,11 +8,10 @@ from typing import Any
 
 from ic.errors import UsageError
 from ic.evaluation.comparison.answers import Answer, SuiteAnswers
+from ic.evaluation.comparison.losses import SURE, Curve, compare_losses, has_losses
 from ic.evaluation.paired import RESAMPLES, PairedDifference, holm, paired_difference
 from ic.evaluation.registry import build_suite, suite_config
 from ic.evaluation.suite import Row
-
-SURE = 0.05
 
 # Suites by name.
 Side = Mapping[str, SuiteAnswers]
@@ -69,15 +68,18 @@ class Comparison:
 
     Attributes:
         groups: all of a suite first, then its tasks and lengths.
-        only_first, only_second: samples that the other model was not asked.
+        curves: of perplexity, for each task and length.
+        only_first, only_second: what the other model was not asked: suites, and of suites that both
+            have, tasks and lengths with their samples.
         without_score: samples that both were asked, without a score of one of the two.
         left_out: suites that could not be compared, and why.
     """
 
-    groups: list[Group]
-    only_first: int
-    only_second: int
-    without_score: int
+    groups: list[Group] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    only_first: Sequence[str] = ()
+    only_second: Sequence[str] = ()
+    without_score: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,10 +117,11 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Compare two models on the suites of `in_common`.
+    """Compare two models on the suites that both have.
 
     Args:
-        asked: suites that have to be compared; others that cannot are left out.
+        asked: suites that have to be compared, and no others; without, those that cannot be
+            compared are left out.
 
     Raises:
         UsageError: nothing can be compared, or a suite that was asked for cannot: no task at a
@@ -126,39 +129,71 @@ def compare(
             the same place.
     """
     groups: list[Group] = []
+    found: list[Curve] = []
     left_out: dict[str, str] = {}
-    only_first = only_second = without_score = 0
-    for suite, a in first.items():
+    without_score = 0
+    shared, others = in_common(first, second, asked)
+    only_first, only_second = (
+        [] if asked else [suite for suite in side if suite not in shared]
+        for side in (first, second)
+    )
+    for suite, a in shared.items():
+        b = others[suite]
         try:
-            pairs = _pairs(a, second[suite])
+            pairs = _pairs(a, b)
         except UsageError as error:
-            if suite in asked or len(first) == 1:
+            if suite in asked or len(shared) == 1:
                 raise
             left_out[suite] = str(error)
             continue
-        only_first += len(a.answers) - len(pairs)
-        only_second += len(second[suite].answers) - len(pairs)
+        only_first += _alone(a, b)
+        only_second += _alone(b, a)
+        if all(has_losses(each) for pair in pairs for each in pair):
+            found += compare_losses(suite, pairs, seed, resamples)
+            continue
         scored = [pair for pair in pairs if all(each.score is not None for each in pair)]
         if scored:
             without_score += len(pairs) - len(scored)
             groups += _groups(suite, scored, seed, resamples)
         else:
             left_out[suite] = (
-                f"{suite}: no sample has a score of both models, so nothing can be compared "
-                "(perplexity has none; its report shows intervals)"
+                f"{suite}: no sample has a score of both models, so nothing can be compared"
             )
             if suite in asked:
                 raise UsageError(left_out[suite])
-    if not groups:
+    if not groups and not found:
         raise UsageError("; ".join(left_out.values()))
-    adjusted = holm([group.paired.p for group in groups])
+    adjusted = iter(holm([*(group.paired.p for group in groups), *(each.p for each in found)]))
     return Comparison(
-        [replace(g, p_adjusted=p) for g, p in zip(groups, adjusted, strict=True)],
+        [replace(group, p_adjusted=next(adjusted)) for group in groups],
+        [replace(curve, p_adjusted=next(adjusted)) for curve in found],
         only_first,
         only_second,
         without_score,
         left_out,
     )
+
+
+def _alone(answers: SuiteAnswers, others: SuiteAnswers) -> list[str]:
+    """`passkey single at 1,024 tokens (5 of 20 samples)`: what only one side was asked."""
+    counts: dict[tuple[Any, Any], list[bool]] = {}
+    for key, answer in answers.answers.items():
+        place = (answer.place.get("task"), answer.place.get("length_tokens"))
+        counts.setdefault(place, []).append(key not in others.answers)
+    alone: dict[tuple[Any, bool], list[tuple[Any, list[bool]]]] = {}
+    for (task, length), each in counts.items():
+        if any(each):
+            alone.setdefault((task, all(each)), []).append((length, each))
+    said = []
+    for (task, whole), places in alone.items():
+        lengths = [f"{length:,}" for length, _ in places if length is not None]
+        at = f" at {', '.join(lengths)} tokens" if lengths else ""
+        named = answers.suite if task is None else f"{answers.suite} {task}"
+        count, total = (sum(map(of, (each for _, each in places))) for of in (sum, len))
+        samples = "sample" if total == 1 else "samples"
+        of = f"{count:,}" if whole else f"{count:,} of {total:,}"
+        said.append(f"{named}{at} ({of} {samples})")
+    return said
 
 
 def _pairs(a: SuiteAnswers, b: SuiteAnswers) -> list[tuple[Answer, Answer]]:

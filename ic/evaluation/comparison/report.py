@@ -9,6 +9,8 @@ from typing import Any
 
 from ic.errors import UsageError
 from ic.evaluation.comparison.compare import Comparison, Side
+from ic.evaluation.comparison.perplexity_picture import draw_change
+from ic.evaluation.comparison.perplexity_words import PERPLEXITY_HEADS, perplexity_lines
 from ic.evaluation.comparison.picture import draw
 from ic.evaluation.comparison.words import HEADS, lines, notes, sentences
 from ic.files.atomic_write import replacing, write_json
@@ -61,7 +63,10 @@ def write_report(
     names: tuple[str, str],
 ) -> None:
     """Write the three files, each whole."""
-    draw(comparison, folder.picture, first=names[0], second=names[1])
+    if comparison.groups:
+        draw(comparison, folder.picture, first=names[0], second=names[1])
+    if comparison.curves:
+        draw_change(comparison.curves, folder.perplexity, first=names[0], second=names[1])
     with replacing(folder.document) as partial:
         partial.write_text(_document(comparison, first, second, names), encoding="utf-8")
     write_json(
@@ -69,30 +74,39 @@ def write_report(
         {
             **describe_run(config),
             "sides": _sides(first, second),
-            "only_first": comparison.only_first,
-            "only_second": comparison.only_second,
+            "only_first": list(comparison.only_first),
+            "only_second": list(comparison.only_second),
             "without_score": comparison.without_score,
             "left_out": dict(comparison.left_out),
-            "rows": [group.columns for group in comparison.groups],
+            "rows": [
+                *(group.columns for group in comparison.groups),
+                *(row for curve in comparison.curves for row in curve.columns),
+            ],
             "words": sentences(comparison),
         },
     )
 
 
 def _document(comparison: Comparison, first: Side, second: Side, names: tuple[str, str]) -> str:
-    rows = [HEADS, ["---", *["--:"] * (len(HEADS) - 1)], *lines(comparison)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    shown = []
+    if comparison.groups:
+        shown += [_table(HEADS, lines(comparison)), "![scores and differences](comparison.png)"]
+    if comparison.curves:
+        shown.append(_table(PERPLEXITY_HEADS, perplexity_lines(comparison.curves)))
+        shown.append("![perplexity of B against A by position](perplexity.png)")
     legend = "\n".join(
         f"- {name}: {short}, "
         + ", ".join(f"{suite} in `{answers.folder}`" for suite, answers in side.items())
         for name, short, side in (("A", names[0], first), ("B", names[1], second))
     )
     words = "\n".join(f"- {sentence}" for sentence in sentences(comparison))
-    read = "\n\n".join(notes(comparison))
-    return (
-        f"# {names[0]} (A) and {names[1]} (B)\n\n{legend}\n\n{words}\n\n{table}\n\n"
-        f"![scores and differences](comparison.png)\n\n{read}\n"
-    )
+    title = f"# {names[0]} (A) and {names[1]} (B)"
+    return "\n\n".join([title, legend, words, *shown, *notes(comparison)]) + "\n"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    ruled = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
 def _sides(first: Side, second: Side) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ic.display.numbers import tokens
-from ic.evaluation.comparison.compare import SURE, Comparison, Group
+from ic.display.numbers import probability, tokens
+from ic.evaluation.comparison.compare import Comparison, Group
+from ic.evaluation.comparison.losses import SURE, Curve
+from ic.evaluation.comparison.perplexity_words import perplexity_phrase
 
 HEADS = ["task", "tokens", "n", "A %", "B %", "B - A", "95 %", "p", "better"]
-_SMALLEST_SHOWN = 0.001
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -29,16 +30,30 @@ def sentences(comparison: Comparison) -> list[str]:
                 f"{_widest(rest)} points either way)"
             )
         said.append(f"{name_of(groups[0], comparison)}: {'; '.join(phrases)}.")
+    by_way: dict[tuple[str, str], list[Curve]] = {}
+    for curve in comparison.curves:
+        by_way.setdefault((curve.suite, curve.task), []).append(curve)
+    said += [
+        f"{suite} {task}: {'; '.join(map(perplexity_phrase, curves))}."
+        for (suite, task), curves in by_way.items()
+    ]
     return said
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What has to be known to read the sentences and the table."""
-    many = len(comparison.groups)
+    many = len(comparison.groups) + len(comparison.curves)
+    samples = " and ".join(
+        what
+        for what, parts in (
+            ("the samples that both models answered", comparison.groups),
+            ("the documents that both models read", comparison.curves),
+        )
+        if parts
+    )
     said = [
-        "Intervals are those of the paired bootstrap over the samples that both models answered, "
-        "each for its own line. p is the probability of such a difference between models that do "
-        "not differ"
+        f"Intervals are those of the paired bootstrap over {samples}, each for its own line. p is "
+        "the probability of such a difference between models that do not differ"
         + (
             f"; it is adjusted for {many} comparisons by Holm's method. A difference is claimed "
             f"where it is below {SURE}, and all these claims together are wrong at most once in "
@@ -47,14 +62,21 @@ def notes(comparison: Comparison) -> list[str]:
             else f". A difference is claimed where it is below {SURE}."
         )
     ]
-    for count, what in (
-        (comparison.only_first, "that only A was asked"),
-        (comparison.only_second, "that only B was asked"),
-        (comparison.without_score, "without a score of one of the two"),
-    ):
-        if count:
-            samples, are = ("sample", "is") if count == 1 else ("samples", "are")
-            said.append(f"{count:,} {samples} {what} {are} left out.")
+    if comparison.curves:
+        said.append(
+            "Perplexity: a document counts once, by its mean loss per token. A difference is "
+            "claimed of all positions of a length; of bands of positions nothing is claimed, and "
+            "one is called lower or higher where its interval lies on one side."
+        )
+    for name, places in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if places:
+            said.append(f"Left out, because {name} alone was asked: {'; '.join(places)}.")
+    if comparison.without_score:
+        one = comparison.without_score == 1
+        said.append(
+            f"{comparison.without_score:,} {'sample' if one else 'samples'} without a score of one "
+            f"of the two {'is' if one else 'are'} left out."
+        )
     said += [f"Left out: {reason}." for reason in comparison.left_out.values()]
     return said
 
@@ -83,11 +105,6 @@ def name_of(group: Group, comparison: Comparison) -> str:
         return f"all of {group.suite}" if group.length_tokens is None else group.suite
     several = len({each.suite for each in comparison.groups}) > 1
     return f"{group.suite} {group.task}" if several else group.task
-
-
-def probability(p: float) -> str:
-    """`< 0.001`, or three digits."""
-    return f"< {_SMALLEST_SHOWN}" if p < _SMALLEST_SHOWN else f"{p:.3f}"
 
 
 def _difference(group: Group) -> str:
