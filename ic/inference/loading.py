@@ -69,6 +69,7 @@ class Opened:
     vocab_size: int
     ours: bool
     _backends: Backends
+    _cache_dtype: str
     _file: GGUFFile | None
     _on_gpu: bool
 
@@ -87,6 +88,8 @@ class Opened:
             model = self._file.model(self._backends, dtype)
         else:
             model = load_model(path, self._backends)
+        if self.ours:
+            model.config.set_cache_dtype(self._cache_dtype)
         model = model if dtype is None else model.to(dtype)
         model = model.to("cuda" if self._on_gpu else "cpu")
         source = self.source
@@ -118,7 +121,7 @@ def open_source(options: InferenceOptions) -> Opened:
     source = find_source(options.checkpoint)
     ours = is_ours(source)
     if not ours:
-        check_backends(source, backends)
+        check_backends(source, backends, options.cache_dtype)
     backends = runnable_backends(backends, options.accelerator)
     announce(source)
     file = GGUFFile(source.path) if source.is_gguf and ours else None
@@ -145,7 +148,16 @@ def open_source(options: InferenceOptions) -> Opened:
             f"{vocabulary}: give the tokenizer that the model was trained with"
         )
     return Opened(
-        source, tokenizer, positions_of(config), trained, vocabulary, ours, backends, file, on_gpu
+        source,
+        tokenizer,
+        positions_of(config),
+        trained,
+        vocabulary,
+        ours,
+        backends,
+        options.cache_dtype,
+        file,
+        on_gpu,
     )
 
 

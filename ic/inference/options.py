@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ic.errors import check_choice
 from ic.model.backends import Backends
+from ic.model.options import CACHE_DTYPES
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -20,6 +21,8 @@ class LoadOptions:
         accelerator: auto (a GPU if there is one), cpu or gpu.
         dtype: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below sm_80) and the
             saved type on a CPU.
+        cache_dtype: what the cache of a model of ours holds: fp8 or int8 for codes of one byte with
+            a scale per token; auto is what the source was saved with, else the model's precision.
         attention, norm, rope: names of backends (`ic.model.registry`), each on its own.
 
     Raises:
@@ -29,6 +32,7 @@ class LoadOptions:
     tokenizer: str | None = None
     accelerator: str = "auto"
     dtype: str = "auto"
+    cache_dtype: str = "auto"
     attention: str = "torch"
     norm: str = "torch"
     rope: str = "torch"
@@ -36,6 +40,7 @@ class LoadOptions:
     def __post_init__(self) -> None:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
         check_choice("dtype", self.dtype, DTYPE_NAMES)
+        check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         self.backends()
 
     def backends(self) -> Backends:

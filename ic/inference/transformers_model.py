@@ -38,17 +38,18 @@ def is_ours(source: Source) -> bool:
     return kind in OURS or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def check_backends(source: Source, backends: Backends) -> None:
-    """Refuse backends for a model that is not ours.
+def check_backends(source: Source, backends: Backends, cache_dtype: str) -> None:
+    """Refuse backends and quantised caches for a model that is not ours.
 
     Raises:
-        ValueError: another one than `torch`.
+        ValueError: another backend than `torch`, another cache than `auto`.
     """
-    for name in ("attention", "norm", "rope"):
-        if getattr(backends, name) != "torch":
+    asked = {name: getattr(backends, name) for name in ("attention", "norm", "rope")}
+    for name, value in {**asked, "cache_dtype": cache_dtype}.items():
+        if value != ("auto" if name == "cache_dtype" else "torch"):
             raise ValueError(
-                f"{name}={getattr(backends, name)}: {source.path} is no model of ours, and "
-                f"transformers runs it; leave {name} out"
+                f"{name}={value}: {source.path} is no model of ours, and transformers runs it; "
+                f"leave {name} out"
             )
 
 

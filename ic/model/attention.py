@@ -27,6 +27,7 @@ from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewTokens, Operators
 from ic.model.plain_layers import is_bare, matrix_of
 from ic.model.qk_norm import KeyNorm, QueryNorm
+from ic.model.quantised_latents import dequantise
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentLayer
@@ -128,18 +129,21 @@ class MLAAttention(nn.Module):
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
-        cache_BSC = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
+        cache_BSC, scale_BS = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
         if context.num_keys is not None:
             cache_BSC = cache_BSC[:, : context.num_keys]
+            scale_BS = None if scale_BS is None else scale_BS[:, : context.num_keys]
         is_plain = context.document_ids_BT is None and context.branches is None
         is_recorded = context.recorder is not None
         if is_plain and (is_recorded or hidden_BTD.shape[1] <= config.absorbed_max_queries):
             halves = None if is_recorded else self._absorbed_weights(q_nope_BTHN.dtype)
             if halves is not None:
                 return self._project(
-                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, context, *halves)
+                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves)
                 )
             context = _masked(context, cache_BSC.shape[1])
+        if scale_BS is not None:
+            cache_BSC = dequantise(cache_BSC, scale_BS, q_nope_BTHN.dtype)
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
         latent_BSR, k_rope_BSP = cache_BSC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         return self._project(self.expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
@@ -175,11 +179,12 @@ class MLAAttention(nn.Module):
         k_rope_BTP: Tensor,
         cache: Cache,
         context: AttentionContext,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Append the new tokens to the cache: normalised latents and rotated shared keys.
 
         Returns:
-            all that this layer of the cache then holds, (B, S, C).
+            all that this layer of the cache then holds, (B, S, C), and the scales (B, S) of a
+            quantised one.
         """
         # `DynamicCache()` makes its layers when they are first updated.
         layers = cache.layers
@@ -200,21 +205,24 @@ class MLAAttention(nn.Module):
                 sin_MF,
                 context.append_slots_M,
             )
+            pages, scale = layer.extend(tokens)
             append.append(
                 new,
                 norm.weight,
-                layer.extend(tokens),
+                pages,
                 eps=norm.eps,
                 interleave=self.config.rope_interleave,
+                cache_scale=scale,
             )
         elif isinstance(layer, LatentLayer) and layer.lengths is not None:
             layer.append_rows(norm(latent_BTR), k_rope_BTP, context.append_slots_M)
+        elif isinstance(layer, LatentLayer | StaticLatentLayer):
+            layer.append(norm(latent_BTR), k_rope_BTP)
         else:
             new_B1TR, new_B1TP = norm(latent_BTR)[:, None], k_rope_BTP[:, None]
             keys_B1SR, values_B1SP = cache.update(new_B1TR, new_B1TP, self.layer_idx)
-            if not isinstance(layer, LatentLayer | StaticLatentLayer):
-                return torch.cat((keys_B1SR[:, 0], values_B1SP[:, 0]), dim=-1)
-        return layer.latents()
+            return torch.cat((keys_B1SR[:, 0], values_B1SP[:, 0]), dim=-1), None
+        return layer.latents(), layer.scales()
 
     def _appends_at_once(self, layer: Any, tokens: int, context: AttentionContext) -> bool:
         return (
@@ -254,6 +262,7 @@ class MLAAttention(nn.Module):
         q_nope_BTHN: Tensor,
         q_rope_BTHP: Tensor,
         cache_BSC: Tensor,
+        scale_BS: Tensor | None,
         context: AttentionContext,
         w_k_HNR: Tensor,
         w_v_HVR: Tensor,
@@ -267,6 +276,8 @@ class MLAAttention(nn.Module):
             attention, lengths_B = operators.many_queries, None
         else:
             attention = operators.attention
+        if scale_BS is not None and not attention.capabilities.quantised_cache:
+            cache_BSC, scale_BS = dequantise(cache_BSC, scale_BS, q_nope_BTHN.dtype), None
         out_BTHR = attention.absorbed(
             q_latent_BTHR,
             q_rope_BTHP,
@@ -274,6 +285,7 @@ class MLAAttention(nn.Module):
             scale=self.config.softmax_scale,
             mask_BTS=context.mask_BTS,
             lengths_B=lengths_B,
+            cache_scale_BS=scale_BS,
         )
         return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
 

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from ic.errors import check_choice
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions, check_extensions
+from ic.model.options import CACHE_DTYPES
 from ic.model.registry import PARTS, backend_names
 
 # A number in DeepSeek's configurations, which check their types and print what they refuse. A model
@@ -66,6 +67,8 @@ class MLAConfig(PreTrainedConfig):
         qk_norm_dim: RMSNorm of query and rotary key in blocks of so many dimensions
             (`ic.model.qk_norm`); None for none.
         trained_length: longest context in tokens that the weights were trained at, once they were.
+        cache_dtype: what the caches that the model makes hold: `auto` for its own dtype, `fp8` or
+            `int8` for codes with a scale per token (`ic.model.quantised_latents`).
 
     Raises:
         ValueError: a dimension that does not fit, or an unknown choice. Whether the backends take
@@ -115,6 +118,7 @@ class MLAConfig(PreTrainedConfig):
     query_bias: bool = False
     qk_norm_dim: int | None = None
     trained_length: int | None = None
+    cache_dtype: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(kwargs.get(_GUARD), str):
@@ -196,6 +200,16 @@ class MLAConfig(PreTrainedConfig):
         self.rope_backend = backends.rope
         self._check()
 
+    def set_cache_dtype(self, name: str) -> None:
+        """Choose what a model's caches hold; `auto` leaves what the configuration says.
+
+        Raises:
+            ValueError: no cache of this name.
+        """
+        if name != "auto":
+            self.cache_dtype = name
+        self._check()
+
     def _check(self) -> None:
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
@@ -216,6 +230,7 @@ class MLAConfig(PreTrainedConfig):
         for part in PARTS:
             name = f"{part}_backend"
             check_choice(name, getattr(self, name), backend_names())
+        check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         check_dimensions(self)
         check_extensions(self)
 

@@ -11,11 +11,14 @@ from torch.distributed.tensor import DTensor
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Identity of the weights: exact integer sums over their bits, the same on every device.
+    """Identity of the weights: exact integer sums over their bits, the same on every device; with
+    the name of a quantised cache behind it, over which the same weights answer differently.
 
     Collective if the weights are `DTensor`s.
     """
-    return fingerprint_state(model.state_dict())
+    cache: str = getattr(getattr(model, "config", None), "cache_dtype", "auto")
+    weights = fingerprint_state(model.state_dict())
+    return weights if cache == "auto" else f"{weights}-{cache}"
 
 
 def fingerprint_state(state: Mapping[str, Tensor]) -> str:

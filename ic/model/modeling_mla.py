@@ -27,6 +27,7 @@ from ic.model.init import init_weights
 from ic.model.loss import shift_labels as shift
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import Operators, choose_operators
+from ic.model.quantised_latents import code_dtype
 from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentCache
@@ -223,13 +224,24 @@ class MLAModel(MLAPreTrainedModel):
 
     def new_static_cache(self, capacity_tokens: int) -> StaticLatentCache:
         """A cache for sequences of up to `capacity_tokens`, in buffers that never move or grow."""
-        return StaticLatentCache(self.config.num_hidden_layers, capacity_tokens)
+        layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
+        return StaticLatentCache(layers, capacity_tokens, codes)
 
     def new_cache(self, capacity_tokens: int = 0) -> LatentCache:
-        """A cache for sequences of up to `capacity_tokens`; it grows past that when it must."""
-        if self.context_parallel is not None:
-            return self.context_parallel.new_cache(self.config.num_hidden_layers, capacity_tokens)
-        return LatentCache(self.config.num_hidden_layers, capacity_tokens)
+        """A cache for sequences of up to `capacity_tokens`; it grows past that when it must.
+
+        Raises:
+            ValueError: a quantised cache that ranks would share.
+        """
+        layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
+        if self.context_parallel is None:
+            return LatentCache(layers, capacity_tokens, codes)
+        if codes is not None:
+            raise ValueError(
+                f"cache_dtype={self.config.cache_dtype}: a cache that ranks share is not "
+                "quantised; leave it out, or set strategy.context_parallel_size=1"
+            )
+        return self.context_parallel.new_cache(layers, capacity_tokens)
 
     def make_context(
         self,

@@ -63,6 +63,11 @@ class Config(InferenceOptions):
         for name in ("num_nodes", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.context_parallel_size > 1 and self.cache_dtype != "auto":
+            raise ValueError(
+                f"cache_dtype={self.cache_dtype}: a cache that context_parallel_size="
+                f"{self.context_parallel_size} processes share is not quantised; leave one out"
+            )
         if not self.rendezvous_timeout_s > 0:
             raise ValueError(f"rendezvous_timeout_s={self.rendezvous_timeout_s}: must be above 0")
         if not self.suite:

@@ -20,6 +20,7 @@ from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
+from ic.model.fingerprint import fingerprint
 from tests.checkpoint.gguf_files import byte_level_bpe, deepseek
 from tests.conftest import SMALL
 
@@ -55,6 +56,25 @@ def test_a_run_and_its_export(
         assert loaded.trained_length == 2048
         assert loaded.folder == find_source(given).path
     assert json.loads((tmp_path / "export/config.json").read_text())["trained_length"] == 2048
+
+
+@torch.no_grad()
+def test_a_quantised_cache(run: Path) -> None:
+    """As asked for, or as the source was saved with; the answers of each are kept apart."""
+    plain, quantised = load_source(cpu(run)).model, load_source(cpu(run, cache_dtype="int8")).model
+    for model, dtype in ((plain, torch.float32), (quantised, torch.int8)):
+        cache = model(IDS, use_cache=True).past_key_values
+        assert cache.layers[0].latents().dtype == dtype
+    assert fingerprint(quantised) == f"{fingerprint(plain)}-int8"
+    folder = run / "checkpoints/step=7"
+    config = load_config(folder)
+    config.set_cache_dtype("fp8")
+    config.save_pretrained(folder)
+    (folder / "checksums.sha256").unlink()
+    assert load_source(cpu(run)).model.config.cache_dtype == "fp8"
+    assert load_source(cpu(run, cache_dtype="int8")).model.config.cache_dtype == "int8"
+    with pytest.raises(ValueError, match="cache_dtype='fp4': did you mean fp8"):
+        cpu(run, cache_dtype="fp4")
 
 
 @torch.no_grad()

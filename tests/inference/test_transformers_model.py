@@ -222,6 +222,8 @@ def test_refuses_what_only_our_models_have(tmp_path: Path) -> None:
     folder = save(MAKERS["qwen2"](), tmp_path / "qwen2")
     with pytest.raises(ValueError, match=r"attention=triton: .*qwen2 is no model of ours"):
         load_source(cpu(folder, attention="triton"))
+    with pytest.raises(ValueError, match=r"cache_dtype=int8: .*qwen2 is no model of ours.* leave"):
+        load_source(cpu(folder, cache_dtype="int8"))
     state_space = MambaForCausalLM(
         MambaConfig(vocab_size=264, hidden_size=32, state_size=4, num_hidden_layers=1)
     )

@@ -111,3 +111,31 @@ def test_generate_compiles_its_steps(make_model: Make, device: torch.device) -> 
     for each in (model, plain):
         text = each.generate(x, **how, cache_implementation="static")
         assert text.equal(plain.generate(x, **how))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["fp8", "int8"])
+@pytest.mark.parametrize("kind", ["static", "growing"])
+def test_a_quantised_cache_on_our_kernels(
+    make_model: Make, device: torch.device, name: str, kind: str
+) -> None:
+    """Our kernels append and decode what PyTorch's operators append and decode."""
+    model, plain = build(make_model, device)
+    x = draw(device, 2, 41)
+    outputs, caches = [], []
+    ran: Counter[str] = Counter()
+    for each in (model, plain):
+        each.config.cache_dtype = name
+        cache = each.model.new_static_cache(48) if kind == "static" else each.model.new_cache()
+        parts = []
+        with Kernels() as kernels:
+            for piece in x.split([36, 1, 1, 3], dim=1):
+                parts.append(each(piece, past_key_values=cache).logits)
+        ran = ran or Counter(kernels.names)
+        outputs.append(torch.cat(parts, 1))
+        caches.append(cache)
+    layers = model.config.num_hidden_layers
+    assert ran["append_latent"] == ran["mla_decode"] == 3 * layers
+    assert error(outputs[0], outputs[1]) < 2e-3
+    for ours, theirs in zip(*(cache.layers for cache in caches), strict=True):
+        torch.testing.assert_close(ours.scales()[:, :41], theirs.scales()[:, :41])
