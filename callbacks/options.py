@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -292,9 +291,9 @@ class SamplesOptions:
                 raise ValueError(
                     f"callbacks.samples.{name}={getattr(self, name)}: must be at least {least}"
                 )
-        if not 0 <= self.temperature < math.inf:
+        if not 0 <= self.temperature <= 2:
             raise ValueError(
-                f"callbacks.samples.temperature={self.temperature}: must be a number of at least 0 "
+                f"callbacks.samples.temperature={self.temperature}: must be a number from 0 to 2 "
                 "(0 takes the likeliest token)"
             )
         if not 0 < self.top_p <= 1:

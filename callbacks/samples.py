@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from ic.callbacks.memory_profiler import memory_phase
 from ic.callbacks.options import SamplesOptions
 from ic.callbacks.throughput import throughput_paused
 from ic.files.json_lines import append_row, read_rows, write_rows
 from ic.files.run_folder import RunFolder
-from ic.inference.sampling import sample
+from ic.inference.engine.request import Sampling
+from ic.inference.engine.sampler import Sampler
+from ic.model import MLAForCausalLM
 from ic.parallel.sharded_strategy import ShardedStrategy
 from ic.tracking.never_fails import NeverFails
 
@@ -22,9 +25,9 @@ from ic.tracking.never_fails import NeverFails
 class Samples(Callback):
     """Continues prompts after validations, prints the texts and logs them.
 
-    Each is a line of `samples.jsonl` in the run's folder. The draws come from a generator of the
-    prompt's own, seeded alike each time, so that texts differ through the model alone and the
-    training's generators are left as they are. Where the model is sharded, all processes write the
+    Each is a line of `samples.jsonl` in the run's folder. The draws follow the seed alone, the same
+    each time, so that texts differ through the model alone and the training's generators are left
+    as they are. Where the model is sharded, all processes write the
     same text together; otherwise rank 0 writes it.
 
     Raises:
@@ -78,15 +81,13 @@ class Samples(Callback):
             strategy.gathered() if isinstance(strategy, ShardedStrategy) else nullcontext(),
         ):
             # The hook runs in evaluation mode still.
-            tokens = sample(
-                module.model,
-                ids_T,
-                self.config.max_new_tokens,
+            sampling = Sampling(
+                max_tokens=self.config.max_new_tokens,
                 temperature=self.config.temperature,
                 top_p=self.config.top_p,
-                generator=torch.Generator().manual_seed(self.config.seed),
-                end=tokenizer.eos_token_id,
+                seed=self.config.seed,
             )
+            tokens = continued(module.model, ids_T, sampling, tokenizer.eos_token_id)
         return str(tokenizer.decode(tokens))
 
     def _show(self, trainer: Trainer, place: int, prompt: str, text: str) -> None:
@@ -99,3 +100,27 @@ class Samples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, NeverFails):
                 logger.log_written(f"samples/{place}", prompt + text, step)
+
+
+@torch.no_grad()  # not inference mode: sharded parameters gathered in it could not be trained
+def continued(
+    model: MLAForCausalLM, ids_T: Tensor, sampling: Sampling, end: int | None
+) -> list[int]:
+    """Tokens that follow a prompt (T,), up to `end`, which is left out; none follow logits that are
+    no numbers.
+
+    The engine would not do: a model that is sharded is run by all processes in step.
+    """
+    cache = model.model.new_cache(len(ids_T) + sampling.max_tokens)
+    sampler = Sampler(model.config.vocab_size, 1, ids_T.device)
+    slot = sampler.add(sampling, ids_T.tolist())
+    found: list[int] = []
+    step_1T = ids_T[None]
+    while len(found) < sampling.max_tokens:
+        logits = model(step_1T, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        (draw,) = sampler.draw(logits[:, -1], [slot]).fetch()
+        if draw.token_id is None or draw.token_id == end:
+            break
+        found.append(draw.token_id)
+        step_1T = torch.full_like(ids_T[None, :1], draw.token_id)
+    return found

@@ -11,10 +11,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ic.callbacks.options import SamplesOptions
+from ic.callbacks.samples import continued
 from ic.checkpoint.folder import load_model
 from ic.cli import main
 from ic.files.json_lines import read_rows
-from ic.inference.sampling import _draw, sample
+from ic.inference.engine.request import Sampling
+from ic.inference.engine.sampler import Sampler
 from ic.model.byte_tokenizer import ByteTokenizer
 
 SAMPLES = (
@@ -84,13 +86,15 @@ def test_a_sample_is_the_model_s_own_text(run: Path) -> None:
     """The last checkpoint, asked again without a cache."""
     tokenizer, options = ByteTokenizer(), SamplesOptions()
     model = load_model(run / "with/checkpoints/step=4")
-    generator = torch.Generator().manual_seed(options.seed)
     ids = tokenizer("A word")["input_ids"]
+    sampler = Sampler(model.config.vocab_size, 1, torch.device("cpu"))
+    how = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+    slot = sampler.add(Sampling(**how), ids)
     found: list[int] = []
     with torch.no_grad():
         while len(found) < 12:
-            logits = model(torch.tensor([[*ids, *found]])).logits[0, -1]
-            token = _draw(logits, options.temperature, options.top_p, generator)
+            logits = model(torch.tensor([[*ids, *found]])).logits[:, -1]
+            token = sampler.draw(logits, [slot]).fetch()[0].token_id
             if token == tokenizer.eos_token_id:
                 break
             found.append(token)
@@ -115,30 +119,22 @@ def test_a_run_without_validation_is_refused(run: Path, capsys: pytest.CaptureFi
     assert "this run has none: give data.val_files or data.val_fraction" in capsys.readouterr().err
 
 
-def test_draws_follow_temperature_and_top_p() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    generator = torch.Generator().manual_seed(0)
-
-    def shares(temperature: float, top_p: float) -> torch.Tensor:
-        draws = [_draw(logits, temperature, top_p, generator) for _ in range(4000)]
-        return torch.bincount(torch.tensor(draws), minlength=4) / 4000
-
-    torch.testing.assert_close(shares(1, 1), logits.exp(), atol=0.03, rtol=0)
-    nucleus = torch.tensor([0.5, 0.3, 0, 0]) / 0.8
-    torch.testing.assert_close(shares(1, 0.8), nucleus, atol=0.03, rtol=0)
-    squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
-    torch.testing.assert_close(shares(0.5, 1), squared / squared.sum(), atol=0.03, rtol=0)
-    assert shares(0, 1)[0] == 1
-
-
 def test_greedy_sampling_ends_at_the_end(make_model: Any) -> None:
     model = make_model()
     ids = torch.tensor([5, 6, 7])
-    draw = {"temperature": 0.0, "top_p": 1.0, "generator": torch.Generator()}
-    free = sample(model, ids, 8, **draw)
+    free = continued(model, ids, Sampling(max_tokens=8), None)
     expected = model.generate(ids[None], max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert free == expected[0, 3:].tolist()
-    assert sample(model, ids, 8, **draw, end=free[4]) == free[: free.index(free[4])]
+    ended = continued(model, ids, Sampling(max_tokens=8), free[4])
+    assert ended == free[: free.index(free[4])]
+
+
+def test_a_model_without_numbers_writes_nothing(make_model: Any) -> None:
+    """It is the guardrails' to stop the run."""
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.nan)
+    assert continued(model, torch.tensor([5]), Sampling(temperature=1.0), None) == []
 
 
 @pytest.mark.parametrize(
@@ -150,6 +146,7 @@ def test_greedy_sampling_ends_at_the_end(make_model: Any) -> None:
         {"max_new_tokens": 0},
         {"temperature": float("nan")},
         {"temperature": -1.0},
+        {"temperature": 2.5},
         {"top_p": 0.0},
         {"seed": -1},
     ],
