@@ -5,7 +5,8 @@ file holds a docstring (its line in the list of verbs), the dataclass `Config` a
 which returns the exit code; a function `complete(overrides)` adds those that files named by others
 stand for, and a tuple `POSITIONAL` names the keys of paths that may stand without their names. The
 first line of the YAML is a comment with an example. Neither may import PyTorch before `run` is
-called, so that help and errors come at once.
+called, so that help and errors come at once. `verbs/benchmark_serving.py` is written as two words,
+`benchmark serving`, because `benchmark` is a verb of its own.
 
 Errors end here: bad input is one readable line on stderr and exit code 2.
 """
@@ -71,6 +72,13 @@ class Verb:
         return self.file.stem
 
     @cached_property
+    def words(self) -> str:
+        """Its name as it is typed: two words where the first is a verb, too."""
+        first, _, rest = self.name.partition("_")
+        is_verb = rest and self.file.with_name(f"{first}.py").is_file()
+        return f"{first} {rest}" if is_verb else self.name
+
+    @cached_property
     def summary(self) -> str:
         """The first line of its docstring."""
         return (ast.get_docstring(ast.parse(self.file.read_text())) or "").partition("\n")[0]
@@ -101,7 +109,7 @@ class Verb:
         if "torch" not in sys.modules and is_first_process():
             folder = getattr(config, "folder", None)
             where = "" if folder is None else f" in {folder.path}"
-            print(f"{self.name}{where}: loading PyTorch ...", file=sys.stderr, flush=True)
+            print(f"{self.words}{where}: loading PyTorch ...", file=sys.stderr, flush=True)
         quieten()
         try:
             return int(self.module.run(config))
@@ -117,17 +125,28 @@ def find_verbs() -> dict[str, Verb]:
     return {file.stem: Verb(file) for file in files}
 
 
-def find_verb(given: str) -> Verb:
-    """The verb of this name; hyphens are read as underscores.
+def find_verb(args: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that arguments begin with, and the arguments behind it.
+
+    Hyphens are read as underscores, and two bare words as one name: `benchmark serving` is
+    `benchmark_serving`.
 
     Raises:
         UsageError: there is none.
     """
     verbs = find_verbs()
+    given, second = args[0], "".join(args[1:2])
+    bare = second.replace("_", "").replace("-", "").isalnum() and not second.startswith("-")
+    joined = verbs.get(f"{given}_{second}".replace("-", "_")) if bare else None
+    if joined is not None:
+        return joined, args[2:]
     verb = verbs.get(given.replace("-", "_"))
     if verb is None:
-        raise UsageError.unknown("verb", given, list(verbs))
-    return verb
+        raise UsageError.unknown("verb", given, [each.words for each in verbs.values()])
+    below = [each.words for each in verbs.values() if each.words.startswith(f"{verb.name} ")]
+    if bare and below and not verb.positional:
+        raise UsageError.unknown("verb", f"{given} {second}", below)
+    return verb, args[1:]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -212,8 +231,8 @@ def _run(args: list[str]) -> int:
     if args[0].partition("=")[0] == "--completion":
         _show(_completion(args))
         return 0
-    verb = find_verb(args[0])
-    flags, overrides = split_flags(args[1:], verb.positional)
+    verb, rest = find_verb(args)
+    flags, overrides = split_flags(rest, verb.positional)
     if "version" in flags:
         _show(_versions())
         return 0
@@ -243,7 +262,7 @@ def _show(text: str) -> None:
 def _verb_list() -> str:
     verbs = find_verbs()
     width = max(map(len, verbs))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()]
+    lines = [f"  {verb.words:<{width}}  {verb.summary}" for verb in verbs.values()]
     return "\n".join(
         [
             "usage: python -m ic VERB [overrides]",
@@ -273,7 +292,7 @@ def _completion(args: list[str]) -> str:
     """The script for a shell, given as `--completion=SHELL` or `--completion SHELL`."""
     _, equals, shell = args[0].partition("=")
     shell = shell if equals else "".join(args[1:2])
-    words = {verb.name: _words(verb) for verb in find_verbs().values()}
+    words = {verb.words: _words(verb) for verb in find_verbs().values()}
     return completion_script(shell, words)
 
 
@@ -302,7 +321,7 @@ def _help(verb: Verb, overrides: list[str]) -> str:
     groups = [f"  {group:<13} {', '.join(options)}" for group, options in chosen]
     return "\n".join(
         [
-            " ".join(["usage: python -m ic", verb.name, *map(str.upper, verb.positional)])
+            " ".join(["usage: python -m ic", verb.words, *map(str.upper, verb.positional)])
             + " [overrides]",
             "",
             f"{verb.summary}",

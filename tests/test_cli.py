@@ -32,15 +32,32 @@ SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 def test_bare_call_lists_the_verbs(ic: Run, capsys: Capture) -> None:
     assert ic() == 0
     out = capsys.readouterr().out
-    assert all(f"  {verb} " in out for verb in find_verbs())
+    assert all(f"  {verb.words} " in out for verb in find_verbs().values())
 
 
 @pytest.mark.parametrize("verb", find_verbs())
 def test_help_shows_an_example_and_the_configuration(ic: Run, capsys: Capture, verb: str) -> None:
     assert ic(verb, "--help") == 0
     out = capsys.readouterr().out
-    assert f"python -m ic {verb} " in out
+    assert f"python -m ic {find_verbs()[verb].words} " in out
     assert "configuration:" in out
+
+
+def test_two_words_are_a_verb(ic: Run, capsys: Capture) -> None:
+    """Behind a verb that others begin with; an underscore or a hyphen joins them as well."""
+    shown = set()
+    for words in (("benchmark", "preference"), ("benchmark_preference",), ("make", "tokenizer")):
+        assert ic(*words, "--help") == 0
+        shown.add(capsys.readouterr().out.partition("\n")[0])
+    assert shown == {
+        "usage: python -m ic benchmark preference [overrides]",
+        "usage: python -m ic make_tokenizer [overrides]",
+    }
+    assert ic("benchmark", "prefrence") == 2
+    expected = "unknown verb 'benchmark prefrence'; did you mean benchmark preference?"
+    assert expected in capsys.readouterr().err
+    assert ic("benchmark", "kernels=[nothing]") == 2
+    assert "nothing" in capsys.readouterr().err
 
 
 def test_benchmark_without_a_gpu(ic: Run, capsys: Capture) -> None:

@@ -69,8 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("command", "after"), commands())
 def test_commands_compose(command: str, after: str, folder: Path) -> None:
     """What a document shows as refused is refused with the words that it shows."""
-    name, *rest = shlex.split(command)[3:]
-    verb = find_verb(name)
+    verb, rest = find_verb(shlex.split(command)[3:])
     flags, overrides = split_flags(rest, verb.positional)
     if "multirun" in flags:
         overrides = sweep_jobs(overrides)[0].overrides

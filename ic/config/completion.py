@@ -16,12 +16,13 @@ _ic_words() {{
   esac
 }}
 _ic() {{
-  local word verb="${{COMP_WORDS[1]//-/_}}"
+  local word verb="${{COMP_WORDS[1]//-/_}}" pair="${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}"
   # `=` and `:` divide words for bash, not for us.
   word="${{COMP_LINE:0:COMP_POINT}}"; word="${{word##* }}"
   if [ "$COMP_CWORD" -le 1 ]; then
     COMPREPLY=($(compgen -W "{verbs}" -- "$word")); return
   fi
+  if [ "$COMP_CWORD" -gt 2 ] && [ -n "$(_ic_words "$pair")" ]; then verb="$pair"; fi
   COMPREPLY=($(compgen -W "$(_ic_words "$verb")" -- "$word"))
   if [ ${{#COMPREPLY[@]}} -eq 0 ] && [[ "$word" == *=* ]]; then
     COMPREPLY=($(compgen -f -- "${{word#*=}}"))
@@ -41,7 +42,13 @@ _ic() {{
     compadd -- {verbs}
     return
   fi
-  case "${{words[2]//-/_}}" in
+  local verb="${{words[2]//-/_}}"
+  if (( CURRENT > 3 )); then
+    case "${{words[2]}} ${{words[3]}}" in
+      {pairs}) verb="${{words[2]}} ${{words[3]}}" ;;
+    esac
+  fi
+  case "$verb" in
 {cases}
   esac
   compadd -S '' -- $words_of || {{ compset -P '*=' && _files }}
@@ -59,23 +66,30 @@ def completion_script(shell: str, words: Mapping[str, Sequence[str]]) -> str:
     """The script that makes a shell complete `ic`.
 
     Args:
-        words: each verb's words: `key=`, and `group=option` for what can be chosen.
+        words: each verb's words: `key=`, and `group=option` for what can be chosen. A verb of two
+            words is offered behind the first of them.
 
     Raises:
         ValueError: a shell that is none of `SHELLS`.
     """
     check_choice("--completion", shell, SHELLS)
-    verbs = " ".join(words)
+    verbs = [verb for verb in words if " " not in verb]
+    pairs = [verb for verb in words if " " in verb]
+    behind = {verb: [p.split()[1] for p in pairs if p.split()[0] == verb] for verb in verbs}
+    known = {verb: " ".join([*behind.get(verb, ()), *some]) for verb, some in words.items()}
+    shown = " ".join(verbs)
     if shell == "fish":
         cases = "\n".join(
-            f'complete -c ic -n "__fish_seen_subcommand_from {verb}" -a "{" ".join(known)}"'
-            for verb, known in words.items()
+            f'complete -c ic -n "{_seen_in_fish(verb)}" -a "{some}"' for verb, some in known.items()
         )
-        return _FISH.format(verbs=verbs, cases=cases)
+        return _FISH.format(verbs=shown, cases=cases)
     if shell == "zsh":
-        cases = "\n".join(
-            f"    {verb}) words_of=({' '.join(known)}) ;;" for verb, known in words.items()
-        )
-        return _ZSH.format(verbs=verbs, cases=cases)
-    cases = "\n".join(f'    {verb}) echo "{" ".join(known)}" ;;' for verb, known in words.items())
-    return _BASH.format(verbs=verbs, cases=cases)
+        cases = "\n".join(f'    "{verb}") words_of=({some}) ;;' for verb, some in known.items())
+        either = "|".join(f'"{pair}"' for pair in pairs)
+        return _ZSH.format(verbs=shown, cases=cases, pairs=either)
+    cases = "\n".join(f'    "{verb}") echo "{some}" ;;' for verb, some in known.items())
+    return _BASH.format(verbs=shown, cases=cases)
+
+
+def _seen_in_fish(verb: str) -> str:
+    return "; and ".join(f"__fish_seen_subcommand_from {word}" for word in verb.split())

@@ -92,7 +92,7 @@ def benchmark_preference(options: PreferenceBenchmarkOptions) -> int:
 
 def _in_own_process(options: PreferenceBenchmarkOptions) -> dict[str, Any]:
     given = {**asdict(options), "lengths": f"[{options.lengths[0]}]"}
-    command = [sys.executable, "-m", "ic", "benchmark_preference"]
+    command = [sys.executable, "-m", "ic", "benchmark", "preference"]
     command += [f"{key}={value}" for key, value in given.items()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     key = {"side": options.side, "length_tokens": options.lengths[0]}

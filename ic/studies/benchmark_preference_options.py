@@ -1,4 +1,4 @@
-"""What `benchmark_preference` measures."""
+"""What `benchmark preference` measures."""
 
 from __future__ import annotations
 

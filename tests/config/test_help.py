@@ -125,6 +125,9 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["ic", "make-preferences", "num_d"], ["num_distractors="]),
         (["ic", "evaluate", "--print"], ["--print_config"]),
         (["ic", "evaluate", "optimizer.l"], []),
+        (["ic", "benchmark", "pref"], ["preference"]),
+        (["ic", "benchmark", "preference", "warm"], ["warmup="]),
+        (["ic", "benchmark", "warm"], []),
     ],
 )
 def test_bash_completes(bash_script: Path, words: list[str], expected: list[str]) -> None:

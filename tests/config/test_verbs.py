@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ic.cli import find_verbs
+from ic.cli import find_verb, find_verbs
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.groups import CONF
@@ -49,8 +49,10 @@ def test_verbs_that_load_a_model_share_one_class() -> None:
 def test_its_example_composes(name: str) -> None:
     verb = find_verbs()[name]
     words = shlex.split(verb.example)
-    assert words[:4] == ["python", "-m", "ic", name]
-    given = split_flags(words[4:], verb.positional)[1]
+    assert words[:3] == ["python", "-m", "ic"]
+    found, rest = find_verb(words[3:])
+    assert found.name == name
+    given = split_flags(rest, verb.positional)[1]
     _, text = compose_config(name, verb.module.Config, given, check=False)
     composed = OmegaConf.create(text)
     for key in (override.partition("=")[0] for override in given):

@@ -19,7 +19,7 @@ def test_measures_every_side_in_a_process_of_its_own(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     output = tmp_path / "out.json"
     small = ("lengths=[512]", "preset=mla_tiny", "vocab_size=384", "steps=2", "warmup=1")
-    assert ic("benchmark_preference", *small, f"output={output}") == 0
+    assert ic("benchmark", "preference", *small, f"output={output}") == 0
     written = json.loads(output.read_text())
     for row, side in zip(written["rows"], SIDES, strict=True):
         assert row["side"] == side
