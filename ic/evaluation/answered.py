@@ -4,6 +4,7 @@ A line of `samples.jsonl`:
 
     {"model": ..., "settings": ...,     identity of the weights and of the suite's settings
      "tokenizer": ...,                  identity of the vocabulary; earlier versions wrote none
+     "ends": "2,7",                     tokens that end an answer; earlier versions wrote none
      "task": "single", ...,             the fields of the sample's cell
      "index": 3,                        which of the cell's samples, from 0
      "expected": ..., "text": ..., "correct": ..., "measured": {...},   of `suite.Score`
@@ -15,7 +16,7 @@ cell with all of its answers; such files are read as the samples that they hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from ic.files.json_lines import read_rows, write_rows
 from ic.files.run_folder import SuiteFolder
 
 _NEEDED = ("model", "settings")
-IDENTITY = (*_NEEDED, "tokenizer")
+IDENTITY = (*_NEEDED, "tokenizer", "ends")
 _OF_SCORE = ("expected", "text", "correct", "measured")
 _NOT_OF_CELL = {*IDENTITY, *_OF_SCORE, "index", "seconds", "n", "answers"}
 
@@ -45,7 +46,7 @@ def read_samples(path: Path) -> list[Row]:
 
     Rows are as the docstring of this module shows; `sample_key` says which rows of two files are
     about the same question. A folder may hold samples of several models and settings, told apart by
-    `model`, `settings` and `tokenizer`. What ranks have not merged yet is left out, and so is a
+    `IDENTITY`. What ranks have not merged yet is left out, and so is a
     last line that a crash cut short.
 
     Args:
@@ -120,24 +121,33 @@ def cells_of(samples: Iterable[Row]) -> list[Row]:
     return [cell_row(rows) for rows in by_cell.values() if len(rows) == rows[0]["samples"]]
 
 
-def merge_rank_files(file: Path, ranks: Ranks | None = None) -> None:
-    """Append the ranks' samples to `file` and remove their files; every rank calls this."""
+def merge_rank_files(file: Path, ranks: Ranks | None = None, keyed: Sequence[Path] = ()) -> None:
+    """Append the ranks' samples to `file` and remove their files; every rank calls this.
+
+    Args:
+        keyed: other files that every rank writes one of, whose rows have a `key` each.
+    """
     if ranks is not None:
         ranks.barrier("samples written")
     if ranks is None or ranks.global_rank == 0:
-        parts = sorted(file.parent.glob(f"{file.stem}.rank*.jsonl"))
-        if parts:
-            # A kill after a merge may have left files whose rows are already in.
-            rows = [row for part in (file, *parts) for row in read_rows(part)]
-            once: dict[tuple[Any, ...], Row] = {}
-            for row in rows:
-                key = (*(row.get(name) for name in IDENTITY), sample_key(row))
-                once.setdefault(key, row)
-            write_rows(file, list(once.values()))
-        for part in parts:
-            part.unlink()
+        for each in keyed:
+            _merge(each, lambda row: row["key"])
+        # Last: as long as a rank's samples are not merged, whatever else it wrote may not be.
+        _merge(file, lambda row: (*(row.get(name) for name in IDENTITY), sample_key(row)))
     if ranks is not None:
         ranks.barrier("samples merged")
+
+
+def _merge(file: Path, key_of: Callable[[Row], Any]) -> None:
+    parts = sorted(file.parent.glob(f"{file.stem}.rank*.jsonl"))
+    if parts:
+        # A kill after a merge may have left files whose rows are already in.
+        once: dict[Any, Row] = {}
+        for row in (row for part in (file, *parts) for row in read_rows(part)):
+            once.setdefault(key_of(row), row)
+        write_rows(file, list(once.values()))
+    for part in parts:
+        part.unlink()
 
 
 def _identity(row: Row) -> Row:

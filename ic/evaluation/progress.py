@@ -33,9 +33,13 @@ class TimeLeft:
         self._processes = processes
         self._measured: dict[int, tuple[int, float]] = {}  # length -> prompts, seconds
 
-    def add(self, cell: Cell, row: Row) -> None:
-        """Take note of a sample that has its row."""
+    def add(self, cell: Cell, row: Row, before: bool = False) -> None:
+        """Take note of a sample that has its row; one that was answered before, who knows where,
+        says nothing of how long others take here.
+        """
         self._left[cell] -= 1
+        if before:
+            return
         prompts, seconds = self._measured.get(cell.length_tokens, (0, 0.0))
         self._measured[cell.length_tokens] = (prompts + 1, seconds + row["seconds"])
 
@@ -65,9 +69,9 @@ class TimeLeft:
 @contextmanager
 def suite_progress(
     suite: Suite[Any], *, quiet: bool = False, processes: int = 1
-) -> Iterator[Callable[[Cell, Row], None]]:
+) -> Iterator[Callable[..., None]]:
     """A table that fills up and a progress bar on a terminal, elsewhere a line per cell -> what to
-    call with each sample.
+    call with each sample, as `run_suite` does.
 
     Says first how many prompts there are, and from the first on how long the others will take.
 
@@ -85,6 +89,7 @@ def suite_progress(
     cells = list(suite.cells())
     left = TimeLeft(cells, processes)
     answered: dict[Cell, list[Row]] = {cell: [] for cell in cells}
+    taken: dict[Cell, list[float]] = {cell: [] for cell in cells}
     prompts = sum(cell.samples for cell in cells)
     if not quiet:
         lengths = sorted({cell.length_tokens for cell in cells})
@@ -99,17 +104,27 @@ def suite_progress(
     live = Live(Group(table, bar), console=console, transient=True)
     with nullcontext() if quiet or not console.is_terminal else live:
 
-        def on_sample(cell: Cell, row: Row) -> None:
-            left.add(cell, row)
+        def on_sample(cell: Cell, row: Row, before: bool = False) -> None:
+            left.add(cell, row, before)
             answered[cell].append(row)
+            if not before:
+                taken[cell].append(row["seconds"])
             table.add(cell, row)
             shown = f"{cell.length_tokens:,} tokens, {left}".removesuffix(", ")
             bar.update(task, advance=1, description=shown)
             whole = len(answered[cell]) == cell.samples
             if whole and not quiet and not console.is_terminal:
-                of_cell = cell_row(answered[cell])
-                line = f"{suite.name} {cell}: {suite.progress_text(of_cell)} in "
-                line += f"{of_cell['seconds']} s, {left}"
+                said = suite.progress_text(cell_row(answered[cell]))
+                line = f"{suite.name} {cell}: {said}{_time(cell, taken[cell])}, {left}"
                 print(line.removesuffix(", "), flush=True)
 
         yield on_sample
+
+
+def _time(cell: Cell, taken: list[float]) -> str:
+    """` in 6.0 s`: what the answers took that were not there before."""
+    if not taken:
+        return ", answered before"
+    before = cell.samples - len(taken)
+    reused = f" for {len(taken)}, {before} answered before" if before else ""
+    return f" in {round(sum(taken), 3)} s{reused}"

@@ -1,8 +1,8 @@
 """Evaluates a suite sample by sample: continues what was interrupted, shares it over processes.
 
 Lines are written as samples are answered (`ic.evaluation.answered`). They hold the identity of the
-weights and of the suite's settings, so that a file may hold samples of several and each evaluation
-finds its own.
+weights, of the suite's settings, of the tokenizer and of what ends an answer, so
+that a file may hold samples of several and each evaluation finds its own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_suite(
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite[C],
     file: Path,
-    on_sample: Callable[[C, Row], None] | None = None,
+    on_sample: Callable[[C, Row, bool], None] | None = None,
     on_cache: OnCache | None = None,
     *,
     ranks: Ranks | None = None,
@@ -60,13 +60,13 @@ def run_suite(
     """Answer every sample that `file` does not hold yet for these weights and settings.
 
     Returns a row for each of the suite's cells, in the suite's order: the cell's fields, `n`,
-    `correct`, `seconds` and `answers`. `on_sample` sees each sample's row, old and new, those of
-    other processes at the end. With `ranks`, every process calls this and takes a share of the
-    samples; each writes to a file of its own, which is merged at the end, or by the next evaluation
-    if this one is interrupted. With `sharded`, the model or each prompt lies spread over all
-    processes: every one of them calls this and answers the same samples, rank 0 alone reads and
-    writes. `stop` is asked within each prompt; with `sharded` all processes have to get the same
-    answer.
+    `correct`, `seconds` and `answers`. `on_sample` sees each sample's row, and whether it was
+    answered before, those of other processes at the end. With `ranks`, every process calls this and
+    takes a share of the samples; each writes to a file of its own, which is merged at the end, or
+    by the next evaluation if this one is interrupted. With `sharded`, the model or each prompt lies
+    spread over all processes: every one of them calls this and answers the same samples, rank 0
+    alone reads and writes. `stop` is asked within each prompt; with `sharded` all processes have to
+    get the same answer.
 
     Args:
         file: `samples.jsonl` of a suite's folder.
@@ -77,7 +77,7 @@ def run_suite(
         ValueError: what `Suite.check` refuses.
     """
     suite.check(tokenizer, positions_of(model.config))  # on every rank
-    identity = identity_of(fingerprint(model), tokenizer, suite)
+    identity = identity_of(model, fingerprint(model), tokenizer, suite)
     rank, world = (ranks.global_rank, ranks.world_size) if ranks is not None else (0, 1)
     is_writer = not sharded or torch.distributed.get_rank() == 0
     own_file = rank_file(file, rank) if world > 1 else file
@@ -85,7 +85,8 @@ def run_suite(
     done: Answered[C] = {cell: {} for cell in cells}
     if is_writer:
         file.parent.mkdir(parents=True, exist_ok=True)
-        merge_rank_files(file, ranks)  # of an evaluation that was interrupted
+        # Of an evaluation that was interrupted.
+        merge_rank_files(file, ranks, suite.keyed_files(file))
         done = _answered_before(cells, file, identity)
     if sharded:
         box = [done]
@@ -96,13 +97,13 @@ def run_suite(
         cell: [index for index in range(cell.samples) if index not in done[cell]] for cell in cells
     }
 
-    def show(cell: C, rows: Iterable[Row]) -> None:
+    def show(cell: C, rows: Iterable[Row], before: bool = False) -> None:
         if on_sample is not None:
             for row in rows:
-                on_sample(cell, row)
+                on_sample(cell, row, before)
 
     for cell in cells:
-        show(cell, done[cell].values())
+        show(cell, done[cell].values(), before=True)
     was_training = model.training
     model.eval()
     ends = end_tokens(model, tokenizer)
@@ -119,7 +120,7 @@ def run_suite(
                 show(cell, rows)
     model.train(was_training)
     if world > 1:
-        merge_rank_files(file, ranks)
+        merge_rank_files(file, ranks, suite.keyed_files(file))
         before, done = done, _answered_before(cells, file, identity)
         for cell in cells:
             show(cell, [row for index, row in done[cell].items() if index not in before[cell]])
@@ -129,7 +130,7 @@ def run_suite(
 
 
 def identity_of(
-    weights: str, tokenizer: PreTrainedTokenizerBase, suite: Suite[Any]
+    model: Any, weights: str, tokenizer: PreTrainedTokenizerBase, suite: Suite[Any]
 ) -> dict[str, str]:
     """What samples are told apart by, a value for each name of `answered.IDENTITY`.
 
@@ -140,6 +141,7 @@ def identity_of(
         "model": weights,
         "settings": settings_hash(suite),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "ends": ",".join(map(str, sorted(end_tokens(model, tokenizer)))),
     }
 
 

@@ -134,6 +134,12 @@ class Suite(ABC, Generic[C]):
             file: that this process writes answers into; None where another one writes them.
         """
 
+    def keyed_files(self, file: Path) -> Sequence[Path]:
+        """Files beside `file` that hold a line of JSON, with a `key`, of whatever else is kept. Of
+        several processes each writes its own (`rank_file`); they are merged as answers are.
+        """
+        return ()
+
     @abstractmethod
     def cells(self) -> Iterator[C]:
         """All cells, in the order in which to answer and to show them."""

@@ -244,7 +244,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
         about = {
             "suite": suite.name,
             "evaluation": asdict(config.suite[suite.name]),
-            "identity": identity_of(weights, loaded.tokenizer, suite),
+            "identity": identity_of(loaded.model, weights, loaded.tokenizer, suite),
             "model": asdict(Measured(loaded.name, str(source.path), weights, trained)),
         }
         rows = suite.rows(cells)

@@ -70,7 +70,8 @@ def test_each_task_has_its_panel_and_its_control(
         "multi_key": ("6/10", "5/10", "4/10", "3/10"),
     }
     for axis, (task, answers) in zip(hidden, expected.items(), strict=True):
-        assert axis.get_ylabel() == f"{task}\ndepth of the needle"
+        assert axis.get_title(loc="left") == task
+        assert axis.get_ylabel() == "depth of the needle"
         assert [label.get_text() for label in axis.get_yticklabels()] == ["0 %", "100 %"]
         assert cells(axis) == dict(
             zip([(512, 0), (512, 1), (2048, 0), (2048, 1)], answers, strict=True)
@@ -81,13 +82,37 @@ def test_each_task_has_its_panel_and_its_control(
             assert [label.get_text() for label in axis.get_yticklabels()] == ["no needle"]
             assert cells(axis) == {(512, 0): answers[0], (2048, 0): answers[1]}
             assert len({text.get_color() for text in axis.texts}) == 1  # dark on its one grey
-    # Said once, above the first panel; drawn through all.
-    notes = [axis.get_title(loc="right") for axis in panels]
-    assert notes == ["dashed: trained to 512 tokens", *[""] * (len(panels) - 1)]
+    # Said once; drawn through all.
+    assert figure.get_supxlabel().endswith("\ndashed: trained to 512 tokens")
     (marks,) = {tuple(axis.lines[0].get_xdata()) for axis in panels}
     assert marks == (1024.0, 1024.0)  # behind the trained column
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["512", "2k"]
     assert ("no needle in the text" in figure.get_supxlabel()) is control
+
+
+def test_many_tasks_stand_in_columns(figures: list[Figure], tmp_path: Path) -> None:
+    """Eight tasks were a picture five times as tall as wide, with a legend in its middle."""
+    tasks = [f"task_{number}" for number in range(8)]
+    depths = [0.0, 0.25, 0.5, 0.75, 1.0, CONTROL]
+    rows = [row(t, n, d, i % 10) for i, t in enumerate(tasks) for n in (512, 2048) for d in depths]
+    draw_by_depth(rows, tmp_path / "heatmap.png", title="t")
+    (figure,) = figures
+    width, height = figure.get_size_inches()
+    assert 0.8 < height / width < 1.25
+    *panels, bar = figure.axes
+    hidden = [axis for axis in panels if axis.get_title(loc="left")]
+    assert [axis.get_title(loc="left") for axis in hidden] == tasks
+    # In its own panel each task's own number of right answers.
+    for number, axis in enumerate(hidden):
+        assert {text.get_text().partition("/")[0] for text in axis.texts} == {str(number)}
+    assert len(panels) == 16  # an empty place of the grid is no panel
+    depth_labels = [axis for axis in panels if axis.get_ylabel()]
+    assert len({round(axis.get_position().x0, 3) for axis in depth_labels}) == 1
+    assert len([axis for axis in panels if axis.get_xlabel()]) == 3  # below each column
+    # At the top, and no longer than three inches or so.
+    place = bar.get_position()
+    assert place.y1 > 0.9
+    assert (place.y1 - place.y0) * height < 3.6
 
 
 def test_a_length_between_two_columns_is_marked_where_it_is(

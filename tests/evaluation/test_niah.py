@@ -407,10 +407,8 @@ def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> No
     alone = {**rows[0], "task": "with dates", "depth": "control"}
     assert suite.published([*rows, alone])[1] == suite.published(rows)[1]
     suite.draw(rows, tmp_path / "heatmap.png", title=suite.title)
-    assert [axis.get_ylabel().split("\n")[0] for axis in figures[0].axes[::2][:2]] == [
-        "own_words",
-        "records",
-    ]
+    titles = [axis.get_title(loc="left") for axis in figures[0].axes[::2][:2]]
+    assert titles == ["own_words", "records"]
     assert suite.title == "needles in real text, test forms"
     assert suite_of(None).title == "needles in synthetic noise, test forms"
 

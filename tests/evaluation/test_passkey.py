@@ -111,7 +111,7 @@ def test_resumes_sample_by_sample(oracle: Oracle, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop_after_five(cell: Cell, row: dict) -> None:
+    def stop_after_five(cell: Cell, row: dict, before: bool) -> None:
         if len(file.read_text().splitlines()) >= 5:
             raise Stop
 

@@ -86,6 +86,14 @@ def test_it_is_said_before_the_first_prompt(
         for index in range(3):
             on_sample(first, {**asdict(first), **row(2.0, index)})
     assert ": 3 texts in 6.0 s" in capsys.readouterr().out
+    with suite_progress(suite) as on_sample:
+        for index in range(3):
+            on_sample(first, {**asdict(first), **row(2.0, index)}, index < 2)
+    assert ": 3 texts in 2.0 s for 1, 2 answered before, " in capsys.readouterr().out
+    with suite_progress(suite) as on_sample:
+        for index in range(3):
+            on_sample(first, {**asdict(first), **row(2.0, index)}, True)
+    assert capsys.readouterr().out.endswith(": 3 texts, answered before\n")
     with suite_progress(suite, quiet=True):
         pass
     assert capsys.readouterr().out == ""

@@ -29,6 +29,7 @@ from ic.evaluation.statistics import wilson_interval
 from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.files.run_folder import SuiteFolder
 from ic.inference.greedy import GreedyDecoder, StoppedError
+from ic.inference.model_facts import end_tokens
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conftest import SHORT
 from tests.evaluation.copy_word.grid import Cell, Config
@@ -110,6 +111,22 @@ def test_another_tokenizer_asks_other_samples(copier: Copier, calls: list, tmp_p
     assert calls == first * 2
 
 
+def test_other_end_tokens_ask_again(copier: Copier, calls: list, tmp_path: Path) -> None:
+    """The same weights, which stop elsewhere by another generation configuration."""
+    file, suite = tmp_path / "samples.jsonl", CopyWord(Config())
+    run_suite(copier, TOKENIZER, suite, file)
+    first = list(calls)
+    assert end_tokens(copier, TOKENIZER) == [257, 2]
+    copier.generation_config.eos_token_id = [TOKENIZER.eos_token_id, ord("B")]
+    run_suite(copier, TOKENIZER, suite, file)
+    assert calls == first * 2
+    assert {row["ends"] for row in read_rows(file)} == {"2,257", "66,257"}
+    # Lines of an earlier version do not say what ended them: they count for either.
+    write_rows(file, [{n: v for n, v in r.items() if n != "ends"} for r in read_rows(file)[:12]])
+    run_suite(copier, TOKENIZER, suite, file)
+    assert calls == first * 2
+
+
 def test_report_has_intervals(copier: Copier, tmp_path: Path) -> None:
     suite, folder = CopyWord(Config()), SuiteFolder(tmp_path)
     cells = run_suite(copier, TOKENIZER, suite, folder.samples)
@@ -142,7 +159,7 @@ def test_continues_within_a_cell(copier: Copier, calls: list, tmp_path: Path) ->
     whole = run_suite(copier, TOKENIZER, CopyWord(Config()), tmp_path / "whole.jsonl")
     calls.clear()
 
-    def stop_at_64(cell: Cell, row: dict) -> None:
+    def stop_at_64(cell: Cell, row: dict, before: bool) -> None:
         if cell.length_tokens == 64:
             raise KeyboardInterrupt
 
@@ -154,7 +171,11 @@ def test_continues_within_a_cell(copier: Copier, calls: list, tmp_path: Path) ->
     # A kill while the last line was written: its sample alone is answered again.
     file.write_text(before[:-20])
     calls.clear()
-    rows = run_suite(copier, TOKENIZER, CopyWord(Config()), file)
+    seen: list[bool] = []
+    rows = run_suite(
+        copier, TOKENIZER, CopyWord(Config()), file, lambda cell, row, before: seen.append(before)
+    )
+    assert seen == [True] * 7 + [False] * 5
     assert calls == [(1, 64), (1, 64), (2, 64), (1, 64)]
     assert file.read_text().splitlines()[:7] == before.splitlines()[:7]
     assert len(read_rows(file)) == 12

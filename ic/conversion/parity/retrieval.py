@@ -93,7 +93,7 @@ def _answer(
     about = {
         "suite": suite.name,
         "evaluation": asdict(options),
-        "identity": identity_of(side.weights, pair.tokenizer, suite),
+        "identity": identity_of(side.model, side.weights, pair.tokenizer, suite),
         "model": asdict(Measured(side.name, side.source, side.weights, side.trained_length)),
     }
     said = {**asdict(config), **about}

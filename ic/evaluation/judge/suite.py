@@ -71,11 +71,14 @@ class JudgeSuite(Suite[GradedCell]):
         if file is None:
             self._judge = None
             return
-        judgements = SuiteFolder(file.parent).judgements
+        (judgements,) = self.keyed_files(file)
         own = "".join(Path(file.name).suffixes[:-1])  # `.rank1`, or nothing
         self._judge = Judge(
             JudgeClient(self.config), judgements.with_name(f"{judgements.stem}{own}.jsonl")
         )
+
+    def keyed_files(self, file: Path) -> Sequence[Path]:
+        return (SuiteFolder(file.parent).judgements,)
 
     def cells(self) -> Iterator[GradedCell]:
         for grading in self.config.gradings:

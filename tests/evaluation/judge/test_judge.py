@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from ic.errors import UsageError
 from ic.evaluation.judge.grid import Config
 from ic.evaluation.judge.instructions import read_instructions
 from ic.evaluation.judge.suite import JudgeSuite
-from ic.files.json_lines import read_rows, write_rows
+from ic.evaluation.runner import run_suite
+from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.files.results import read_json
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.judge.server import Answer, judge_server
 from tests.evaluation.oracle import OneByOne
+from tests.evaluation.test_share_haystack import ThreadRanks
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
 TOKENIZER = ByteTokenizer()
+UNLIKE = {"result": 3, "times_asked": 1, "text": "of another evaluation"}
 # Grades of the instructions; None never gets one.
 GRADES = (5, 1, None, 3, 4, 4)
 # Of each instruction, what is better: the answer, its rival, or whatever is shown first.
@@ -309,3 +313,35 @@ def test_an_oracle_and_a_silent_model(tmp_path: Path, text: str, scores: list[fl
     chat = str(TOKENIZER.decode(suite.sample(TOKENIZER, cell, 1).ids))
     turn = [{"role": "user", "content": "Instruction 1: hello"}]
     assert chat == TOKENIZER.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
+def test_judgements_of_several_ranks_are_merged(
+    make_model: Callable[..., MLAForCausalLM], tmp_path: Path
+) -> None:
+    """Those of ranks that were interrupted, too; and nothing that one of them knows is asked."""
+    instructions = write_instructions(tmp_path / "i.jsonl", 6)
+    model = make_model(vocab_size=320, max_position_embeddings=512)
+    file, whole = tmp_path / "samples.jsonl", tmp_path / "judgements.jsonl"
+    with judge_server(grade) as server:
+        options = {"url": server.url, "model": "judge", "instructions": str(instructions)}
+        options |= {"max_new_tokens": 8, "times_asked": 1, "length": 1024, "attempts": 1}
+        # So that two prompts are a batch, and ranks have batches to share.
+        config = Config(**options, tokens_per_batch=2048)
+        write_rows(rank_file(whole, 7), [{"key": "old", **UNLIKE}])
+        with ThreadPoolExecutor(2) as threads:
+            list(
+                threads.map(
+                    lambda rank: run_suite(
+                        model, TOKENIZER, JudgeSuite(config), file, ranks=ThreadRanks(rank)
+                    ),
+                    range(2),
+                )
+            )
+        assert len(server.requests) == 6
+        rows = read_rows(whole)
+        assert rows[0] == {"key": "old", **UNLIKE}
+        assert len({row["key"] for row in rows}) == 7
+        assert sorted(tmp_path.glob("*.rank*")) == []
+        file.unlink()  # the answers are gone, what the judge said of them is not
+        run_suite(model, TOKENIZER, JudgeSuite(config), file)
+        assert len(server.requests) == 6
