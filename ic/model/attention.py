@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -25,12 +26,16 @@ from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewTokens, Operators
-from ic.model.plain_layers import is_bare, matrix_of
+from ic.model.paged_cache import PagedLatentLayer, gather_pages
+from ic.model.plain_layers import is_bare, matrix_of, plain_weight
 from ic.model.qk_norm import KeyNorm, QueryNorm
 from ic.model.quantised_latents import dequantise
 from ic.model.shared_attention import replicated_attention, split_attention
 from ic.model.sharing import SequenceSharing
 from ic.model.static_cache import StaticLatentLayer
+
+# Keys and values of all heads of 1M tokens would take more memory than the whole cache.
+EXPANDED_BYTES = 2**31
 
 
 class LengthTemperature(nn.Module):
@@ -130,6 +135,19 @@ class MLAAttention(nn.Module):
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
         cache_BSC, scale_BS = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
+        if context.block_table_BN is not None:
+            halves = self._absorbed_weights(q_nope_BTHN.dtype) if context.reads_pages else None
+            if halves is not None:
+                return self._project(
+                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves)
+                )
+            cache_BSC, scale_BS = gather_pages(
+                cache_BSC,
+                scale_BS,
+                context.block_table_BN,
+                context.visible_BT if context.num_keys is None else None,
+            )
+            context = replace(context, block_table_BN=None)
         if context.num_keys is not None:
             cache_BSC = cache_BSC[:, : context.num_keys]
             scale_BS = None if scale_BS is None else scale_BS[:, : context.num_keys]
@@ -184,7 +202,7 @@ class MLAAttention(nn.Module):
 
         Returns:
             all that this layer of the cache then holds, (B, S, C), and the scales (B, S) of a
-            quantised one.
+            quantised one; of a paged cache all its pages.
         """
         # `DynamicCache()` makes its layers when they are first updated.
         layers = cache.layers
@@ -214,7 +232,9 @@ class MLAAttention(nn.Module):
                 interleave=self.config.rope_interleave,
                 cache_scale=scale,
             )
-        elif isinstance(layer, LatentLayer) and layer.lengths is not None:
+        elif isinstance(layer, PagedLatentLayer) or (
+            isinstance(layer, LatentLayer) and layer.lengths is not None
+        ):
             layer.append_rows(norm(latent_BTR), k_rope_BTP, context.append_slots_M)
         elif isinstance(layer, LatentLayer | StaticLatentLayer):
             layer.append(norm(latent_BTR), k_rope_BTP)
@@ -230,7 +250,7 @@ class MLAAttention(nn.Module):
             and self.rotate
             and is_bare(self.kv_a_layernorm, MLARMSNorm)
             and not torch.is_grad_enabled()
-            and isinstance(layer, LatentLayer | StaticLatentLayer)
+            and isinstance(layer, LatentLayer | StaticLatentLayer | PagedLatentLayer)
             and layer.has_pages(tokens)
         )
 
@@ -242,9 +262,37 @@ class MLAAttention(nn.Module):
         if context.branches is not None:
             attend = partial(self.expanded, context=replace(context, branches=None))
             return branched_attention(attend, q_BTHK, latent_BSR, k_rope_BSP, context.branches)
-        kv = self.kv_b_proj(latent_BSR).view(*latent_BSR.shape[:2], config.num_attention_heads, -1)
-        k_nope, v_BSHV = kv.split([config.qk_nope_head_dim, config.v_head_dim], -1)
-        k_rope = k_rope_BSP[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
+        heads = self._heads_at_once(latent_BSR, context)
+        if heads == config.num_attention_heads:
+            kv_BSHX = self.kv_b_proj(latent_BSR).unflatten(-1, (heads, -1))
+            return self._attend(q_BTHK, kv_BSHX, k_rope_BSP, context)
+        weight_HXR = self.kv_b_proj.weight.unflatten(0, (config.num_attention_heads, -1))
+        pieces = [
+            self._attend(q, F.linear(latent_BSR, w.flatten(0, 1)).unflatten(-1, w.shape[:2]),
+                         k_rope_BSP, context)
+            for q, w in zip(q_BTHK.split(heads, 2), weight_HXR.split(heads), strict=True)
+        ]  # fmt: skip
+        return torch.cat(pieces, dim=2)
+
+    def _heads_at_once(self, latent_BSR: Tensor, context: AttentionContext) -> int:
+        """How many heads' keys and values are made at a time: where no gradient needs them, no more
+        than EXPANDED_BYTES hold.
+        """
+        config = self.config
+        is_whole = torch.is_grad_enabled() or context.recorder is not None
+        if is_whole or plain_weight(self.kv_b_proj) is None:
+            return config.num_attention_heads
+        width = config.qk_nope_head_dim + config.v_head_dim + config.qk_head_dim
+        head_bytes = latent_BSR.shape[:2].numel() * width * latent_BSR.element_size()
+        return min(max(EXPANDED_BYTES // max(head_bytes, 1), 1), config.num_attention_heads)
+
+    def _attend(
+        self, q_BTHK: Tensor, kv_BSHX: Tensor, k_rope_BSP: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Attention (B, T, H, V) of some heads to their expanded keys and values."""
+        config = self.config
+        k_nope, v_BSHV = kv_BSHX.split([config.qk_nope_head_dim, config.v_head_dim], -1)
+        k_rope = k_rope_BSP[:, :, None].expand(-1, -1, kv_BSHX.shape[2], -1)
         k_BSHK = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1)
         backend = self.operators.attention if context.mask_BTS is None else self.operators.masked
         return (context.recorder or backend).expanded(
@@ -286,6 +334,7 @@ class MLAAttention(nn.Module):
             mask_BTS=context.mask_BTS,
             lengths_B=lengths_B,
             cache_scale_BS=scale_BS,
+            block_table_BN=context.block_table_BN,
         )
         return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
 

@@ -30,7 +30,11 @@ class AttentionContext:
         append_slots_M: int64 (B * T,), places of the new tokens in the pages that `extend` of the
             cache's layers returns. None unless one kernel may normalise, rotate and append them, or
             rows of unequal length each end at a place of their own.
-        num_keys: the pass reads this many of a static cache's places; None for all it holds.
+        num_keys: the pass reads this many of a static or paged cache's places; None for all.
+        block_table_BN: int, pages of each row of a paged cache, in order. Slots are then places in
+            those of all rows.
+        reads_pages: with `block_table_BN`, attention reads the pages itself, of each row as many
+            tokens as `lengths_B` says. Else they are gathered first.
         parallel: the ranks that share each sequence, or None. Rotation and `visible_BT` are then of
             this rank's tokens, documents of the whole sequence.
         is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
@@ -48,6 +52,8 @@ class AttentionContext:
     lengths_B: Tensor | None = None
     append_slots_M: Tensor | None = None
     num_keys: int | None = None
+    block_table_BN: Tensor | None = None
+    reads_pages: bool = False
     parallel: SequenceSharing | None = None
     is_split: bool = False
     recorder: AttentionRecorder | None = None

@@ -36,6 +36,8 @@ class Capabilities:
         graph_capture: a decode step can be captured in a CUDA graph.
         max_decode_queries: most new tokens a row that decode takes, None for any number. More run
             on `torch`.
+        block_table: decode reads the pages of each row where they lie. Without, they are gathered
+            first.
     """
 
     mask: bool
@@ -44,6 +46,7 @@ class Capabilities:
     quantised_cache: bool
     graph_capture: bool
     max_decode_queries: int | None
+    block_table: bool = False
 
     def __post_init__(self) -> None:
         if self.max_decode_queries is not None and self.max_decode_queries < 1:
@@ -98,6 +101,7 @@ class AttentionOperators(ABC):
         mask_BTS: Tensor | None = None,
         lengths_B: Tensor | None = None,
         cache_scale_BS: Tensor | None = None,
+        block_table_BN: Tensor | None = None,
     ) -> Tensor:
         """Attention of new tokens over latents, which are key and value at once -> (B, T, H, R).
 
@@ -107,6 +111,8 @@ class AttentionOperators(ABC):
             lengths_B: int32, keys of each row, the new tokens last among them. None: all S.
             cache_scale_BS: float32, factors on the tokens of a quantised cache; only with
                 `capabilities.quantised_cache`.
+            block_table_BN: int32, the pages of each row; only with `capabilities.block_table`.
+                `cache_BSC` is then (pages, tokens of a page, C), and the scales likewise.
         """
 
 

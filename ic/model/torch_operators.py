@@ -73,6 +73,7 @@ class TorchOperators(
         mask_BTS: Tensor | None = None,
         lengths_B: Tensor | None = None,
         cache_scale_BS: Tensor | None = None,
+        block_table_BN: Tensor | None = None,
     ) -> Tensor:
         q_BTHC = torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1)
         if cache_scale_BS is not None:

@@ -37,6 +37,7 @@ class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, Append
         quantised_cache=True,
         graph_capture=True,
         max_decode_queries=MAX_QUERY_TOKENS,
+        block_table=True,
     )
 
     def check_attention(self, config: MLAConfig) -> None:
@@ -87,6 +88,7 @@ class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, Append
         mask_BTS: Tensor | None = None,
         lengths_B: Tensor | None = None,
         cache_scale_BS: Tensor | None = None,
+        block_table_BN: Tensor | None = None,
     ) -> Tensor:
         assert mask_BTS is None
         if lengths_B is None:
@@ -98,6 +100,7 @@ class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, Append
             cache_BSC,
             lengths_B,
             softmax_scale=scale,
+            block_table=block_table_BN,
             cache_scale=cache_scale_BS,
             check_indices=False,  # the context's maker made the lengths; no wait for them
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ic.errors import check_choice
+from ic.model.options import CACHE_DTYPES
 
-CACHE_DTYPES = ("auto", "fp8", "int8")
 # The kernels address pages of a multiple of 16 tokens.
 PAGE_MULTIPLE = 16
 

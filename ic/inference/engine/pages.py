@@ -110,3 +110,12 @@ class PagePool:
                 self._kept[page] = None
             else:
                 self._free.append(page)
+
+    def forget(self) -> None:
+        """Forget all content: pages that are kept are free, and those that are held no longer known
+        by what is in them.
+        """
+        self._free += self._kept
+        self._kept.clear()
+        self._key_of.clear()
+        self._page_of.clear()

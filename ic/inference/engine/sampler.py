@@ -5,7 +5,7 @@ temperature, top-k, top-p, min-p. What is left is drawn by inverting the cumulat
 uniform number per row. That number is a hash of the row's seed and of how many tokens the row has
 drawn, so a request draws the same tokens in any batch and after a preemption.
 
-Nothing here waits for the device but `Drawn.fetch`, so a draw can be recorded in a CUDA graph once
+Nothing here waits for the device but `Sent.wait`, so a draw can be recorded in a CUDA graph once
 its batch is known. Sorting is only done for the rows that ask for top-k or top-p.
 
 Legend: S slots, B rows of a batch, V vocabulary, R random rows, G rows to be sorted, W width of the
@@ -59,13 +59,41 @@ class Drawn:
     _likeliest: tuple[Tensor, Tensor, Tensor] | None
     _num_logprobs: tuple[int | None, ...]
 
+    def send(self) -> Sent:
+        """Begin the transfer to the host, which `Sent.wait` waits for: not for what is launched
+        after it.
+        """
+        parts = [torch.where(self.failed_B, -1, self.tokens_B), *(self._likeliest or ())]
+        if not self.tokens_B.is_cuda:
+            return Sent(parts, self._num_logprobs, None)
+        hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in parts]
+        for host, part in zip(hosts, parts, strict=True):
+            host.copy_(part, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return Sent(hosts, self._num_logprobs, done)
+
     def fetch(self) -> list[Draw]:
+        """The draws of all rows, on the host."""
+        return self.send().wait()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Drawn tokens on their way to the host."""
+
+    _parts: list[Tensor]
+    _num_logprobs: tuple[int | None, ...]
+    _done: torch.cuda.Event | None
+
+    def wait(self) -> list[Draw]:
         """The draws of all rows, on the host: the one place that waits for the device."""
-        tokens = torch.where(self.failed_B, -1, self.tokens_B).tolist()
-        if self._likeliest is None:
+        if self._done is not None:
+            self._done.synchronize()
+        tokens, *likeliest = (part.tolist() for part in self._parts)
+        if not likeliest:
             return [Draw(None if token < 0 else token, None) for token in tokens]
-        drawn, logprobs, ids = (part.tolist() for part in self._likeliest)
-        rows = iter(zip(drawn, logprobs, ids, strict=True))
+        rows = iter(zip(*likeliest, strict=True))
         found = []
         for token, wanted in zip(tokens, self._num_logprobs, strict=True):
             logprob = None
