@@ -89,7 +89,7 @@ def test_options_out_of_range(values: dict[str, Any], error: str) -> None:
 
 def test_requests_and_options_load_no_torch() -> None:
     code = (
-        "import sys, ic.inference.engine.request, ic.inference.engine.options; "
+        "import ic.startup, sys, ic.inference.engine.request, ic.inference.engine.options; "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
