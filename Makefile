@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile slurm lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -64,6 +64,9 @@ upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and 
 
 compile: $(VENV)/.dev  ## compile every kernel ahead of time for sm_75 to sm_100, without a GPU
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m compile
+
+load: $(VENV)/.dev  ## send crowds of clients to servers that are killed (two minutes)
+	$(BIN)/python -m pytest -n 0 -m load tests/serving
 
 slurm: $(VENV)/.dev  ## run the sbatch files on a SLURM started here (root; see docs/slurm.md)
 	$(BIN)/python -m pytest -m slurm -rs

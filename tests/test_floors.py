@@ -20,7 +20,7 @@ FLOORS = (
     ("datamodules",),
     ("inference", "training"),
     ("evaluation",),
-    ("callbacks", "conversion"),
+    ("callbacks", "conversion", "serving"),
     ("config",),
     ("run",),
     ("studies", "planning", "doctor"),

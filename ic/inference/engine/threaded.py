@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class ThreadedEngine:
         """As `Engine.check`."""
         self._engine.check(request)
 
-    async def generate(self, request: Request) -> AsyncIterator[Output]:
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """Answer a request; if the caller goes away before the end, it is cancelled.
 
         A step that fails gives each request an output that says so.

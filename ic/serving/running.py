@@ -1,0 +1,149 @@
+"""The requests of one HTTP request in the engine: their outputs as they come, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+from ic.inference.engine.request import Finish, Output, Request
+from ic.inference.engine.threaded import ThreadedEngine
+from ic.serving.errors import ApiError, ClientGoneError, failed, invalid, shutting_down, timed_out
+from ic.serving.metrics import Metrics
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+class Running:
+    """Several requests that the engine works on at once.
+
+    Args:
+        unread: outputs that wait for `next` at most; 0 for any number.
+        lagging: called when there are more, which ends the requests.
+    """
+
+    def __init__(
+        self,
+        engine: ThreadedEngine,
+        requests: Sequence[Request],
+        metrics: Metrics,
+        unread: int = 0,
+        lagging: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._lagging = lagging
+        self._outputs: asyncio.Queue[tuple[int, Output] | ApiError] = asyncio.Queue(unread)
+        self._open = len(requests)
+        self._tasks = [
+            asyncio.create_task(self._follow(index, request))
+            for index, request in enumerate(requests)
+        ]
+
+    async def next(self) -> tuple[int, Output] | None:
+        """The next output and the place of its request; None after the last.
+
+        Raises:
+            ApiError: the engine refused a request, or failed.
+        """
+        if not self._open:
+            return None
+        found = await self._outputs.get()
+        if isinstance(found, ApiError):
+            raise found
+        if found[1].finish is not None:
+            self._open -= 1
+        return found
+
+    async def close(self) -> None:
+        """Cancel what is not finished; its pages are free when this returns."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, index: int, request: Request) -> None:
+        began = last = time.perf_counter()
+        finish: Finish | None = None
+        try:
+            async with aclosing(self._engine.generate(request)) as outputs:
+                async for output in outputs:
+                    now = time.perf_counter()
+                    if output.token_ids:
+                        self._metrics.tokens(len(output.token_ids), now - last, first=last == began)
+                        last = now
+                    finish = output.finish
+                    self._put(self._error_of(output) or (index, output))
+        except ValueError as error:  # of the engine, about the request
+            self._put(invalid(str(error)))
+        except asyncio.QueueFull:
+            finish = None
+            self._lagging()
+        except Exception:
+            _LOG.exception("the engine failed")
+            self._put(failed())
+        finally:
+            self._metrics.finished(finish, time.perf_counter() - began)
+
+    def _put(self, found: tuple[int, Output] | ApiError) -> None:
+        self._outputs.put_nowait(found)
+
+    def _error_of(self, output: Output) -> ApiError | None:
+        if output.finish is Finish.ERROR:
+            return failed(output.error or "The engine failed.")
+        if output.finish is Finish.CANCELLED:
+            return shutting_down()
+        return None
+
+
+class Supervision:
+    """Waits for work on one answer, and cancels it when nobody needs it any more.
+
+    Args:
+        receive: of ASGI, once the body of the request has been read.
+        stopping: set when the server gives up what is in work.
+        limit_s: from now on.
+    """
+
+    def __init__(self, receive: Receive, stopping: asyncio.Event, limit_s: float) -> None:
+        self._receive = receive
+        self._stopping = stopping
+        self._limit_s = limit_s
+        self._deadline = asyncio.get_running_loop().time() + limit_s
+
+    async def __call__(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`.
+
+        Raises:
+            ClientGoneError: the client has gone.
+            ApiError: the time is over, the server ends, or what `work` raises.
+        """
+        loop = asyncio.get_running_loop()
+        working = loop.create_task(work)
+        gone = loop.create_task(self._gone())
+        ending = loop.create_task(self._stopping.wait())
+        tasks = (working, gone, ending)
+        try:
+            await asyncio.wait(
+                tasks,
+                timeout=max(0.0, self._deadline - loop.time()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if working.done():
+                return working.result()
+            if gone.done():
+                raise ClientGoneError
+            raise shutting_down() if ending.done() else timed_out(self._limit_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

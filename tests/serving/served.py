@@ -1,0 +1,139 @@
+"""A small model, served by a thread of the test's process or by a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import torch
+from transformers import GenerationConfig
+
+from ic.checkpoint.folder import FolderCheckpointIO
+from ic.inference.engine.options import EngineOptions
+from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.byte_tokenizer import ByteTokenizer
+from ic.serving.options import LimitOptions, ServeOptions
+from ic.serving.server import Server, ready
+from tests.conftest import SMALL, randomize
+
+NAME = "tiny"
+PAGE_TOKENS = 16
+
+
+def save_model(folder: Path) -> Path:
+    """A checkpoint of random weights, which answers in random bytes."""
+    torch.manual_seed(0)
+    special = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+    sizes = {**SMALL, **special, "vocab_size": 320, "num_hidden_layers": 1}
+    model = MLAForCausalLM(MLAConfig(**sizes)).eval()
+    randomize(model)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    io = FolderCheckpointIO(model.config, ByteTokenizer())
+    io.save_checkpoint({"state_dict": state, "context_length": 2048}, folder)
+    return folder
+
+
+@dataclass
+class Served:
+    """A server that answers."""
+
+    url: str
+    token: str | None
+    server: Server | None = None
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        """OpenAI's own client, which here asks nothing twice."""
+        given = {"max_retries": 0, "timeout": 300.0, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.token or "none", **given)
+
+    def post(self, route: str, body: Any, **options: Any) -> httpx2.Response:
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        return httpx2.post(f"{self.url}{route}", json=body, headers=headers, timeout=300, **options)
+
+    def complete(self, **body: Any) -> httpx2.Response:
+        return self.post("/v1/completions", {"prompt": "The key", "temperature": 0, **body})
+
+    def metrics(self) -> dict[str, float]:
+        """Each sample by its name and labels."""
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        text = httpx2.get(f"{self.url}/metrics", headers=headers, timeout=300).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines}
+
+    def wait_until_idle(self) -> dict[str, float]:
+        """The metrics once the engine works on nothing; a test that waits for ever is at fault."""
+        while True:
+            found = self.metrics()
+            if not found["ic:num_requests_running"] and not found["ic:num_requests_waiting"]:
+                return found
+
+
+@contextmanager
+def served(
+    folder: Path, token: str | None = None, limits: LimitOptions | None = None, **engine: Any
+) -> Iterator[Served]:
+    """Serve by a thread of this process."""
+    sizes = {"cache_tokens": 8192, "page_tokens": PAGE_TOKENS, **engine}
+    config = ServeOptions(
+        source=str(folder),
+        backend="engine",
+        port=0,
+        model_name=NAME,
+        accelerator="cpu",
+        engine=EngineOptions(**sizes),
+        limits=limits or LimitOptions(),
+    )
+    with ready(config, token) as server:
+        thread = threading.Thread(target=server.serve_clients)
+        thread.start()
+        try:
+            yield Served(f"http://127.0.0.1:{server.port}", token, server)
+        finally:
+            server.handle_exit(signal.SIGTERM, None)
+            thread.join()
+
+
+@contextmanager
+def process(
+    folder: Path, *options: str, port: int = 0, env: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], Served]]:
+    """Serve by a process, as a user would start it."""
+    command = [
+        *(sys.executable, "-m", "ic", "serve", f"source={folder}", "backend=engine"),
+        *("accelerator=cpu", f"port={port}", f"model_name={NAME}", "engine.cache_tokens=8192"),
+        *(f"engine.page_tokens={PAGE_TOKENS}", *options),
+    ]
+    found = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+    try:
+        assert found.stdout is not None
+        address = re.search(r"http://[\d.]+:\d+", found.stdout.readline())
+        assert address, "it has not begun to serve"
+        yield found, Served(address[0], (env or {}).get("IC_SERVE_TOKEN"))
+    finally:
+        found.kill()
+        found.communicate()
+
+
+def greedy(folder: Path, prompt_ids: Sequence[int], new_tokens: int) -> list[int]:
+    """What transformers' generate answers, without the prompt: the independent side."""
+    model: Any = MLAForCausalLM.from_pretrained(folder)
+    config = GenerationConfig(max_new_tokens=new_tokens, eos_token_id=257, pad_token_id=258)
+    ids = torch.tensor([list(prompt_ids)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return out[0, ids.shape[1] :].tolist()

@@ -1,0 +1,167 @@
+"""No client holds the server up: what is large, slow, late or gone ends, and its pages are free."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from ic.serving.options import LimitOptions
+from tests.serving.served import NAME, Served, served
+from tests.serving.test_refusals import told
+
+# Thousands of tokens: some seconds of work, unless it ends before.
+LONG = {"max_tokens": 4000, "ignore_eos": True}
+ABORTED = 'ic:request_success_total{finished_reason="abort"}'
+
+
+@pytest.fixture(scope="module")
+def strict(folder: Path) -> Iterator[Served]:
+    limits = LimitOptions(
+        body_bytes=5000, requests=2, read_s=0.5, answer_s=1.0, write_s=60.0, unread_steps=64
+    )
+    with served(folder, limits=limits) as found:
+        yield found
+
+
+def connect(found: Served, **body: Any) -> socket.socket:
+    """A client that asks for a stream, and has read nothing so far."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", int(found.url.rpartition(":")[2])))
+    content = json.dumps({"prompt": "a", "stream": True, "temperature": 0, **body}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n"
+    connection.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + content)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+def wait_for(found: Served, name: str, value: float) -> dict[str, float]:
+    """The metrics, once one of them has a value; a test that waits for ever is at fault."""
+    while (metrics := found.metrics()).get(name, 0.0) != value:
+        pass
+    return metrics
+
+
+def test_a_body_that_is_too_large(strict: Served) -> None:
+    body = json.dumps({"prompt": "a" * 6000}).encode()
+    headers = {"content-type": "application/json"}
+    pieces = (body[i : i + 1000] for i in range(0, len(body), 1000))  # of unknown length
+    for content in (body, pieces):
+        response = httpx2.post(f"{strict.url}/v1/completions", content=content, headers=headers)
+        assert response.status_code == 413
+        assert told(response)["code"] == "request_too_large"
+    assert strict.complete(max_tokens=1).status_code == 200
+
+
+def test_a_request_that_does_not_arrive(strict: Served) -> None:
+    port = int(strict.url.rpartition(":")[2])
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n"
+    for sent in (b"", b"GET / HT", head, head + b"content-type: application/json\r\n\r\n{"):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(sent)
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+
+
+def test_more_requests_than_places(strict: Served) -> None:
+    before = strict.metrics()
+    with connect(strict, **LONG) as one, connect(strict, **LONG) as other:
+        for connection in (one, other):
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        response = strict.complete()
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "1"
+        assert told(response)["code"] == "rate_limit_exceeded"
+    after = wait_for(strict, ABORTED, before[ABORTED] + 2)
+    assert after["ic:cache_pages_used"] == 0
+    # OpenAI's client asks again, as the answer says, and n counts.
+    assert strict.client(max_retries=2).completions.create(model=NAME, prompt="a", n=2).choices
+    assert told(strict.complete(n=3))["param"] == "n"
+
+
+def test_an_answer_that_takes_too_long(strict: Served) -> None:
+    response = strict.complete(**LONG)
+    assert response.status_code == 504
+    assert told(response)["code"] == "timeout"
+    stream = strict.client().completions.create(
+        model=NAME, prompt="a", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    )
+    with pytest.raises(openai.APIError, match="within 1 seconds"):
+        list(stream)
+    assert strict.wait_until_idle()["ic:cache_pages_used"] == 0
+
+
+def test_a_reader_that_is_too_slow(folder: Path) -> None:
+    for limits in (LimitOptions(unread_steps=64), LimitOptions(unread_steps=9999, write_s=0.2)):
+        with (
+            served(folder, limits=limits) as found,
+            connect(found, **LONG, logprobs=20) as connection,
+        ):
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            assert wait_for(found, ABORTED, 1)["ic:cache_pages_used"] == 0
+            assert b"[DONE]" not in read_all(connection)  # cut off
+            assert found.complete(max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_frees_its_pages(server: Served, stream: bool) -> None:
+    before = server.metrics()[ABORTED]
+    with connect(server, **LONG, stream=stream):
+        wait_for(server, "ic:num_requests_running", 1)
+        assert server.metrics()["ic:cache_pages_used"] > 0
+    assert wait_for(server, ABORTED, before + 1)["ic:cache_pages_used"] == 0
+
+
+def test_a_server_that_ends_finishes_its_answers(folder: Path) -> None:
+    with served(folder) as found:
+        expected = found.complete(max_tokens=1500, ignore_eos=True).json()
+        with found.client().completions.create(
+            model=NAME,
+            prompt="The key",
+            max_tokens=1500,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        ) as stream:
+            texts = [next(iter(stream)).choices[0].text]
+            assert found.server is not None
+            found.server.handle_exit(signal.SIGTERM, None)
+            for response in (found.complete(), httpx2.get(f"{found.url}/health")):
+                assert response.status_code == 503
+                assert told(response)["code"] == "server_shutting_down"
+            texts += [chunk.choices[0].text for chunk in stream]
+        assert "".join(texts) == expected["choices"][0]["text"]
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{found.url}/health")
+
+
+def test_a_server_that_may_not_wait_says_so(folder: Path) -> None:
+    answers: list[httpx2.Response] = []
+    with served(folder, limits=LimitOptions(drain_s=0.1)) as found:
+        whole = threading.Thread(target=lambda: answers.append(found.complete(**LONG)))
+        whole.start()
+        stream = found.client().completions.create(
+            model=NAME, prompt="a", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        wait_for(found, "ic:num_requests_running", 2)
+        assert found.server is not None
+        found.server.handle_exit(signal.SIGTERM, None)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        whole.join()
+    assert answers[0].status_code == 503
+    assert told(answers[0])["code"] == "server_shutting_down"
