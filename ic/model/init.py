@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ic.model.attention import LengthTemperature
 from ic.model.config import MLAConfig
+from ic.model.length_temperature import LengthTemperature
 from ic.model.norm import MLARMSNorm
 from ic.model.qk_norm import BlockNorm
 

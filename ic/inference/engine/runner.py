@@ -63,6 +63,8 @@ class Runner:
         )
         self._rows: list[_Row] = []
         self._graphs = DecodeGraphs(self._pass) if graphs else None
+        # With and without graphs alike: the same kernels then give the same numbers.
+        self._pads = self.device.type == "cuda"
         can = model.model.operators.attention.capabilities
         self._reads_lengths = can.row_lengths
         self._reads_pages = (
@@ -74,16 +76,13 @@ class Runner:
         the logits (B, V) of their next tokens.
         """
         self._seat(sequences)
-        rows = len(self._rows)
-        width = max(row.num_pages for row in self._rows)
-        if self._graphs is None:
-            self._send(rows)
-            logits_BV = self._pass(rows, width)
-        else:
-            self._send(padded_batch(rows))
-            width = padded_width(width, self._max_pages)
-            logits_BV = self._graphs.replay(padded_batch(rows), width)
-        return [row.sequence for row in self._rows], logits_BV[:rows]
+        rows, width = len(self._rows), max(row.num_pages for row in self._rows)
+        if self._pads:
+            rows, width = padded_batch(rows), padded_width(width, self._max_pages)
+        self._send(rows)
+        run = self._pass if self._graphs is None else self._graphs.replay
+        logits_BV = run(rows, width)
+        return [row.sequence for row in self._rows], logits_BV[: len(self._rows)]
 
     def decode_next(self, tokens_B: Tensor) -> None:
         """Take in the tokens that were drawn from the logits of `decode`, on the device."""
