@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 
 from ic.kernels.arguments import require
+from ic.kernels.launch import Launch, Launches, is_eager, needs_gradient
 from ic.kernels.mla_decode_launch import check_devices, device_of
 
 
@@ -123,6 +124,66 @@ def kernel_constants(
     }
 
 
+# For each kind of input: the launch and its numbers, without eps.
+_launches = Launches()
+
+
+def _append(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    eps: float,
+    interleaved: bool,
+) -> None:
+    tensors = latent, rope_key, weight, cos, sin, cache, cache_scale, slot_mapping
+    key = (
+        interleaved,
+        *((x.shape, x.stride(), x.dtype, x.get_device()) for x in tensors if x is not None),
+    )
+    ready = _launches.get(key)
+    if ready is None:
+        _check_append(latent, rope_key, weight, cos, sin, cache, slot_mapping, cache_scale)
+        ready = _launches[key] = _prepare(*tensors, interleaved)
+    launch, numbers, codes = ready
+    if codes is not None:
+        tensors = *tensors[:5], cache.view(codes), *tensors[6:]
+    if len(latent):
+        launch((len(latent), 1, 1), tensors, (*numbers, eps))
+
+
+def _prepare(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    slot_mapping: torch.Tensor,
+    interleaved: bool,
+) -> tuple[Launch, tuple[int, ...], torch.dtype | None]:
+    """The launch, its numbers without eps, and as what the kernel takes the cache if not as it is.
+    """
+    device = device_of(cache)
+    e4m3 = cache.dtype == torch.float8_e4m3fn
+    bits = e4m3 and (device.capability < 89 or device.interpreted)
+    numbers = (
+        latent.stride(0), rope_key.stride(0), cos.stride(0), sin.stride(0), *cache.stride()[:2],
+        *(cache_scale.stride() if cache_scale is not None else (0, 0)),
+        cache.shape[1], cache.shape[0] * cache.shape[1],
+    )  # fmt: skip
+    constants = kernel_constants(
+        latent.shape[1], rope_key.shape[1], interleaved=interleaved,
+        quantized=cache_scale is not None, bits=bits,
+    )  # fmt: skip
+    return Launch(_append_kernel, constants, num_warps=1), numbers, torch.uint8 if bits else None
+
+
 @torch.library.custom_op("ic::append_latent", mutates_args=("cache", "cache_scale"))
 def _append_latent_op(
     latent: torch.Tensor,
@@ -136,23 +197,8 @@ def _append_latent_op(
     eps: float,
     interleaved: bool,
 ) -> None:
-    T, R = latent.shape
-    if T == 0:
-        return
-    device = device_of(cache)
-    e4m3 = cache.dtype == torch.float8_e4m3fn
-    bits = e4m3 and (device.capability < 89 or device.interpreted)
-    _append_kernel[(T,)](
-        latent, rope_key, weight, cos, sin, cache.view(torch.uint8) if bits else cache,
-        cache_scale, slot_mapping, latent.stride(0), rope_key.stride(0), cos.stride(0),
-        sin.stride(0), *cache.stride()[:2],
-        *(cache_scale.stride() if cache_scale is not None else (0, 0)),
-        cache.shape[1], cache.shape[0] * cache.shape[1], eps,
-        **kernel_constants(
-            R, rope_key.shape[1], interleaved=interleaved, quantized=cache_scale is not None,
-            bits=bits
-        ),
-        num_warps=1,
+    _append(
+        latent, rope_key, weight, cos, sin, cache, slot_mapping, cache_scale, eps, interleaved
     )  # fmt: skip
 
 
@@ -202,18 +248,27 @@ def append_latent(
     Raises:
         ValueError: naming the argument, what was given and what is allowed.
     """
-    _check_append(
-        latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale
-    )
-    if check_indices and slot_mapping_T.numel():
-        low, high = int(slot_mapping_T.min()), int(slot_mapping_T.max())
-        slots = cache.shape[0] * cache.shape[1]
-        require(low >= -1, f"slot_mapping holds {low}; allowed are slots and -1")
-        require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
-    _append_latent_op(
+    arguments = (
         latent_TR, rope_key_TP, weight_R, cos_TF, sin_TF, cache, slot_mapping_T, cache_scale,
         float(eps), interleaved,
     )  # fmt: skip
+    if check_indices:
+        _check_append(*arguments[:8])
+        _check_slots(cache, slot_mapping_T)
+    if not is_eager(*arguments[:8]) or needs_gradient(*arguments[:5]):
+        _append_latent_op(*arguments)
+        return
+    _append(*arguments)
+    if not cache.is_inference():
+        torch.autograd.graph.increment_version(cache)
+
+
+def _check_slots(cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    if slot_mapping.numel():
+        low, high = int(slot_mapping.min()), int(slot_mapping.max())
+        slots = cache.shape[0] * cache.shape[1]
+        require(low >= -1, f"slot_mapping holds {low}; allowed are slots and -1")
+        require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
 
 
 def _check_append(

@@ -23,18 +23,23 @@ Source: Zhang and Sennrich, arXiv 1910.07467; the walk over rows as in Triton's 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ic.kernels.arguments import FLOATS, check_tensor, compute_capability
+from ic.kernels.launch import Launch, Launches, is_eager, needs_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_forward_kernel(
     X, RESIDUAL, WEIGHT, Y, H_OUT, INVERSE, eps, num_rows, stride_x, stride_residual, D,
-    HAS_RESIDUAL: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_INVERSE: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_D)
@@ -49,10 +54,11 @@ def rms_norm_forward_kernel(
     inverse = tl.rsqrt(tl.sum(h * h, 1) / D + eps)
     y = h * inverse[:, None] * weight[None, :]
     tl.store(Y + r64 * D + columns[None, :], y.to(Y.dtype.element_ty), mask=inside)
-    tl.store(INVERSE + rows, inverse, mask=rows < num_rows)
+    if HAS_INVERSE:
+        tl.store(INVERSE + rows, inverse, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_backward_kernel(
     H, WEIGHT, INVERSE, DY, DH_ABOVE, DX, DWEIGHT_PARTS, num_rows, stride_h, stride_dy,
     stride_above, D,
@@ -85,7 +91,7 @@ def rms_norm_backward_kernel(
     tl.store(part, tl.sum(dweight, 0), mask=in_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def rms_norm_weight_gradient_kernel(
     DWEIGHT_PARTS, DWEIGHT, num_parts, D, BLOCK_D: tl.constexpr, BLOCK_PARTS: tl.constexpr
 ):
@@ -138,63 +144,6 @@ def backward_tile(capability: int, width: int) -> tuple[int, int, int, int]:
     return next(t for limit, t in table.items() if _block(width) <= limit)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., D) as (rows, D): a view when the leading dimensions can be merged, else a copy."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def _num_programs(x: Tensor, per_multiprocessor: int, num_steps: int) -> int:
-    count = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
-    return max(1, min(count * per_multiprocessor, num_steps))
-
-
-def _forward(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    width = x.shape[-1]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = torch.empty(x.shape if residual is not None else (0,), dtype=x.dtype, device=x.device)
-    x2 = _rows(x)
-    r2 = x2 if residual is None else _rows(residual)
-    inverse = torch.empty(x2.shape[0], dtype=torch.float32, device=x.device)
-    rows, num_warps = forward_tile(width)
-    if x2.shape[0]:
-        rms_norm_forward_kernel[(triton.cdiv(x2.shape[0], rows),)](
-            x2, r2, weight, y, h, inverse, eps, x2.shape[0], x2.stride(0), r2.stride(0), width,
-            HAS_RESIDUAL=residual is not None, BLOCK_D=_block(width), ROWS=rows,
-            num_warps=num_warps,
-        )  # fmt: skip
-    return y, h, inverse
-
-
-def _backward(
-    dy: Tensor, dh_above: Tensor | None, h: Tensor, weight: Tensor, inverse: Tensor
-) -> tuple[Tensor, Tensor]:
-    width = h.shape[-1]
-    dx = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    dweight = torch.empty_like(weight)
-    h2, dy2 = _rows(h), _rows(dy if dy.stride(-1) == 1 else dy.contiguous())
-    if dh_above is None:
-        above = dy2
-    else:
-        above = _rows(dh_above if dh_above.stride(-1) == 1 else dh_above.contiguous())
-    num_rows = h2.shape[0]
-    if num_rows == 0:
-        return dx, dweight.zero_()
-    rows, num_warps, per_multiprocessor, stages = backward_tile(compute_capability(h), width)
-    num_programs = _num_programs(h, per_multiprocessor, triton.cdiv(num_rows, rows))
-    parts = torch.empty((num_programs, width), dtype=torch.float32, device=h.device)
-    rms_norm_backward_kernel[(num_programs,)](
-        h2, weight, inverse, dy2, above, dx, parts, num_rows, h2.stride(0), dy2.stride(0),
-        above.stride(0), width, HAS_ABOVE=dh_above is not None, BLOCK_D=_block(width), ROWS=rows,
-        STAGES=stages, num_warps=num_warps,
-    )  # fmt: skip
-    rms_norm_weight_gradient_kernel[(triton.cdiv(width, 32),)](
-        parts, dweight, num_programs, width, BLOCK_D=32, BLOCK_PARTS=64, num_warps=4
-    )
-    return dx, dweight
-
-
 def _check(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:
     check_tensor("x", x)
     if x.dim() == 0 or not 1 <= x.shape[-1] <= 65536:
@@ -206,11 +155,128 @@ def _check(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> No
         raise ValueError(f"eps: {eps} given, a number >= 0 expected")
 
 
+# For each kind of input: the launch, and the rows that a program takes (a step of its walk).
+_forward_launches, _backward_launches = Launches(), Launches()
+
+
+def _as_rows(x: Tensor) -> tuple[Tensor, int]:
+    """What lies as (rows, D), and the stride of its rows: x itself when the leading dimensions can
+    be merged, else a copy.
+    """
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    rows = x.reshape(-1, x.shape[-1])
+    return rows, rows.stride(0)
+
+
+def _forward(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, keep_inverse: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, h = x + residual if there is one, and if wanted 1/rms of every row."""
+    if not x.dim() or not x.numel():
+        _check(x, residual, weight, eps)
+    x2, stride_x = _as_rows(x)
+    width = x.shape[-1]
+    key: tuple[Any, ...] = (
+        x.dtype, width, stride_x, x.stride(-1), x.get_device(), weight.dtype, weight.shape,
+        weight.stride(), weight.get_device(), eps, keep_inverse,
+    )  # fmt: skip
+    residual2, stride_residual, h = None, 0, None
+    if residual is not None:
+        residual2, stride_residual = _as_rows(residual)
+        same = residual.shape == x.shape
+        key += (
+            same, residual.dtype, stride_residual, residual.stride(-1), residual.get_device()
+        )  # fmt: skip
+    ready = _forward_launches.get(key)
+    if ready is None:
+        _check(x, residual, weight, eps)
+        rows, num_warps = forward_tile(width)
+        constants = {
+            "HAS_RESIDUAL": residual is not None,
+            "HAS_INVERSE": keep_inverse,
+            "BLOCK_D": _block(width),
+            "ROWS": rows,
+        }
+        ready = Launch(rms_norm_forward_kernel, constants, num_warps=num_warps), rows
+        _forward_launches[key] = ready
+    launch, rows = ready
+    num_rows = x.numel() // width
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if residual is not None:
+        h = torch.empty_like(y)
+    inverse = None
+    if keep_inverse:
+        inverse = torch.empty(num_rows, dtype=torch.float32, device=x.device)
+    if num_rows:
+        launch(
+            (-(-num_rows // rows), 1, 1),
+            (x2, residual2, weight, y, h, inverse),
+            (eps, num_rows, stride_x, stride_residual, width),
+        )
+    return y, h, inverse
+
+
+def _backward(
+    dy: Tensor, dh_above: Tensor | None, h: Tensor, weight: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    width = h.shape[-1]
+    dx = torch.empty_like(h, memory_format=torch.contiguous_format)
+    dweight = torch.empty_like(weight)
+    num_rows = h.numel() // width
+    if num_rows == 0:
+        return dx, dweight.zero_()
+    h2, stride_h = _as_rows(h)
+    dy2, stride_dy = _as_rows(dy if dy.stride(-1) == 1 else dy.contiguous())
+    above2, stride_above, above_type = None, 0, None
+    if dh_above is not None:
+        above_type = dh_above.dtype
+        above2, stride_above = _as_rows(
+            dh_above if dh_above.stride(-1) == 1 else dh_above.contiguous()
+        )
+    key = (
+        h.dtype, dy.dtype, above_type, weight.dtype, width, stride_h, stride_dy, stride_above,
+        h.get_device(),
+    )  # fmt: skip
+    ready = _backward_launches.get(key)
+    if ready is None:
+        rows, num_warps, per_multiprocessor, stages = backward_tile(compute_capability(h), width)
+        constants = {
+            "HAS_ABOVE": dh_above is not None,
+            "BLOCK_D": _block(width),
+            "ROWS": rows,
+            "STAGES": stages,
+        }
+        ready = (
+            Launch(rms_norm_backward_kernel, constants, num_warps=num_warps),
+            Launch(
+                rms_norm_weight_gradient_kernel, {"BLOCK_D": 32, "BLOCK_PARTS": 64}, num_warps=4
+            ),
+            rows,
+            _num_multiprocessors(h) * per_multiprocessor,
+        )
+        _backward_launches[key] = ready
+    launch, weight_launch, rows, most_programs = ready
+    num_programs = min(most_programs, -(-num_rows // rows))
+    parts = torch.empty((num_programs, width), dtype=torch.float32, device=h.device)
+    launch(
+        (num_programs, 1, 1),
+        (h2, weight, inverse, dy2, above2, dx, parts),
+        (num_rows, stride_h, stride_dy, stride_above, width),
+    )
+    weight_launch((-(-width // 32), 1, 1), (parts, dweight), (num_programs, width))
+    return dx, dweight
+
+
+def _num_multiprocessors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+
+
 @torch.library.custom_op("ic::rms_norm", mutates_args=())
 def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y, and 1/rms of every row."""
-    _check(x, None, weight, eps)
-    y, _, inverse = _forward(x, None, weight, eps)
+    y, _, inverse = _forward(x, None, weight, eps, keep_inverse=True)
+    assert inverse is not None
     return y, inverse
 
 
@@ -224,8 +290,10 @@ def add_rms_norm_op(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h = x + residual, and 1/rms of every row of h."""
-    _check(x, residual, weight, eps)
-    return _forward(x, residual, weight, eps)
+    y, h, inverse = _forward(x, residual, weight, eps, keep_inverse=True)
+    assert h is not None
+    assert inverse is not None
+    return y, h, inverse
 
 
 @add_rms_norm_op.register_fake
@@ -249,6 +317,13 @@ def _(
     return h.new_empty(h.shape), weight.new_empty(weight.shape)
 
 
+def _gradients(
+    dy: Tensor, dh_above: Tensor | None, h: Tensor, weight: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    compute = _backward if is_eager(dy, dh_above, h, weight, inverse) else rms_norm_backward_op
+    return compute(dy, dh_above, h, weight, inverse)
+
+
 def _setup_norm(ctx, inputs, output) -> None:
     x, weight, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
@@ -256,9 +331,7 @@ def _setup_norm(ctx, inputs, output) -> None:
 
 
 def _backward_norm(ctx, dy, _):
-    x, weight, inverse = ctx.saved_tensors
-    dx, dweight = rms_norm_backward_op(dy, None, x, weight, inverse)
-    return dx, dweight, None
+    return *_gradients(dy, None, *ctx.saved_tensors), None
 
 
 def _setup_add_norm(ctx, inputs, output) -> None:
@@ -269,10 +342,9 @@ def _setup_add_norm(ctx, inputs, output) -> None:
 
 
 def _backward_add_norm(ctx, dy, dh, _):
-    h, weight, inverse = ctx.saved_tensors
     if dy is None:
         return dh, dh, None, None
-    dx, dweight = rms_norm_backward_op(dy, dh, h, weight, inverse)
+    dx, dweight = _gradients(dy, dh, *ctx.saved_tensors)
     return dx, dx, dweight, None
 
 
@@ -280,12 +352,55 @@ rms_norm_op.register_autograd(_backward_norm, setup_context=_setup_norm)
 add_rms_norm_op.register_autograd(_backward_add_norm, setup_context=_setup_add_norm)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """`rms_norm_op` without the operator."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        y, _, inverse = _forward(x, None, weight, eps, keep_inverse=True)
+        _setup_norm(ctx, (x, weight, eps), (y, inverse))
+        return y, inverse
+
+    backward = staticmethod(once_differentiable(_backward_norm))
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    """`add_rms_norm_op` without the operator."""
+
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps):
+        output = _forward(x, residual, weight, eps, keep_inverse=True)
+        _setup_add_norm(ctx, (x, residual, weight, eps), output)
+        return output
+
+    backward = staticmethod(once_differentiable(_backward_add_norm))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension of x (..., D); differentiable in x and weight."""
-    return rms_norm_op(x, weight, eps)[0]
+    """RMSNorm over the last dimension of x (..., D); differentiable in x and weight.
+
+    Raises:
+        ValueError: naming the argument whose dtype, device, shape or stride is not supported.
+    """
+    eps = float(eps)
+    if not is_eager(x, weight):
+        return rms_norm_op(x, weight, eps)[0]
+    if needs_gradient(x, weight):
+        return _RMSNorm.apply(x, weight, eps)[0]
+    return _forward(x, None, weight, eps, keep_inverse=False)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(RMSNorm of x + residual, x + residual); differentiable in x, residual and weight."""
-    y, h, _ = add_rms_norm_op(x, residual, weight, eps)
+    """(RMSNorm of x + residual, x + residual); differentiable in x, residual and weight.
+
+    Raises:
+        ValueError: as `rms_norm`.
+    """
+    eps = float(eps)
+    if not is_eager(x, residual, weight):
+        y, h, _ = add_rms_norm_op(x, residual, weight, eps)
+    elif needs_gradient(x, residual, weight):
+        y, h, _ = _AddRMSNorm.apply(x, residual, weight, eps)
+    else:
+        y, h, _ = _forward(x, residual, weight, eps, keep_inverse=False)
     return y, h

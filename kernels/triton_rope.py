@@ -29,8 +29,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ic.kernels.arguments import check_tensor
+from ic.kernels.launch import Launch, Launches, is_eager, needs_gradient
 
 
 @triton.jit
@@ -102,26 +104,6 @@ def rope_tile(num_heads: int, width: int) -> tuple[int, int, int]:
     return block_t, block_h, 2
 
 
-def _launch(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
-) -> tuple[Tensor, Tensor]:
-    num_batch, num_tokens, num_heads, width = q.shape
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-    if num_batch * num_tokens == 0:
-        return q_out, k_out
-    block_t, block_h, num_warps = rope_tile(num_heads, width)
-    grid = (triton.cdiv(num_tokens, block_t), triton.cdiv(num_heads, block_h), num_batch)
-    rope_kernel[grid](
-        q, k, cos, sin, q_out, k_out, num_tokens, num_heads, *q.stride()[:3], *k.stride()[:2],
-        cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1),
-        sin.stride(0) if sin.shape[0] > 1 else 0, sin.stride(1),
-        P=width, INTERLEAVED=interleaved, INVERSE=inverse, BLOCK_T=block_t, BLOCK_H=block_h,
-        num_warps=num_warps,
-    )  # fmt: skip
-    return q_out, k_out
-
-
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
     check_tensor("q", q, shape=(None,) * 4)
     num_batch, num_tokens, _, width = q.shape
@@ -135,13 +117,57 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
         check_tensor(name, x, shape=(rows, num_tokens, width // 2), dtypes=(torch.float32,), like=q)
 
 
+# For each kind of input: the launch, its grid and its numbers.
+_launches = Launches()
+
+
+def _rotated(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    key = (
+        q.shape, q.stride(), q.dtype, q.get_device(), k.shape, k.stride(), k.dtype, k.get_device(),
+        cos.shape, cos.stride(), cos.dtype, cos.get_device(),
+        sin.shape, sin.stride(), sin.dtype, sin.get_device(), interleaved, inverse,
+    )  # fmt: skip
+    ready = _launches.get(key)
+    if ready is None:
+        _check(q, k, cos, sin)
+        ready = _launches[key] = _prepare(q, k, cos, sin, interleaved, inverse)
+    launch, grid, numbers = ready
+    q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    k_out = torch.empty_like(k, memory_format=torch.contiguous_format)
+    if q.numel():
+        launch(grid, (q, k, cos, sin, q_out, k_out), numbers)
+    return q_out, k_out
+
+
+def _prepare(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Launch, tuple[int, int, int], tuple[int, ...]]:
+    num_batch, num_tokens, num_heads, width = q.shape
+    block_t, block_h, num_warps = rope_tile(num_heads, width)
+    constants = {
+        "P": width,
+        "INTERLEAVED": interleaved,
+        "INVERSE": inverse,
+        "BLOCK_T": block_t,
+        "BLOCK_H": block_h,
+    }
+    numbers = (
+        num_tokens, num_heads, *q.stride()[:3], *k.stride()[:2],
+        cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1),
+        sin.stride(0) if sin.shape[0] > 1 else 0, sin.stride(1),
+    )  # fmt: skip
+    grid = (triton.cdiv(num_tokens, block_t), triton.cdiv(num_heads, block_h), num_batch)
+    return Launch(rope_kernel, constants, num_warps=num_warps), grid, numbers
+
+
 @torch.library.custom_op("ic::rope", mutates_args=())
 def rope_op(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     """Rotated q and k, contiguous; by the negative angle when inverse."""
-    _check(q, k, cos, sin)
-    return _launch(q, k, cos, sin, interleaved, inverse)
+    return _rotated(q, k, cos, sin, interleaved, inverse)
 
 
 @rope_op.register_fake
@@ -159,11 +185,23 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, dq, dk):
     cos, sin = ctx.saved_tensors
     dq, dk = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk))
-    dq, dk = rope_op(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
+    rotate = _rotated if is_eager(dq, dk, cos, sin) else rope_op
+    dq, dk = rotate(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
     return dq, dk, None, None, None, None
 
 
 rope_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Rope(torch.autograd.Function):
+    """`rope_op` without the operator."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _setup_context(ctx, inputs, None)
+        return _rotated(*inputs)
+
+    backward = staticmethod(once_differentiable(_backward))
 
 
 def apply_rope(
@@ -175,4 +213,8 @@ def apply_rope(
     Raises:
         ValueError: naming the argument whose dtype, device, shape or stride is not supported.
     """
-    return rope_op(q, k, cos, sin, interleaved, False)
+    if not is_eager(q, k, cos, sin):
+        return rope_op(q, k, cos, sin, interleaved, False)
+    if needs_gradient(q, k):
+        return _Rope.apply(q, k, cos, sin, interleaved, False)
+    return _rotated(q, k, cos, sin, interleaved, False)
