@@ -1,6 +1,6 @@
 """MLA decode for many heads on Hopper: three warpgroups, one for scores and two for values (Gluon).
 
-Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
+Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where
 it applies: 64 query rows or more, latent 512 and rope 64, a bf16 or fp16 cache in pages of a
 multiple of 64 tokens (or contiguous), capability 9.0.
 
@@ -37,6 +37,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from ic.kernels.launch import Launch
 
 tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
@@ -247,34 +249,62 @@ def _decode_many_heads_kernel(
     )  # fmt: skip
 
 
-def launch_many_heads(
-    q_latent_BQHR: torch.Tensor,
-    q_rope_BQHP: torch.Tensor,
-    cache: torch.Tensor,
-    seq_lens_B: torch.Tensor,
-    block_table: torch.Tensor | None,
-    softmax_scale_log2: float,
-    num_splits: int,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    """Fill `out` and `lse` (partial ones when num_splits > 1)."""
-    B, Q, H, _ = q_latent_BQHR.shape
-    flat = cache.view(-1, 576)
-    element = gl.bfloat16 if cache.dtype == torch.bfloat16 else gl.float16
-    wide = gl.NVMMASharedLayout.get_default_for([64, 256], element)
-    narrow = gl.NVMMASharedLayout.get_default_for([64, 64], element)
-    paged = block_table is not None
-    page_size = cache.shape[1]
-    max_tokens = page_size * (block_table.shape[1] if block_table is not None else 1)
-    row_blocks = triton.cdiv(Q * H, 64)
-    _decode_many_heads_kernel[(B * num_splits * row_blocks,)](
-        q_latent_BQHR, q_rope_BQHP, TensorDescriptor.from_tensor(flat, [64, 256], wide),
-        TensorDescriptor.from_tensor(flat, [64, 64], narrow),
-        block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
-        *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
-        block_table.stride(0) if block_table is not None else 0,
-        H, Q * H, max_tokens, cache.shape[0], num_splits, row_blocks, softmax_scale_log2,
-        NUM_QUERY=Q, PAGED=paged, PAGE_SIZE=page_size if paged else 64,
-        SHIFT=14.0 if cache.dtype == torch.float16 else 0.0, SPLIT=num_splits > 1, num_warps=4,
-    )  # fmt: skip
+class ManyHeadsSplits:
+    """The kernel for one kind of input; arguments as in `mla_decode_plan.Splits`."""
+
+    def __init__(
+        self,
+        q_latent_BQHR: torch.Tensor,
+        q_rope_BQHP: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor | None,
+    ) -> None:
+        B, Q, H, _ = q_latent_BQHR.shape
+        element = gl.bfloat16 if cache.dtype == torch.bfloat16 else gl.float16
+        self.wide = gl.NVMMASharedLayout.get_default_for([64, 256], element)
+        self.narrow = gl.NVMMASharedLayout.get_default_for([64, 64], element)
+        self.paged = block_table is not None
+        self.row_blocks = triton.cdiv(Q * H, 64)
+        self.groups = B * self.row_blocks
+        self.numbers = (
+            *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
+            block_table.stride(0) if block_table is not None else 0, H, Q * H,
+        )  # fmt: skip
+        self.launches = tuple(
+            Launch(
+                _decode_many_heads_kernel,
+                {
+                    "NUM_QUERY": Q,
+                    "PAGED": self.paged,
+                    "PAGE_SIZE": cache.shape[1] if self.paged else 64,
+                    "SHIFT": 14.0 if cache.dtype == torch.float16 else 0.0,
+                    "SPLIT": is_split,
+                },
+                num_warps=4,
+            )
+            for is_split in (False, True)
+        )
+
+    def __call__(
+        self,
+        q_latent_BQHR: torch.Tensor,
+        q_rope_BQHP: torch.Tensor,
+        cache: torch.Tensor,
+        seq_lens_B: torch.Tensor,
+        block_table: torch.Tensor | None,
+        cache_scale: torch.Tensor | None,
+        scale_log2: float,
+        num_splits: int,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> None:
+        flat = cache.view(-1, 576)
+        half = TensorDescriptor.from_tensor(flat, [64, 256], self.wide)
+        rope = TensorDescriptor.from_tensor(flat, [64, 64], self.narrow)
+        table = seq_lens_B if block_table is None else block_table
+        max_tokens = cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+        self.launches[num_splits > 1](
+            (self.groups * num_splits, 1, 1),
+            (q_latent_BQHR, q_rope_BQHP, half, rope, table, seq_lens_B, out, lse),
+            (*self.numbers, max_tokens, cache.shape[0], num_splits, self.row_blocks, scale_log2),
+        )  # fmt: skip

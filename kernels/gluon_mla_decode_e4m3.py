@@ -1,6 +1,6 @@
 """MLA decode of few heads over an e4m3 cache on Hopper, without widening the keys (Gluon).
 
-Names and maths are those of `triton_mla_flash_decode`, whose `_decode_kernel` this replaces where
+Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where
 it applies: at most 16 query rows, an e4m3 cache in pages of a multiple of 64 tokens (or
 contiguous), capability 9.0. A tile is R + P wide where that is a power of two, else R wide and a
 rope tile.
@@ -42,6 +42,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents
 
+from ic.kernels.launch import Launch
 from ic.kernels.mla_decode_launch import DecodeConfig
 
 tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -300,40 +301,71 @@ def _decode_e4m3_kernel(
              mask=(row < num_rows)[:, None] & (col < R)[None, :])  # fmt: skip
 
 
-def launch_e4m3(
-    q_latent_BQHR: torch.Tensor,
-    q_rope_BQHP: torch.Tensor,
-    cache: torch.Tensor,
-    seq_lens_B: torch.Tensor,
-    block_table: torch.Tensor | None,
-    cache_scale: torch.Tensor,
-    softmax_scale_log2: float,
-    num_splits: int,
-    config: DecodeConfig,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-) -> None:
-    """Fill `out` and `lse` (partial ones when num_splits > 1)."""
-    B, Q, H, R = q_latent_BQHR.shape
-    P = q_rope_BQHP.shape[3]
-    tile = R + P if config.combined else R
-    flat = cache.view(-1, R + P)
-    desc_tile, desc_rope = (
-        TensorDescriptor.from_tensor(
-            flat, [64, width], gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
-        )
-        for width in (tile, tile if config.combined else P)
-    )
-    paged = block_table is not None
-    page_size = cache.shape[1]
-    max_tokens = page_size * (block_table.shape[1] if block_table is not None else 1)
-    _decode_e4m3_kernel[(B * num_splits,)](
-        q_latent_BQHR, q_rope_BQHP, desc_tile, desc_rope, cache_scale.contiguous(),
-        block_table if block_table is not None else seq_lens_B, seq_lens_B, out, lse,
-        *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
-        block_table.stride(0) if block_table is not None else 0,
-        H, Q * H, max_tokens, cache.shape[0], num_splits, softmax_scale_log2,
-        NUM_QUERY=Q, R=R, P=P, TILE=tile, COMBINED=config.combined, PAGED=paged,
-        PAGE_SIZE=page_size if paged else 64, STAGES=config.num_stages, SPLIT=num_splits > 1,
-        PRECISE=min(PRECISE, tile), PDL=config.pdl and num_splits > 1, num_warps=config.num_warps,
-    )  # fmt: skip
+class E4M3Splits:
+    """The kernel for one kind of input; arguments as in `mla_decode_plan.Splits`."""
+
+    def __init__(
+        self,
+        q_latent_BQHR: torch.Tensor,
+        q_rope_BQHP: torch.Tensor,
+        cache: torch.Tensor,
+        block_table: torch.Tensor | None,
+        config: DecodeConfig,
+    ) -> None:
+        B, Q, H, R = q_latent_BQHR.shape
+        P = q_rope_BQHP.shape[3]
+        tile = R + P if config.combined else R
+        self.batch, self.width = B, R + P
+        self.widths = (tile,) if config.combined else (tile, P)
+        self.layouts = [
+            gl.NVMMASharedLayout.get_default_for([64, width], gl.float8e4nv)
+            for width in self.widths
+        ]
+        paged = block_table is not None
+        self.numbers = (
+            *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
+            block_table.stride(0) if block_table is not None else 0, H, Q * H,
+        )  # fmt: skip
+        self.launches = tuple(
+            Launch(
+                _decode_e4m3_kernel,
+                {
+                    "NUM_QUERY": Q, "R": R, "P": P, "TILE": tile, "COMBINED": config.combined,
+                    "PAGED": paged, "PAGE_SIZE": cache.shape[1] if paged else 64,
+                    "STAGES": config.num_stages, "SPLIT": is_split, "PRECISE": min(PRECISE, tile),
+                    "PDL": config.pdl and is_split,
+                },
+                num_warps=config.num_warps,
+            )
+            for is_split in (False, True)
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        q_latent_BQHR: torch.Tensor,
+        q_rope_BQHP: torch.Tensor,
+        cache: torch.Tensor,
+        seq_lens_B: torch.Tensor,
+        block_table: torch.Tensor | None,
+        cache_scale: torch.Tensor | None,
+        scale_log2: float,
+        num_splits: int,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> None:
+        assert cache_scale is not None
+        flat = cache.view(-1, self.width)
+        descriptors = [
+            TensorDescriptor.from_tensor(flat, [64, width], layout)
+            for width, layout in zip(self.widths, self.layouts, strict=True)
+        ]
+        table = seq_lens_B if block_table is None else block_table
+        max_tokens = cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+        self.launches[num_splits > 1](
+            (self.batch * num_splits, 1, 1),
+            (
+                q_latent_BQHR, q_rope_BQHP, descriptors[0], descriptors[-1],
+                cache_scale.contiguous(), table, seq_lens_B, out, lse,
+            ),
+            (*self.numbers, max_tokens, cache.shape[0], num_splits, scale_log2),
+        )  # fmt: skip

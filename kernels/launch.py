@@ -24,8 +24,10 @@ _PLAIN = frozenset((Tensor, nn.Parameter))
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """Whether a call on these tensors is to compute and nothing else: no tracing, no compilation,
-    no mode that watches operators, no functional transform, no tensor subclass.
+    """Whether a call on these tensors is to compute and nothing else.
+
+    Not so where PyTorch compiles, traces, transforms functionally or watches operators by a mode,
+    nor on tensor subclasses and tensors without data.
     """
     if torch.compiler.is_compiling():
         return False
@@ -34,7 +36,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     for x in tensors:  # noqa: SIM110  # half the time of all()
-        if x is not None and type(x) not in _PLAIN:
+        if x is not None and (type(x) not in _PLAIN or x.is_meta):
             return False
     return True
 
@@ -71,10 +73,7 @@ class Launch:
         self._compiled: Any = None
 
     def __call__(
-        self,
-        grid: tuple[int, int, int],
-        tensors: Sequence[Any],
-        numbers: Sequence[int | float],
+        self, grid: tuple[int, int, int], tensors: Sequence[Any], numbers: Sequence[int | float]
     ) -> None:
         """`tensors` may hold None and tensor descriptors."""
         pointers, bits = [], 0

@@ -35,7 +35,8 @@ import triton.language as tl
 
 from ic.kernels.arguments import require
 from ic.kernels.launch import Launch, Launches, is_eager, needs_gradient
-from ic.kernels.mla_decode_launch import check_devices, device_of
+from ic.kernels.mla_decode_checks import check_devices
+from ic.kernels.mla_decode_launch import device_of
 
 
 @triton.jit
@@ -167,7 +168,8 @@ def _prepare(
     slot_mapping: torch.Tensor,
     interleaved: bool,
 ) -> tuple[Launch, tuple[int, ...], torch.dtype | None]:
-    """The launch, its numbers without eps, and as what the kernel takes the cache if not as it is.
+    """The launch, its numbers without eps, and the dtype in which the kernel takes the cache, or
+    None for its own.
     """
     device = device_of(cache)
     e4m3 = cache.dtype == torch.float8_e4m3fn

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ic.kernels.launch import Launch
 from ic.kernels.mla_decode_launch import combine_blocks
 
 LN2 = tl.constexpr(0.6931471805599453)
@@ -54,21 +55,32 @@ def _combine_kernel(
         tl.store(lse_ptr + at_row, tl.where(empty, float("-inf"), (m + tl.log2(mass)) * LN2))
 
 
-def combine(
-    partial: torch.Tensor,
-    partial_lse: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    rows: int,
-    pdl: dict[str, bool],
-) -> None:
-    """Combine `partial` (B, num_splits, rows, R) and its lse (base 2) into `out` and `lse`.
+class Combine:
+    """The pass for so many splits.
 
-    `pdl` holds the launch option with which the pass starts before the splits end, or nothing.
+    Args:
+        is_early: it starts before the splits end, and waits for them itself.
     """
-    B, num_splits, _, R = partial.shape
-    block_s, block_r, num_warps = combine_blocks(num_splits, R)
-    _combine_kernel[(B * rows, triton.cdiv(R, block_r))](
-        partial, partial_lse, out, lse, rows, num_splits, R=R, BLOCK_S=block_s, BLOCK_R=block_r,
-        PDL=bool(pdl), num_warps=num_warps, **pdl,
-    )  # fmt: skip
+
+    def __init__(self, num_splits: int, latent_dim: int, *, is_early: bool) -> None:
+        block_s, block_r, num_warps = combine_blocks(num_splits, latent_dim)
+        self.num_splits, self.column_blocks = num_splits, triton.cdiv(latent_dim, block_r)
+        constants = {"R": latent_dim, "BLOCK_S": block_s, "BLOCK_R": block_r, "PDL": is_early}
+        early = {"launch_pdl": True} if is_early else {}
+        self.launch = Launch(_combine_kernel, constants, num_warps=num_warps, **early)
+
+    def __call__(
+        self,
+        partial: torch.Tensor,
+        partial_lse: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        batch: int,
+        rows: int,
+    ) -> None:
+        """Combine `partial` (B, num_splits, rows, R) and its lse (base 2) into `out` and `lse`."""
+        self.launch(
+            (batch * rows, self.column_blocks, 1),
+            (partial, partial_lse, out, lse),
+            (rows, self.num_splits),
+        )

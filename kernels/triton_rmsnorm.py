@@ -113,20 +113,14 @@ _FORWARD: dict[int, tuple[int, int]] = {
 }  # fmt: skip
 _BACKWARD: dict[int, dict[int, tuple[int, int, int, int]]] = {
     0: {
-        1024: (4, 4, 4, 1),
-        2048: (2, 4, 4, 1),
-        4096: (1, 4, 4, 1),
-        8192: (1, 8, 2, 1),
+        1024: (4, 4, 4, 1), 2048: (2, 4, 4, 1), 4096: (1, 4, 4, 1), 8192: (1, 8, 2, 1),
         65536: (1, 16, 1, 1),
     },
     90: {
-        1024: (4, 4, 2, 3),
-        2048: (4, 8, 1, 3),
-        4096: (2, 8, 1, 3),
-        8192: (1, 8, 1, 3),
+        1024: (4, 4, 2, 3), 2048: (4, 8, 1, 3), 4096: (2, 8, 1, 3), 8192: (1, 8, 1, 3),
         65536: (1, 16, 1, 1),
     },
-}
+}  # fmt: skip
 
 
 def _block(width: int) -> int:
@@ -361,7 +355,7 @@ class _RMSNorm(torch.autograd.Function):
         _setup_norm(ctx, (x, weight, eps), (y, inverse))
         return y, inverse
 
-    backward = staticmethod(once_differentiable(_backward_norm))
+    backward = staticmethod(once_differentiable(_backward_norm))  # type: ignore[assignment]
 
 
 class _AddRMSNorm(torch.autograd.Function):
@@ -373,7 +367,7 @@ class _AddRMSNorm(torch.autograd.Function):
         _setup_add_norm(ctx, (x, residual, weight, eps), output)
         return output
 
-    backward = staticmethod(once_differentiable(_backward_add_norm))
+    backward = staticmethod(once_differentiable(_backward_add_norm))  # type: ignore[assignment]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -201,7 +201,7 @@ class _Rope(torch.autograd.Function):
         _setup_context(ctx, inputs, None)
         return _rotated(*inputs)
 
-    backward = staticmethod(once_differentiable(_backward))
+    backward = staticmethod(once_differentiable(_backward))  # type: ignore[assignment]
 
 
 def apply_rope(

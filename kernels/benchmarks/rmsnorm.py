@@ -9,7 +9,7 @@ import torch
 
 from ic.kernels.benchmark_registry import BenchmarkCase, Call, Inputs, register
 from ic.kernels.reference import rms_norm_reference
-from ic.kernels.triton_rmsnorm import add_rms_norm_op, rms_norm_backward_op, rms_norm_op
+from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm, rms_norm_backward_op, rms_norm_op
 
 TOKENS, EPS = 16384, 1e-6
 
@@ -27,11 +27,11 @@ def _make_inputs(dim: int, device: torch.device, seed: int) -> Inputs:
 
 
 def _forward(inputs: Inputs) -> Call:
-    return lambda: rms_norm_op(inputs["x"], inputs["weight"], EPS)
+    return lambda: rms_norm(inputs["x"], inputs["weight"], EPS)
 
 
 def _forward_residual(inputs: Inputs) -> Call:
-    return lambda: add_rms_norm_op(inputs["x"], inputs["residual"], inputs["weight"], EPS)
+    return lambda: add_rms_norm(inputs["x"], inputs["residual"], inputs["weight"], EPS)
 
 
 def _backward(inputs: Inputs) -> Call:

@@ -13,7 +13,7 @@ import torch
 
 from ic.kernels.benchmark_registry import BenchmarkCase, Call, Inputs, register
 from ic.kernels.reference import rope_reference
-from ic.kernels.triton_rope import rope_op
+from ic.kernels.triton_rope import apply_rope, rope_op
 
 TOKENS, WIDTH = 16384, 64
 
@@ -30,7 +30,9 @@ def _make_inputs(heads: int, device: torch.device, seed: int) -> Inputs:
 
 def _ours(inputs: Inputs, interleaved: bool, inverse: bool) -> Call:
     q, k, cos, sin = (inputs[name] for name in ("q", "k", "cos", "sin"))
-    return lambda: rope_op(q, k, cos, sin, interleaved, inverse)
+    if inverse:
+        return lambda: rope_op(q, k, cos, sin, interleaved, inverse)
+    return lambda: apply_rope(q, k, cos, sin, interleaved)
 
 
 def _reference(inputs: Inputs, interleaved: bool, inverse: bool) -> torch.Tensor:

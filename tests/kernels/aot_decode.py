@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from ic.kernels import triton_append_latent as append
 from ic.kernels import triton_mla_combine as combine
-from ic.kernels import triton_mla_flash_decode as decode
+from ic.kernels import triton_mla_splits as splits
 from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -142,7 +142,7 @@ def compile_decode(
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     if config.max_registers:
         options["maxnreg"] = config.max_registers
-    return compile_kernel(decode._decode_kernel, capability, pointers, constants, **options)
+    return compile_kernel(splits._decode_kernel, capability, pointers, constants, **options)
 
 
 def compile_many_heads(capability: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ic.kernels.mla_decode_launch import combine_blocks
-from ic.kernels.triton_mla_combine import combine
+from ic.kernels.triton_mla_combine import Combine
 
 ROWS, R = 3, 40
 
@@ -29,7 +29,7 @@ def test_splits_of_any_number(device: torch.device, num_splits: int, rising: boo
     lse[1, :, 2] = -math.inf
     out, out_lse = torch.empty(2, ROWS, R), torch.empty(2, ROWS)
     on = [tensor.to(device) for tensor in (partial, lse, out, out_lse)]
-    combine(*on, ROWS, {})
+    Combine(num_splits, R, is_early=False)(*on, 2, ROWS)
     log_weight = lse.double() * math.log(2)
     expected = torch.einsum("bsn,bsnr->bnr", log_weight.softmax(1).nan_to_num(0), partial.double())
     torch.testing.assert_close(on[2].cpu().double(), expected, rtol=1e-5, atol=1e-5)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ic.kernels.mla_decode_launch import DecodeConfig, Device, decode_config, split_count
+from ic.kernels.mla_decode_plan import DecodePlan
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
-from ic.kernels.triton_mla_flash_decode import launch_decode, mla_decode
+from ic.kernels.triton_mla_flash_decode import mla_decode
 
 CUDA = torch.cuda.is_available()
 # The interpreter computes bfloat16 wrongly (Triton 3.9.0), so that type is tested on GPUs only.
@@ -200,8 +201,10 @@ def test_both_operand_orders(
     config = DecodeConfig(
         16, 64, 4, 2, 1, swap=swap, combined=(latent + rope) & (latent + rope - 1) == 0
     )
-    arguments = (case["q_latent_BQHR"], case["q_rope_BQHP"], case["cache"], case["seq_lens_B"])
-    result = launch_decode(*arguments, case["block_table"], None, SCALE, 2, config)
+    q_latent, q_rope, cache = case["q_latent_BQHR"], case["q_rope_BQHP"], case["cache"]
+    plan = DecodePlan(q_latent, q_rope, cache, case["block_table"], None, config)
+    lengths, table = case["seq_lens_B"], case["block_table"]
+    result = plan.run(q_latent, q_rope, cache, lengths, table, None, SCALE, 2)
     assert_matches(result, case, TOLERANCE[dtype])
 
 
