@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ic.training.muon import BatchedMuon
 from ic.training.options import OptimizerOptions
 from ic.training.sharded_muon import ShardedMuon
 
@@ -18,7 +19,8 @@ from ic.training.sharded_muon import ShardedMuon
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon and `torch.optim.AdamW` behind one optimizer with one state.
 
-    Muon is `torch.optim.Muon`, or `ShardedMuon` for matrices that are sharded over ranks.
+    Muon is `BatchedMuon`, or `ShardedMuon` for matrices that are sharded over ranks; both have the
+    settings, the state and the result of `torch.optim.Muon`.
 
     One object keeps what Lightning, gradient clipping, schedulers and sharded checkpoints expect:
     groups and a state keyed by parameter. Group 0 is Muon's, group 1 AdamW's.
@@ -29,7 +31,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         matrices = list(muon)
         sharded = any(isinstance(matrix, DTensor) for matrix in matrices)
-        self._muon = (ShardedMuon if sharded else torch.optim.Muon)(
+        self._muon = (ShardedMuon if sharded else BatchedMuon)(
             matrices,
             lr=config.lr,
             weight_decay=config.weight_decay,

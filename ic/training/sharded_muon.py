@@ -1,71 +1,71 @@
 """Muon for matrices that are sharded by rows over ranks (FSDP2).
 
-Muon orthogonalises whole matrices. Each rank gathers every W-th matrix of W ranks, orthogonalises
-it, and hands the rows back: no matrix is worked on twice, and what travels is the update in
-bfloat16, in which `torch.optim.Muon` orthogonalises as well: 4 bytes a number and step in all.
+Muon orthogonalises whole matrices. Of each stack of equal shapes a rank gathers its share of whole
+matrices, orthogonalises them, and hands the rows back: no matrix is worked on twice, and what
+travels is the update in bfloat16, in which `torch.optim.Muon` orthogonalises as well: 4 bytes a
+number and step in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+from ic.training.muon import STACK_NUMBERS, BatchedMuon, orthogonalize, stacks
 
 
-class ShardedMuon(torch.optim.Muon):
+class ShardedMuon(BatchedMuon):
     """`torch.optim.Muon` with the same settings, state and result for sharded matrices.
+
+    Its `step` is collective over the matrices' mesh.
 
     Raises:
         ValueError: a matrix that is not sharded by rows over one mesh axis.
     """
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; collective over the matrices' mesh."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.grad is not None]
-            if not matrices:
-                continue
-            updates = [self._momentum(matrix, group) for matrix in matrices]
-            process_group, num_ranks = _mesh_of(matrices)
-            for start in range(0, len(matrices), num_ranks):
-                some = slice(start, start + num_ranks)
-                orthogonal = _orthogonalize(
-                    [matrix.shape for matrix in matrices[some]],
-                    updates[some],
-                    process_group,
-                    partial(
-                        _zeropower_via_newtonschulz,
-                        ns_coefficients=group["ns_coefficients"],
-                        ns_steps=group["ns_steps"],
-                        eps=group["eps"],
-                    ),
-                )
-                for matrix, update in zip(matrices[some], orthogonal, strict=True):
-                    rate = _adjust_lr(float(group["lr"]), group["adjust_lr_fn"], matrix.shape)
-                    own = cast(DTensor, matrix).to_local()
-                    own.mul_(1 - float(group["lr"]) * group["weight_decay"])
-                    own.add_(update, alpha=-rate)
-        return loss
+    def _stacks(self, matrices: list[Tensor]) -> Iterator[list[int]]:
+        if matrices:
+            _, num_ranks = _mesh_of(matrices)
+            yield from stacks(matrices, STACK_NUMBERS * num_ranks)
 
-    def _momentum(self, matrix: Tensor, group: dict[str, Any]) -> Tensor:
-        """This rank's rows of what is to be orthogonalised."""
-        state, sharded = self.state[matrix], cast(DTensor, matrix.grad)
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(sharded)
-        buffer, gradient = state["momentum_buffer"].to_local(), sharded.to_local()
-        buffer.lerp_(gradient, 1 - group["momentum"])
-        return gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+    def _own(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [cast(DTensor, tensor).to_local() for tensor in tensors]
+
+    def _orthogonalize(
+        self, group: dict[str, Any], matrices: list[Tensor], directions: list[Tensor]
+    ) -> Tensor:
+        process_group, num_ranks = _mesh_of(matrices)
+        rank, (num_rows, width) = dist.get_rank(process_group), matrices[0].shape
+        own_LmN = torch.stack(directions).bfloat16()
+        # How many whole matrices a rank works on, and how many rows of each are its own.
+        wholes = [(len(matrices) + num_ranks - 1 - r) // num_ranks for r in range(num_ranks)]
+        most = -(-num_rows // num_ranks)  # as torch.chunk deals rows out
+        rows = [max(0, min(most, num_rows - r * most)) for r in range(num_ranks)]
+        num_whole = wholes[rank]
+        sent_sizes = [number * rows[rank] * width for number in wholes]
+        received_sizes = [num_whole * number * width for number in rows]
+
+        received = own_LmN.new_empty(sum(received_sizes))
+        dist.all_to_all_single(
+            received, own_LmN.flatten(), received_sizes, sent_sizes, group=process_group
+        )
+        if num_whole:
+            pieces = received.split(received_sizes)
+            whole_KMN = torch.cat(
+                [p.view(num_whole, n, width) for p, n in zip(pieces, rows, strict=True)], dim=1
+            )
+            pieces = orthogonalize(whole_KMN, group).split(rows, dim=1)
+            received = torch.cat([piece.flatten() for piece in pieces])
+        back = torch.empty_like(own_LmN)
+        dist.all_to_all_single(
+            back.view(-1), received, sent_sizes, received_sizes, group=process_group
+        )
+        return back
 
 
 def _mesh_of(matrices: list[Tensor]) -> tuple[dist.ProcessGroup, int]:
@@ -79,32 +79,3 @@ def _mesh_of(matrices: list[Tensor]) -> tuple[dist.ProcessGroup, int]:
                 "with its default placement"
             )
     return mesh.get_group(), mesh.size()
-
-
-def _orthogonalize(
-    shapes: list[torch.Size],
-    own_rows: list[Tensor],
-    group: dist.ProcessGroup,
-    function: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
-    """`function` of each whole matrix, of which this rank gives and receives its rows.
-
-    Args:
-        shapes: of at most W matrices; rank i of W works on the i-th.
-        own_rows: this rank's rows of each.
-    """
-    rank, num_ranks = dist.get_rank(group), dist.get_world_size(group)
-    sent = torch.cat([rows.bfloat16().flatten() for rows in own_rows])
-    sent_sizes = [rows.numel() for rows in own_rows] + [0] * (num_ranks - len(own_rows))
-    received_sizes = [0] * num_ranks
-    if rank < len(shapes):
-        num_rows, width = shapes[rank]
-        most = -(-num_rows // num_ranks)  # rows of a rank, as torch.chunk deals them out
-        received_sizes = [width * max(0, min(most, num_rows - r * most)) for r in range(num_ranks)]
-    received = sent.new_empty(sum(received_sizes))
-    dist.all_to_all_single(received, sent, received_sizes, sent_sizes, group=group)
-    if rank < len(shapes):
-        received = function(received.view(shapes[rank])).contiguous().flatten()
-    dist.all_to_all_single(sent, received, sent_sizes, received_sizes, group=group)
-    pieces = sent.split([rows.numel() for rows in own_rows])
-    return [piece.view_as(rows) for piece, rows in zip(pieces, own_rows, strict=True)]

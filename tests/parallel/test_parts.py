@@ -21,6 +21,7 @@ from ic.model.options import AdapterOptions
 from ic.parallel.context_parallel import ContextParallel
 from ic.parallel.fsdp2 import FSDP2Strategy, shard_model
 from ic.parallel.mesh import build_mesh
+from ic.training.muon import BatchedMuon
 from ic.training.optimizers import build_optimizer
 from ic.training.options import OptimizerOptions
 from ic.training.sharded_muon import ShardedMuon
@@ -42,15 +43,16 @@ def on_two(body: Callable[[], None]) -> Callable[..., None]:
 
 
 @on_two
-def muon_equals_torchs() -> None:
+def sharded_muon_equals_muon() -> None:
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
-    # Odd numbers of matrices and of rows, and fewer rows than ranks.
-    whole = [torch.randn(shape) for shape in ((7, 12), (12, 5), (1, 6), (8, 8), (3, 3))]
+    # Stacks of odd numbers of matrices and of rows, and fewer rows or matrices than ranks.
+    shapes = [(7, 12), (12, 5), (1, 6), (8, 8), (3, 3), (7, 12), (12, 5), (7, 12)]
+    whole = [torch.randn(shape) for shape in shapes]
     alone = [nn.Parameter(matrix.clone()) for matrix in whole]
     sharded = [nn.Parameter(distribute_tensor(matrix, mesh, [Shard(0)])) for matrix in whole]
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    optimizers = [torch.optim.Muon(alone, **settings), ShardedMuon(sharded, **settings)]
+    optimizers = [BatchedMuon(alone, **settings), ShardedMuon(sharded, **settings)]
     for _ in range(3):
         for one, many in zip(alone, sharded, strict=True):
             one.grad = torch.randn_like(one)
@@ -250,7 +252,7 @@ def attention_that_was_another_is_shared() -> None:
 
 PARTS = [
     attention_that_was_another_is_shared,
-    muon_equals_torchs,
+    sharded_muon_equals_muon,
     latents_come_back_in_order,
     rotations_are_not_rounded,
     accumulation_reduces_once,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from ic.training.muon import BatchedMuon, stacks
 from ic.training.optimizers import MuonWithAdamW, build_optimizer, is_muon_parameter, lr_factor
 from ic.training.options import OptimizerOptions
 
@@ -52,7 +55,88 @@ def test_equals_two_separate_optimizers(make_model) -> None:
                 optimizer, lambda step: 1 / (1 + step), last_epoch=1
             )
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert a.equal(b), name
+        if is_muon_parameter(name, a):
+            equal_but_for_rounding(a, b, steps=4, rate=3e-3 * 0.2 * max(a.shape) ** 0.5)
+        else:
+            assert a.equal(b), name
+
+
+def equal_but_for_rounding(a, b, *, steps: int, rate: float) -> None:
+    """A product of a stack may round a number of bfloat16 the other way than that of a matrix.
+
+    Such a bit is 0.4 % of a number, and moved an update by 0.55 % at most of 1,820 random ones, 8
+    of which differed at all.
+    """
+    rank = min(a.shape)
+    update = rate * rank**0.5  # the norm of an orthogonal matrix
+    assert (a - b).norm() <= 0.01 * steps * update
+
+
+def launches(step) -> int:
+    """Operators of PyTorch in a step, without those that only give another view of a tensor."""
+    views = {"aten::detach", "aten::unbind", "aten::select", "aten::transpose", "aten::as_strided"}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    return sum(
+        event.name.startswith("aten::") and event.name not in views for event in profile.events()
+    )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_stacks_of_matrices_equal_one_by_one(nesterov: bool, monkeypatch) -> None:
+    """Tall, wide and square ones, one alone, one without a gradient; in stacks of three at most.
+
+    A gradient of zeros stays one, as there.
+    """
+    monkeypatch.setattr("ic.training.muon.STACK_NUMBERS", 3 * 8 * 24)
+    shapes = [(24, 8), (8, 24)] * 4 + [(16, 16), (1, 5), (24, 8)]
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    one, other = BatchedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for step in range(3):
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = None if index == 2 else torch.randn_like(a) * (index != 3 or step > 1)
+            b.grad = None if a.grad is None else a.grad.clone()
+        one.step()
+        other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        equal_but_for_rounding(a, b, steps=3, rate=0.1 * max(1, a.shape[0] / a.shape[1]) ** 0.5)
+    # What either saved continues in the other.
+    state = other.state_dict()
+    assert {key: value.keys() for key, value in one.state_dict()["state"].items()} == {
+        key: value.keys() for key, value in state["state"].items()
+    }
+    one.load_state_dict(copy.deepcopy(state))
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    one.step()
+    other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        equal_but_for_rounding(a, b, steps=4, rate=0.1 * max(1, a.shape[0] / a.shape[1]) ** 0.5)
+
+
+def test_stacks_are_bounded() -> None:
+    matrices = [torch.empty(4, 4)] * 5 + [torch.empty(4, 8)] * 2 + [torch.empty(4, 4).double()]
+    assert list(stacks(matrices, 33)) == [[0, 1], [2, 3], [4], [5], [6], [7]]
+    assert list(stacks(matrices, 10**9)) == [[0, 1, 2, 3, 4], [5, 6], [7]]
+
+
+def test_launches_of_muon_do_not_grow_with_layers() -> None:
+    """Ten times the matrices; on a GPU a `foreach` is one launch, here one for each matrix."""
+
+    def muon(kind: type[torch.optim.Optimizer], num_layers: int) -> int:
+        matrices = [torch.nn.Parameter(torch.randn(16, 8)) for _ in range(num_layers)]
+        for matrix in matrices:
+            matrix.grad = torch.randn_like(matrix)
+        optimizer = kind(matrices, lr=0.1)
+        optimizer.step()
+        products = launches(optimizer.step)
+        return products - 4 * num_layers  # two lerps, a product and a sum
+
+    few, many = muon(BatchedMuon, 2), muon(BatchedMuon, 20)
+    assert many < few + 5
+    assert muon(torch.optim.Muon, 20) > 20 * 16
 
 
 def test_adamw_is_pytorchs(make_model) -> None:
