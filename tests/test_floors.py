@@ -20,7 +20,7 @@ FLOORS = (
     ("datamodules",),
     ("inference", "training"),
     ("evaluation",),
-    ("callbacks", "conversion", "serving"),
+    ("callbacks", "conversion", "serving", "quantization"),
     ("config",),
     ("run",),
     ("studies", "planning", "doctor"),

@@ -77,7 +77,7 @@ def export_checkpoint(
         CheckpointError: unreadable source, existing output, full disk; `output` is untouched.
     """
     check_output(source.path, output, overwrite)
-    config, weights, own_tokenizer = _open(source, tokenizer is None)
+    config, weights, own_tokenizer = open_weights(source, tokenizer is None)
     tokenizer = tokenizer or own_tokenizer
 
     def describe(folder: Path) -> None:
@@ -163,10 +163,14 @@ def write_export(
     return [output / file for file in split.filename_to_tensors]
 
 
-def _open(
+def open_weights(
     source: Source, needs_tokenizer: bool
 ) -> tuple[MLAConfig, Weights, PreTrainedTokenizerBase | None]:
-    """Configuration and weights of a source; of a GGUF file its tokenizer too, if it is needed."""
+    """Configuration and weights of a source; of a GGUF file its tokenizer too, if it is needed.
+
+    Raises:
+        CheckpointError: a source that cannot be read, or weights that do not fit.
+    """
     if source.is_gguf:
         file = GGUFFile(source.path)
         return file.config, file, file.tokenizer() if needs_tokenizer else None

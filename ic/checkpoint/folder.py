@@ -29,6 +29,11 @@ from transformers import PreTrainedTokenizerBase
 from ic.checkpoint.architecture import check_names, check_same_architecture, check_tensors
 from ic.checkpoint.checksums import check_intact, write_checksums
 from ic.checkpoint.commit import commit_folder, partial_path, sync_folder
+from ic.checkpoint.compressed_tensors import (
+    load_quantised_model,
+    quantisation_of,
+    read_quantisation,
+)
 from ic.checkpoint.errors import CheckpointError, damaged_error, not_finite_error, save_error
 from ic.checkpoint.finite import first_not_finite
 from ic.checkpoint.hugging_face import CONFIG, WEIGHTS, weight_files
@@ -196,8 +201,12 @@ class FolderCheckpointIO(CheckpointIO):
         return weights
 
 
-def load_config(folder: Path) -> MLAConfig:
+def load_config(folder: Path, *, quantised: bool = False) -> MLAConfig:
     """The model configuration of a checkpoint folder.
+
+    Args:
+        quantised: whether the folder may hold quantised weights, of which `quantization_config`
+            tells in the result (`ic.checkpoint.compressed_tensors`).
 
     Raises:
         CheckpointError: no such folder, or its config.json is not ours or DeepSeek's.
@@ -222,10 +231,13 @@ def load_config(folder: Path) -> MLAConfig:
             "causal language model that the installed transformers knows"
         )
     raw.pop("auto_map", None)  # code that comes with a model: ours loads it
-    if raw.get("quantization_config"):
+    found = raw.get("quantization_config")
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError(f"{folder / CONFIG}: quantization_config={found!r} is no table")
+    if found and read_quantisation(found, folder) and not quantised:
         raise CheckpointError(
-            f"{folder} holds quantised weights ({raw['quantization_config'].get('quant_method')}); "
-            "give weights in float32, bfloat16 or float16, or a GGUF file"
+            f"{folder} holds {read_quantisation(found, folder).name} weights: evaluate, "
+            "generate and parity take them as they are; give the folder that they were made from"
         )
     try:
         config = MLAConfig.from_dict(raw)
@@ -259,8 +271,10 @@ def load_model(folder: Path, backends: Backends = ON_TORCH) -> MLAForCausalLM:
         CheckpointError: missing, truncated, or tensors that do not fit the configuration.
     """
     check_intact(folder, but=[TRAINER_STATE])
-    config = load_config(folder)
+    config = load_config(folder, quantised=True)
     config.set_backends(backends)
+    if (saved := quantisation_of(config, folder)) is not None:
+        return load_quantised_model(folder, config, saved).eval()
     model = _base_model(folder, config)
     if (folder / ADAPTER).is_dir():
         check_intact(folder / ADAPTER)
@@ -347,7 +361,7 @@ def trained_length(folder: Path) -> int | None:
 
     `config.json` says it; before it did, the trainer's state alone knew.
     """
-    config = load_config(folder)
+    config = load_config(folder, quantised=True)
     if config.trained_length is not None or not (folder / TRAINER_STATE).is_file():
         return config.trained_length
     # Mapped, so that an optimizer's state is not read for it.

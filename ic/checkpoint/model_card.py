@@ -16,7 +16,15 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ic.checkpoint.card.figures import suites_of
 from ic.checkpoint.card.files import CARD, CARD_FACTS, DIGEST, digest, is_edited
-from ic.checkpoint.card.history import CONVERSION, Stage, conversion_stage, saved, stages_of
+from ic.checkpoint.card.history import (
+    CONVERSION,
+    QUANTISATION,
+    Stage,
+    conversion_stage,
+    quantisation_stage,
+    saved,
+    stages_of,
+)
 from ic.checkpoint.card.licence import hub_licence
 from ic.checkpoint.card.page import page
 from ic.checkpoint.card.publishable import publishable
@@ -26,7 +34,7 @@ from ic.checkpoint.weights import FolderWeights
 from ic.files.atomic_write import replacing, write_json
 from ic.files.results import describe_run, read_json
 from ic.files.run_folder import ParityFolder
-from ic.model.cost import cache_bytes_per_token
+from ic.model.cost import cache_bytes_per_token, num_parameters
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -75,7 +83,7 @@ def refresh_card(parity: ParityFolder) -> None:
 
 
 def _facts(folder: Path, name: str, source: Source | None, licence: str | None) -> dict[str, Any]:
-    config = load_config(folder)
+    config = load_config(folder, quantised=True)
     sizes = FolderWeights(folder).sizes.values()
     stages = _stages(folder, source)
     settings = read_json(folder / "tokenizer_config.json")
@@ -83,7 +91,7 @@ def _facts(folder: Path, name: str, source: Source | None, licence: str | None) 
     return {
         "name": name,
         "shape": {
-            "parameters": sum(tensor.numel() for tensor in sizes),
+            "parameters": num_parameters(config),
             "bytes": sum(tensor.nbytes for tensor in sizes),
             "dtype": ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in sizes})),
             "layers": config.num_hidden_layers,
@@ -106,18 +114,25 @@ def _facts(folder: Path, name: str, source: Source | None, licence: str | None) 
         "own_tokenizer": settings.get("tokenizer_class") == "ByteTokenizer",
         "licence": _licence(licence, stages, saved(folder / CARD_FACTS).get("licence")),
         "stages": stages,
-        "suites": suites_of(
-            source if source and not (folder / CONVERSION).is_file() else Source(folder)
-        ),
+        "suites": suites_of(Source(folder) if source is None or _is_remade(folder) else source),
         "made": {key: made[key] for key in ("commit", "versions")},
     }
 
 
 def _stages(folder: Path, source: Source | None) -> list[Stage]:
-    """The stages that made a folder; a conversion comes after those that made its source."""
+    """The stages that made a folder; a conversion and a quantisation come after those that made
+    their source.
+    """
+    if source is not None and (folder / QUANTISATION).is_file():
+        return [*stages_of(source), quantisation_stage(folder)]
     if source is not None and (folder / CONVERSION).is_file():
         return [*stages_of(source), conversion_stage(folder)]
     return stages_of(source or Source(folder))
+
+
+def _is_remade(folder: Path) -> bool:
+    """Whether a folder's weights are others than its source's, whose figures are not theirs."""
+    return any((folder / name).is_file() for name in (CONVERSION, QUANTISATION))
 
 
 def _converses(folder: Path, stages: list[Stage]) -> bool:
@@ -125,7 +140,9 @@ def _converses(folder: Path, stages: list[Stage]) -> bool:
     settings = read_json(folder / "tokenizer_config.json")
     template = (folder / "chat_template.jinja").is_file() or "chat_template" in settings
     taught = any(
-        stage["kind"] != "training" or stage["data"] in ("sft", "preference") for stage in stages
+        stage["kind"] not in ("training", "quantisation")
+        or stage.get("data") in ("sft", "preference")
+        for stage in stages
     )
     return template and taught
 

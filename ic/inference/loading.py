@@ -131,7 +131,7 @@ def open_source(options: InferenceOptions) -> Opened:
     elif file is not None:
         config, trained = file.config, file.config.trained_length
     else:
-        config, trained = load_config(source.path), trained_length(source.path)
+        config, trained = load_config(source.path, quantised=True), trained_length(source.path)
     if options.tokenizer is not None:
         tokenizer = build_tokenizer(options.tokenizer)
     elif source.is_gguf:

@@ -182,10 +182,14 @@ class MLAConfig(PreTrainedConfig):
         return scale
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: all but the backends, which are the machine's matter."""
+        """What `config.json` holds: all but the backends, which are the machine's matter, and a
+        cache that is the model's dtype.
+        """
         saved = super().to_diff_dict()
         for part in PARTS:
             saved.pop(f"{part}_backend", None)
+        if self.cache_dtype == "auto":
+            saved.pop("cache_dtype", None)
         if self.extensions:
             saved[_GUARD] = (
                 f"none: {' and '.join(self.extensions)} of InfiniteContext is not DeepSeek's; load "

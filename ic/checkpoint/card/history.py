@@ -4,6 +4,7 @@
                           whatever its `model.init_from` stands for
     an export             the stages in its model_card.json
     a conversion          its conversion.json
+    a quantisation        the stages of its source, and its quantization.json
     another folder        its name, and what its own README.md says of licence and base model
     a GGUF file           its metadata
 
@@ -29,7 +30,7 @@ from ic.files.results import read_json
 from ic.files.run_folder import RunFolder, run_of, saved_step
 from ic.files.saved_config import read_config
 
-CONVERSION = "conversion.json"
+CONVERSION, QUANTISATION = "conversion.json", "quantization.json"
 _SHOWN_FILES = 20
 _OF_A_CONVERSION = (
     "family",
@@ -43,6 +44,10 @@ _OF_A_CONVERSION = (
     "date",
     "device",
     "versions",
+)
+_OF_A_QUANTISATION = (
+    *("scheme", "cache", "kept", "bytes_before", "bytes_after"),
+    *("seconds", "commit", "date", "device", "versions"),
 )
 Stage = dict[str, Any]
 
@@ -88,6 +93,20 @@ def conversion_stage(folder: Path) -> Stage:
         "output_error": {"mean": sum(errors) / len(errors), "most": max(errors)}
         if errors
         else None,
+    }
+
+
+def quantisation_stage(folder: Path) -> Stage:
+    """What a quantisation says of itself, with the errors of its layers in two numbers."""
+    found = saved(folder / QUANTISATION)
+    errors = [row["relative_error"] for row in found.get("rows", [])]
+    return {
+        "kind": "quantisation",
+        **publishable({key: found.get(key) for key in _OF_A_QUANTISATION}),
+        "name": published_path(str(found.get("source"))),
+        "command": published_command(str(found.get("command"))),
+        "layers": len(errors),
+        "relative_error": {"mean": sum(errors) / len(errors), "most": max(errors)},
     }
 
 

@@ -25,6 +25,8 @@ def _title(stage: Stage) -> str:
             return f"Training {stage['run']}, step {stage['step']:,}"
         case "conversion":
             return f"Conversion of {stage['name']} to MLA"
+        case "quantisation":
+            return f"Quantisation of {stage['name']} to {stage['scheme']['name']}"
         case "missing":
             return f"{stage['name']}, which was not there when this card was written"
     return str(stage.get("title") or stage["name"])
@@ -36,6 +38,8 @@ def _told(stage: Stage) -> list[str]:
         return _training(stage)
     if kind == "conversion":
         return _conversion(stage)
+    if kind == "quantisation":
+        return _quantisation(stage)
     if kind == "missing":
         return ["What it was, and what it was made from, is unknown."]
     return [
@@ -108,6 +112,24 @@ def _conversion(stage: Stage) -> list[str]:
         *lines,
         f"command: {code(stage['command'])}",
         f"hardware: {stage['converted_on']} ({stage['device']}), {stage['seconds']} s",
+        f"commit {stage['commit']}, {stage['date']}, {versions_text(stage['versions'])}",
+    ]
+
+
+def _quantisation(stage: Stage) -> list[str]:
+    before, after, error = stage["bytes_before"], stage["bytes_after"], stage["relative_error"]
+    group = stage["scheme"]["group_size"]
+    scales = "each output" if group is None else f"each output and {group} inputs"
+    cache = "" if stage["cache"] == "auto" else f"; its cache holds {stage['cache']}"
+    return [
+        f"{stage['layers']} linear layers in {stage['scheme']['name']}, with a scale for {scales}; "
+        f"as they were: the embedding, norms, and {code(', '.join(stage['kept']))}{cache}",
+        f"weights: {before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB after "
+        f"({after / before:.0%})",
+        f"error of a layer's weight, relative: {error['mean']:.2%} on average, {error['most']:.2%} "
+        "at most",
+        f"command: {code(stage['command'])}",
+        f"hardware: {stage['device']}, {stage['seconds']} s",
         f"commit {stage['commit']}, {stage['date']}, {versions_text(stage['versions'])}",
     ]
 

@@ -1,0 +1,64 @@
+"""What `quantize` is asked. Imports no PyTorch: help and refusals come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ic.checkpoint.card.licence import check_licence
+from ic.errors import check_choice
+from ic.model.options import CACHE_DTYPES
+
+SCHEMES = ("fp8", "int8", "int4")
+GROUP_SIZES = (128, 64, 32)  # that the servers' kernels take
+# Folder of the report in the output.
+PARITY = "parity"
+
+
+@dataclass
+class QuantizeOptions:
+    """Weights of a model in eight or four bits.
+
+    Attributes:
+        source: the model: a run, a checkpoint, an export, a Hugging Face folder or a GGUF file with
+            Multi-head Latent Attention, in float32, bfloat16 or float16.
+        output: folder to make: an export in compressed-tensors' form with `quantization.json`.
+        scheme: fp8 (e4m3 weights and inputs), int8 (the same in int8) or int4 (weights alone).
+        cache: what the latent cache holds when the folder is loaded: fp8, int8, or auto for the
+            model's own precision.
+        group_size: of int4, inputs that share a scale: 128, 64 or 32; null is the largest of them
+            that divides the inputs of every layer.
+        keep: names of linear layers to leave as they are beside `lm_head` and `kv_b_proj`, such as
+            `down_proj`, or `re:` and a pattern for the whole name.
+        tokenizer: `bytes`, or a folder with the tokenizer to save; null is the source's.
+        max_shard_size: largest safetensors file, such as 5GB; host memory holds one at a time.
+        overwrite: replace an existing output, if it is an export and nothing else.
+        licence: of the model, for its card, such as apache-2.0; null takes the source's, if it
+            says one.
+    """
+
+    source: str = "???"
+    output: str = "???"
+    scheme: str = "???"
+    cache: str = "auto"
+    group_size: int | None = None
+    keep: list[str] = field(default_factory=list)
+    tokenizer: str | None = None
+    max_shard_size: str = "5GB"
+    overwrite: bool = False
+    licence: str | None = None
+
+    def __post_init__(self) -> None:
+        check_licence(self.licence)
+        check_choice("cache", self.cache, CACHE_DTYPES)
+        if self.scheme != "???":
+            check_choice("scheme", self.scheme, SCHEMES)
+        if self.group_size is not None and self.scheme in ("fp8", "int8"):
+            raise ValueError(
+                f"group_size={self.group_size}: scheme={self.scheme} has a scale for each output, "
+                "and no groups; leave it out"
+            )
+        if self.group_size is not None and self.group_size not in GROUP_SIZES:
+            raise ValueError(
+                f"group_size={self.group_size}: choose one of "
+                f"{', '.join(map(str, GROUP_SIZES))}, or null"
+            )

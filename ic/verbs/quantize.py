@@ -1,0 +1,124 @@
+"""weights and cache in eight or four bits, in the form that vLLM loads"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ic.checkpoint.export_folder import check_output
+from ic.checkpoint.source import find_source
+from ic.conversion.parity.options import LOGITS, PARTS, ParityConfig, ParityOptions
+from ic.errors import check_choice
+from ic.inference.options import ACCELERATORS
+from ic.quantization.options import PARITY, QuantizeOptions
+
+if TYPE_CHECKING:
+    from ic.quantization.quantize import Quantised
+
+
+@dataclass
+class Config(QuantizeOptions):
+    """The verb `quantize`: a model's weights in eight or four bits, and what they cost.
+
+    Attributes:
+        accelerator: of the report: auto (a GPU if there is one), cpu or gpu.
+        attention, norm, rope: backends of the report, as of `parity`.
+        parity: what is measured of the source and the result, as by the verb `parity`, into the
+            folder `parity` of the output. null measures nothing.
+    """
+
+    accelerator: str = "auto"
+    attention: str = "torch"
+    norm: str = "torch"
+    rope: str = "torch"
+    parity: ParityOptions | None = field(default_factory=ParityOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("accelerator", self.accelerator, ACCELERATORS)
+        if "???" not in (self.source, self.output):
+            self.parity_config()
+
+    def parity_config(self) -> ParityConfig | None:
+        """What is measured of source and result, if anything; without text all but logits.
+
+        Raises:
+            ValueError: options that do not fit.
+        """
+        if self.parity is None:
+            return None
+        given = {each.name: getattr(self.parity, each.name) for each in fields(ParityOptions)}
+        if not given["text"] and not given["parts"]:
+            given["parts"] = [part for part in PARTS if part != LOGITS]
+        return ParityConfig(
+            **given,
+            original=self.source,
+            converted=self.output,
+            output=str(Path(self.output) / PARITY),
+            tokenizer=self.tokenizer,
+            accelerator=self.accelerator,
+            attention=self.attention,
+            norm=self.norm,
+            rope=self.rope,
+        )
+
+
+def check(config: Config) -> None:
+    """Refuse a source that is none and an output that may not be taken.
+
+    Raises:
+        CheckpointError: naming which.
+    """
+    check_output(find_source(config.source).path, Path(config.output), config.overwrite)
+
+
+def run(config: Config) -> int:
+    """Quantise the weights tensor by tensor and write the folder; then measure both models."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ic.conversion.parity.report import HEAD, headline
+    from ic.conversion.parity.run import measure_parity
+    from ic.display.table import print_table
+    from ic.inference.loading import announce
+    from ic.machine.devices import check_accelerator
+    from ic.quantization.quantize import prepare, quantize
+
+    check_accelerator(config.accelerator)
+    prepared = prepare(config)
+    announce(prepared.source)
+    columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("weights", total=None, visible=False)
+        quantised = quantize(
+            prepared,
+            config,
+            lambda done, total: progress.update(task, completed=done, total=total, visible=True),
+        )
+    console, output = Console(), Path(config.output)
+    for line in _summary(quantised, config):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    parity = config.parity_config()
+    if parity is None:
+        return 0
+    results = measure_parity(parity)
+    print_table(HEAD, headline(results["rows"]), title="parity", console=console)
+    for sentence in (*results["notes"], *results["words"]):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(f"report: {output / PARITY}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _summary(quantised: Quantised, config: Config) -> list[str]:
+    """What was made, in bytes and errors, and which layer lost most."""
+    rows, before, after = quantised.rows, quantised.bytes_before, quantised.bytes_after
+    worst = max(rows, key=lambda row: row["relative_error"])
+    mean = sum(row["relative_error"] for row in rows) / len(rows)
+    return [
+        f"{len(rows)} linear layers in {config.scheme}: {before / 1e6:,.1f} MB of weights became "
+        f"{after / 1e6:,.1f} MB ({after / before:.0%})",
+        f"relative error of a layer's weight: {mean:.2%} on average, most in {worst['layer']} with "
+        f"{worst['relative_error']:.2%}",
+        f"in {quantised.seconds:.0f} s: {config.output}",
+    ]
