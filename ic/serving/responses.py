@@ -12,6 +12,8 @@ from ic.inference.engine.request import Finish, Output, TokenLogprob
 from ic.serving.token_text import TokenTexts
 
 Json = dict[str, Any]
+# What OpenAI writes for a token that cannot come: JSON has no infinity.
+_IMPOSSIBLE = -9999.0
 
 
 @dataclass
@@ -155,12 +157,12 @@ class CompletionForm(Form):
             self._offsets[index] += len(token)
             tokens.append(token)
             tops.append(
-                {self._texts.of(other)[0]: logprob for other, logprob in each.top}
-                | {token: each.logprob}
+                {self._texts.of(other)[0]: _finite(logprob) for other, logprob in each.top}
+                | {token: _finite(each.logprob)}
             )
         return {
             "tokens": tokens,
-            "token_logprobs": [each.logprob for each in logprobs],
+            "token_logprobs": [_finite(each.logprob) for each in logprobs],
             "top_logprobs": tops,
             "text_offset": offsets,
         }
@@ -191,4 +193,8 @@ class ChatForm(Form):
     def _token(self, token_id: int, logprob: float) -> Json:
         text, found = self._texts.of(token_id)
         spelled = None if found is None else list(found)
-        return {"token": text, "logprob": logprob, "bytes": spelled}
+        return {"token": text, "logprob": _finite(logprob), "bytes": spelled}
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _IMPOSSIBLE)

@@ -20,11 +20,15 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
+class _UnreadError(Exception):
+    """More outputs wait for the client than the server keeps."""
+
+
 class Running:
     """Several requests that the engine works on at once.
 
     Args:
-        unread: outputs that wait for `next` at most; 0 for any number.
+        unread: outputs that wait for `next` at most; None for any number.
         lagging: called when there are more, which ends the requests.
     """
 
@@ -33,36 +37,41 @@ class Running:
         engine: ThreadedEngine,
         requests: Sequence[Request],
         metrics: Metrics,
-        unread: int = 0,
+        unread: int | None = None,
         lagging: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._unread = unread
         self._lagging = lagging
-        self._outputs: asyncio.Queue[tuple[int, Output] | ApiError] = asyncio.Queue(unread)
+        self._waiting: list[tuple[int, Output]] = []
+        self._error: ApiError | None = None
+        self._arrived = asyncio.Event()
         self._open = len(requests)
         self._tasks = [
             asyncio.create_task(self._follow(index, request))
             for index, request in enumerate(requests)
         ]
 
-    async def next(self) -> tuple[int, Output] | None:
-        """The next output and the place of its request; None after the last.
+    async def next(self) -> list[tuple[int, Output]]:
+        """The outputs since the last call, at least one, with the places of their requests; none
+        after the last.
 
         Raises:
             ApiError: the engine refused a request, or failed.
         """
         if not self._open:
-            return None
-        found = await self._outputs.get()
-        if isinstance(found, ApiError):
-            raise found
-        if found[1].finish is not None:
-            self._open -= 1
+            return []
+        await self._arrived.wait()
+        self._arrived.clear()
+        if self._error is not None:
+            raise self._error
+        found, self._waiting = self._waiting, []
+        self._open -= sum(output.finish is not None for _, output in found)
         return found
 
     async def close(self) -> None:
-        """Cancel what is not finished; its pages are free when this returns."""
+        """Cancel what is not finished; the engine then frees its pages."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,32 +82,37 @@ class Running:
         try:
             async with aclosing(self._engine.generate(request)) as outputs:
                 async for output in outputs:
-                    now = time.perf_counter()
                     if output.token_ids:
+                        now = time.perf_counter()
                         self._metrics.tokens(len(output.token_ids), now - last, first=last == began)
                         last = now
                     finish = output.finish
-                    self._put(self._error_of(output) or (index, output))
+                    self._take(index, output)
         except ValueError as error:  # of the engine, about the request
-            self._put(invalid(str(error)))
-        except asyncio.QueueFull:
+            self._fail(invalid(str(error)))
+        except _UnreadError:
             finish = None
             self._lagging()
         except Exception:
             _LOG.exception("the engine failed")
-            self._put(failed())
+            self._fail(failed())
         finally:
             self._metrics.finished(finish, time.perf_counter() - began)
 
-    def _put(self, found: tuple[int, Output] | ApiError) -> None:
-        self._outputs.put_nowait(found)
-
-    def _error_of(self, output: Output) -> ApiError | None:
+    def _take(self, index: int, output: Output) -> None:
         if output.finish is Finish.ERROR:
-            return failed(output.error or "The engine failed.")
-        if output.finish is Finish.CANCELLED:
-            return shutting_down()
-        return None
+            self._fail(failed(output.error or "The engine failed."))
+        elif output.finish is Finish.CANCELLED:
+            self._fail(shutting_down())
+        elif self._unread is not None and len(self._waiting) >= self._unread:
+            raise _UnreadError
+        else:
+            self._waiting.append((index, output))
+            self._arrived.set()
+
+    def _fail(self, error: ApiError) -> None:
+        self._error = error
+        self._arrived.set()
 
 
 class Supervision:

@@ -113,8 +113,9 @@ class Service:
         choices = [Choice() for _ in work.requests]
         running = Running(self._engine, work.requests, self.metrics)
         try:
-            while (found := await running.next()) is not None:
-                choices[found[0]].add(found[1])
+            while found := await running.next():
+                for index, output in found:
+                    choices[index].add(output)
         finally:
             await running.close()
         return work.form.whole(choices, work.per_prompt)

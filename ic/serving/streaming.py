@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -18,9 +19,12 @@ from ic.serving.running import Running, Supervision
 
 
 async def chunks(
-    work: Work, running: Running, first: tuple[int, Output] | None, *, with_usage: bool
+    work: Work, running: Running, first: list[tuple[int, Output]], *, with_usage: bool
 ) -> AsyncIterator[Json]:
     """The chunks of an answer, as the engine makes it.
+
+    What came while the chunk before was sent becomes one chunk for each choice: a slow client or
+    a busy server gets fewer and longer ones.
 
     Args:
         first: what `running` gave already.
@@ -29,14 +33,28 @@ async def chunks(
     choices = [Choice() for _ in work.requests]
     empty: Json = {"usage": None} if with_usage else {}
     found = first
-    while found is not None:
-        index, output = found
-        choices[index].count(output)
-        if (chunk := work.form.chunk(index, choices[index], output)) is not None:
-            yield chunk | empty
+    while found:
+        by_choice: dict[int, list[Output]] = {}
+        for index, output in found:
+            by_choice.setdefault(index, []).append(output)
+        for index, outputs in by_choice.items():
+            output = outputs[0] if len(outputs) == 1 else _joined(outputs)
+            choices[index].count(output)
+            if (chunk := work.form.chunk(index, choices[index], output)) is not None:
+                yield chunk | empty
         found = await running.next()
     if with_usage:
         yield work.form.last_chunk(choices, work.per_prompt)
+
+
+def _joined(outputs: list[Output]) -> Output:
+    """Outputs of one request as one."""
+    return replace(
+        outputs[-1],
+        token_ids=tuple(token for output in outputs for token in output.token_ids),
+        text="".join(output.text for output in outputs),
+        logprobs=tuple(each for output in outputs for each in output.logprobs or ()) or None,
+    )
 
 
 class EventStream(Response):
@@ -68,16 +86,16 @@ class EventStream(Response):
             except ClientGoneError:
                 return
             except ApiError as error:
-                await _send_event(send, json.dumps(error.body))
-            await _send_event(send, "[DONE]")
+                await _send_event(send, to_json(error.body))
+            await _send_event(send, b"[DONE]")
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             async for event in events:
-                await _send_event(send, json.dumps(event, ensure_ascii=False))
+                await _send_event(send, to_json(event))
 
 
-async def _send_event(send: Send, data: str) -> None:
-    body = f"data: {data}\n\n".encode(errors="replace")
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _send_event(send: Send, data: bytes) -> None:
+    event = b"data: %b\n\n" % data
+    await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -107,7 +107,6 @@ def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI, choices: 
     chunks = list(
         client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     )
-    assert len(chunks) > 10 * choices
     assert len({chunk.id for chunk in chunks}) == 1
     *steps, last = chunks
     assert all(chunk.usage is None for chunk in steps)
