@@ -76,11 +76,26 @@ class MLAAttention(nn.Module):
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends T latents and attends to all of it."""
+        if self.config.q_lora_rank is None:
+            q_BTX = self.q_proj(hidden_BTD)
+        else:
+            q_BTX = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
+        kv_BTC = self.kv_a_proj_with_mqa(hidden_BTD)
+        return self.o_proj(self.attend(q_BTX, kv_BTC, context, cache).flatten(2))
+
+    def attend(
+        self, q_BTX: Tensor, kv_BTC: Tensor, context: AttentionContext, cache: Cache | None = None
+    ) -> Tensor:
+        """What stands between the projections: (B, T, H, V).
+
+        Args:
+            q_BTX: queries of all heads, (B, T, H K), which may be written where nothing needs
+                their gradient.
+            kv_BTC: latents and shared keys, (B, T, C), neither normalised nor rotated.
+        """
         config = self.config
-        q_nope_BTHN, q_rope_BTHP = self._query(hidden_BTD, context)
-        latent_BTR, unrotated_BTP = self.kv_a_proj_with_mqa(hidden_BTD).split(
-            [config.kv_lora_rank, config.qk_rope_head_dim], -1
-        )
+        q_nope_BTHN, q_rope_BTHP = self._query(q_BTX, context)
+        latent_BTR, unrotated_BTP = kv_BTC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         if config.qk_norm_dim is not None:
             unrotated_BTP = self.k_norm(unrotated_BTP)
         k_rope_BTP = unrotated_BTP
@@ -95,27 +110,19 @@ class MLAAttention(nn.Module):
             k_rope_BTP = k_rope_BT1P[:, :, 0]
         if context.parallel is not None:
             latent_BTR = self.kv_a_layernorm(latent_BTR)
-            return self._project(
-                self._shared(
-                    q_nope_BTHN,
-                    q_rope_BTHP,
-                    latent_BTR,
-                    k_rope_BTP,
-                    context,
-                    context.parallel,
-                    cache,
-                )
+            return self._shared(
+                q_nope_BTHN, q_rope_BTHP, latent_BTR, k_rope_BTP, context, context.parallel, cache
             )
         if cache is None:
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
-            return self._project(self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context))
+            return self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context)
         cache_BSC, scale_BS = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
         if context.block_table_BN is not None:
             halves = self._absorbed_weights(q_nope_BTHN.dtype) if context.reads_pages else None
             if halves is not None:
-                return self._project(
-                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves)
+                return self._absorbed(
+                    q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves
                 )
             cache_BSC, scale_BS = gather_pages(
                 cache_BSC,
@@ -129,30 +136,23 @@ class MLAAttention(nn.Module):
             scale_BS = None if scale_BS is None else scale_BS[:, : context.num_keys]
         is_plain = context.document_ids_BT is None and context.branches is None
         is_recorded = context.recorder is not None
-        if is_plain and (is_recorded or hidden_BTD.shape[1] <= config.absorbed_max_queries):
+        if is_plain and (is_recorded or q_BTX.shape[1] <= config.absorbed_max_queries):
             halves = None if is_recorded else self._absorbed_weights(q_nope_BTHN.dtype)
             if halves is not None:
-                return self._project(
-                    self._absorbed(q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves)
+                return self._absorbed(
+                    q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves
                 )
             context = _masked(context, cache_BSC.shape[1])
         if scale_BS is not None:
             cache_BSC = dequantise(cache_BSC, scale_BS, q_nope_BTHN.dtype)
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
         latent_BSR, k_rope_BSP = cache_BSC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
-        return self._project(self.expanded(q_BTHK, latent_BSR, k_rope_BSP, context))
+        return self.expanded(q_BTHK, latent_BSR, k_rope_BSP, context)
 
-    def _project(self, out_BTHV: Tensor) -> Tensor:
-        return self.o_proj(out_BTHV.flatten(2))
-
-    def _query(self, hidden_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+    def _query(self, q_BTX: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """The two parts of the query, views of one tensor, not rotated."""
         config = self.config
-        if config.q_lora_rank is None:
-            q = self.q_proj(hidden_BTD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
-        q_BTHK = q.view(*hidden_BTD.shape[:2], -1, config.qk_head_dim)
+        q_BTHK = q_BTX.unflatten(-1, (-1, config.qk_head_dim))
         parts = [config.qk_nope_head_dim, config.qk_rope_head_dim]
         if config.qk_norm_dim is not None:
             q_nope, q_rope = q_BTHK.split(parts, -1)

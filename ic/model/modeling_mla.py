@@ -59,6 +59,8 @@ class MLAModel(MLAPreTrainedModel):
         context_parallel: set by a strategy that spreads sequences over ranks (ic/parallel). Every
             rank then gives whole sequences, works on its part and returns its part's hidden states;
             a few tokens over a cache (at most `absorbed_max_queries`) are not spread.
+        fused: set by `ic.inference.fused`: computes layers and final norm of the passes that it
+            serves.
     """
 
     def __init__(self, config: MLAConfig, operators: Operators | None = None) -> None:
@@ -74,6 +76,7 @@ class MLAModel(MLAPreTrainedModel):
         self.rotary_emb = DecoupledRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.context_parallel: SequenceSharing | None = None
+        self.fused: Any = None
         self.post_init()
 
     @can_return_tuple
@@ -207,12 +210,20 @@ class MLAModel(MLAPreTrainedModel):
             # Otherwise the float32 embedding makes the whole residual stream float32.
             hidden_BTD = hidden_BTD.to(torch.get_autocast_dtype(hidden_BTD.device.type))
         all_hidden: tuple[Tensor, ...] | None = (hidden_BTD,) if output_hidden_states else None
-        # Decoding that exits early lowers the number in the configuration for a while.
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_BTD = layer(hidden_BTD, context, past_key_values)
-            if all_hidden is not None:
-                all_hidden += (hidden_BTD,)
-        hidden_BTD = self.norm(hidden_BTD)
+        is_plain = all_hidden is None and context.recorder is None
+        if (
+            is_plain
+            and self.fused is not None
+            and self.fused.serve(given.shape[1], past_key_values)
+        ):
+            hidden_BTD = self.fused(hidden_BTD, context, past_key_values)
+        else:
+            # Decoding that exits early lowers the number in the configuration for a while.
+            for layer in self.layers[: self.config.num_hidden_layers]:
+                hidden_BTD = layer(hidden_BTD, context, past_key_values)
+                if all_hidden is not None:
+                    all_hidden += (hidden_BTD,)
+            hidden_BTD = self.norm(hidden_BTD)
         if all_hidden is not None:
             all_hidden = (*all_hidden[:-1], hidden_BTD)
         return BaseModelOutputWithPast(

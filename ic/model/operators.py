@@ -207,6 +207,39 @@ class LossOperators(ABC):
         """
 
 
+class FusedOperators(ABC):
+    """A norm, the product behind it and SwiGLU, for layers whose weights of one input lie in one
+    matrix; without gradients.
+
+    Each adds `x_BTD` to `residual_BTD`, if there is one, normalises the sum as
+    `NormOperators.add_rms_norm` does, and returns the sum beside the result.
+    """
+
+    @abstractmethod
+    def norm_linear(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_XD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """norm(sum) weight^T (B, T, X), and the sum."""
+
+    @abstractmethod
+    def norm_swiglu(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_2FD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """silu(gate) * up (B, T, F), where gate and up are norm(sum) times the first and the second
+        half of the weight; and the sum.
+        """
+
+
 _PROVIDERS: dict[str, type] = {
     "attention": AttentionOperators,
     "norm": NormOperators,
@@ -224,6 +257,7 @@ class Operators:
         masked: attention with a mask: `attention` if it takes one, else PyTorch's.
         many_queries: decode of more tokens than `attention` takes at once: PyTorch's.
         feed_forward, loss: PyTorch's, or Liger's on a GPU where it is installed.
+        fused: inference with weights side by side, by who does the norm, else PyTorch.
     """
 
     attention: AttentionOperators
@@ -234,6 +268,7 @@ class Operators:
     many_queries: AttentionOperators
     feed_forward: FeedForwardOperators
     loss: LossOperators
+    fused: FusedOperators
 
     def with_torch_as(self, other: Any) -> Operators:
         """The same with `other`, which provides all parts, wherever PyTorch's operators stand."""
@@ -271,6 +306,7 @@ def choose_operators(config: MLAConfig) -> Operators:
         many_queries=torch_operators,
         feed_forward=torch_operators,
         loss=torch_operators,
+        fused=norm if isinstance(norm, FusedOperators) else torch_operators,
     )
 
 

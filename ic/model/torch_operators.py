@@ -16,6 +16,7 @@ from ic.model.operators import (
     AttentionOperators,
     Capabilities,
     FeedForwardOperators,
+    FusedOperators,
     LossOperators,
     NormOperators,
     RotaryOperators,
@@ -31,7 +32,12 @@ except ImportError:  # the extra `gpu` is not installed
 
 
 class TorchOperators(
-    AttentionOperators, NormOperators, RotaryOperators, FeedForwardOperators, LossOperators
+    AttentionOperators,
+    NormOperators,
+    RotaryOperators,
+    FeedForwardOperators,
+    LossOperators,
+    FusedOperators,
 ):
     """Every part, on every machine; the reference of the other backends."""
 
@@ -127,6 +133,29 @@ class TorchOperators(
             fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum")
             return fused(weight_WD.to(hidden_MD.dtype), hidden_MD, labels_M)
         return summed_linear_cross_entropy(hidden_MD, weight_WD, labels_M)
+
+    def norm_linear(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_XD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        total_BTD = x_BTD if residual_BTD is None else x_BTD + residual_BTD
+        return F.linear(self.rms_norm(total_BTD, norm_weight_D, eps), weight_XD), total_BTD
+
+    def norm_swiglu(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_2FD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        both, total_BTD = self.norm_linear(x_BTD, residual_BTD, norm_weight_D, eps, weight_2FD)
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up, total_BTD
 
 
 OPERATORS = TorchOperators()

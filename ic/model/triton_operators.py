@@ -6,6 +6,7 @@ Legend as in `ic.model.operators`.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS, is_combined
@@ -15,11 +16,13 @@ from ic.kernels.triton_mla_attention_backward import split_width
 from ic.kernels.triton_mla_flash_decode import mla_decode
 from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
 from ic.kernels.triton_rope import apply_rope
+from ic.kernels.triton_silu_mul import silu_mul_halves
 from ic.model.config import MLAConfig
 from ic.model.operators import (
     AppendOperators,
     AttentionOperators,
     Capabilities,
+    FusedOperators,
     NewTokens,
     NormOperators,
     RotaryOperators,
@@ -27,7 +30,9 @@ from ic.model.operators import (
 from ic.model.sdpa import Segments
 
 
-class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, AppendOperators):
+class TritonOperators(
+    AttentionOperators, NormOperators, RotaryOperators, AppendOperators, FusedOperators
+):
     """On a CUDA GPU from sm_80 on, or in Triton's interpreter."""
 
     capabilities = Capabilities(
@@ -113,6 +118,31 @@ class TritonOperators(AttentionOperators, NormOperators, RotaryOperators, Append
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         return add_rms_norm(x, residual, weight, eps)
+
+    def norm_linear(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_XD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        if residual_BTD is None:
+            normed_BTD, total_BTD = rms_norm(x_BTD, norm_weight_D, eps), x_BTD
+        else:
+            normed_BTD, total_BTD = add_rms_norm(x_BTD, residual_BTD, norm_weight_D, eps)
+        return F.linear(normed_BTD, weight_XD), total_BTD
+
+    def norm_swiglu(
+        self,
+        x_BTD: Tensor,
+        residual_BTD: Tensor | None,
+        norm_weight_D: Tensor,
+        eps: float,
+        weight_2FD: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        both, total_BTD = self.norm_linear(x_BTD, residual_BTD, norm_weight_D, eps, weight_2FD)
+        return silu_mul_halves(both), total_BTD
 
     def check_rotation(self, config: MLAConfig) -> None:
         if not _is_power(config.qk_rope_head_dim):

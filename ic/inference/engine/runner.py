@@ -15,6 +15,7 @@ from ic.inference.engine.decode_inputs import DecodeInputs
 from ic.inference.engine.graphs import DecodeGraphs, padded_batch, padded_width
 from ic.inference.engine.pages import NULL_PAGE
 from ic.inference.engine.scheduler import Chunk, Sequence
+from ic.inference.fused import fuse_for_inference
 from ic.model import MLAForCausalLM
 from ic.model.context import AttentionContext
 from ic.model.paged_cache import PagedLatentCache
@@ -31,7 +32,7 @@ class _Row:
 class Runner:
     """A model with its paged cache.
 
-    Nothing here waits for the device.
+    Nothing here waits for the device. The model is fused for inference where it can be.
 
     Args:
         num_pages: that requests may hold; one more stands for nobody.
@@ -49,6 +50,7 @@ class Runner:
         codes: torch.dtype | None,
         graphs: bool,
     ) -> None:
+        fuse_for_inference(model)
         self.model = model
         self.page_tokens = page_tokens
         self.device = model.device
