@@ -49,7 +49,7 @@ listed = [$(subst $(space),$(comma),$(strip $(1)))]
 demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, measure and ask it, on the CPU
 	$(BIN)/python -m ic convert source=$(SMOLLM2) output=$(CONVERTED) rank=128 calibration=$(call listed,$(TEXT)) calibration_rows=8 calibration_tokens=1024 accelerator=cpu parity=null overwrite=true
 	$(BIN)/python -m ic parity original=$(SMOLLM2) converted=$(CONVERTED) output=$(CONVERTED)/parity text=$(call listed,$(HELD_OUT)) accelerator=cpu $(MEASURED)
-	$(BIN)/python -m ic fit experiment=heal model.init_from=$(CONVERTED) distillation.teacher=$(SMOLLM2) data.train_files=$(call listed,$(TEXT)) data.val_fraction=0 data.context_length=256 data.tokens_per_batch=512 data.num_workers=0 trainer.accelerator=cpu trainer.max_steps=-1 trainer.max_time=00:00:02:00 optimizer.warmup_steps=3 run_id=demo_text overwrite=true
+	$(BIN)/python -m ic fit experiment=heal model.init_from=$(CONVERTED) distillation.teacher=$(SMOLLM2) data.train_files=$(call listed,$(TEXT)) data.val_fraction=0 data.context_length=256 data.tokens_per_batch=512 data.num_workers=0 data.num_streams=1 trainer.accelerator=cpu trainer.max_steps=-1 trainer.max_time=00:00:02:00 optimizer.warmup_steps=3 run_id=demo_text overwrite=true
 	$(BIN)/python -m ic parity original=$(SMOLLM2) converted=$(HEALED) output=$(HEALED)/parity text=$(call listed,$(HELD_OUT)) accelerator=cpu $(MEASURED)
 	$(BIN)/python -m ic generate checkpoint=$(SMOLLM2) $(ASKED)
 	$(BIN)/python -m ic generate checkpoint=$(HEALED) $(ASKED)

@@ -51,6 +51,18 @@ SHRINK = (
 )
 
 
+def test_no_document_of_an_experiment_is_tokenized_by_several_workers() -> None:
+    schema = yaml.safe_load((CONF / "data/text.yaml").read_text())
+    found = {}
+    for name in EVERY:
+        text = (CONF / "experiment" / f"{name}.yaml").read_text()
+        if "override /data: text" in text:
+            found[name] = {**schema, **yaml.safe_load(text)["data"]}
+    assert set(found) == {"heal", "text_small"}
+    for name, data in found.items():
+        assert data["num_streams"] % max(1, data["num_workers"]) == 0, name
+
+
 # The alignment experiments read files and know no curriculum.
 ALIGNMENT = [name for name in EXPERIMENTS if name.startswith(("sft_", "dpo_"))]
 SHRINK_ALIGNMENT = (

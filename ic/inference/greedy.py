@@ -23,6 +23,8 @@ from ic.model import LatentCache
 
 # Logits of a piece of a prompt in fp32, where all of them are needed.
 LOGITS_BYTES = 2**31
+# Tokens that a prompt is padded by at most, to be answered with another; of long ones an eighth.
+PADDING = 64
 
 # Sees each cache at its largest; the memory profiler counts it.
 OnCache = Callable[[LatentCache | TransformersCache], None]
@@ -89,10 +91,12 @@ class GreedyDecoder:
         and give what it gives to each alone; others are those of equal length.
         """
         answers: dict[int, Tensor] = {}
-        longer = 1 + 1 / 8 if takes_unequal_rows(self.model) else 1
+        unequal = takes_unequal_rows(self.model)
         groups: list[list[int]] = []
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
-            if groups and len(prompts[index]) <= longer * len(prompts[groups[-1][0]]):
+            shortest = len(prompts[groups[-1][0]]) if groups else 0
+            padding = max(PADDING, shortest // 8) if unequal else 0
+            if groups and len(prompts[index]) <= shortest + padding:
                 groups[-1].append(index)
             else:
                 groups.append([index])

@@ -78,9 +78,17 @@ def part() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # a trainer and its reducers hold groups, and so do meshes ...
-        for mesh in gc.get_objects():
-            if isinstance(mesh, DeviceMesh):  # ... which DTensor's caches never let go
-                getattr(mesh, "_pg_registry", {}).clear()
+        for mesh in meshes():  # ... which DTensor's caches never let go
+            getattr(mesh, "_pg_registry", {}).clear()
+
+
+def meshes() -> list[DeviceMesh]:
+    """Every mesh of this process.
+
+    `isinstance` would ask each of Python's objects for its `__class__`, for which some of them
+    warn, as PyTorch's `reduce_op` does.
+    """
+    return [each for each in gc.get_objects() if issubclass(type(each), DeviceMesh)]
 
 
 def _missing(ranks: list[int], size: int, timeout_s: float, where: str = "") -> MissingRanksError:

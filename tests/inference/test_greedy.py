@@ -63,8 +63,12 @@ def prompts_of(lengths: tuple[int, ...], seed: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("piece", [1000, 3])
 @pytest.mark.parametrize("ends", [(), (5, 17)])
 def test_prompts_of_near_lengths_are_answered_as_each_alone(
-    make_model: Callable[..., MLAForCausalLM], piece: int, ends: tuple[int, ...]
+    make_model: Callable[..., MLAForCausalLM],
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+    ends: tuple[int, ...],
 ) -> None:
+    monkeypatch.setattr("ic.inference.greedy.PADDING", 4)  # as if they were long
     model = make_model()
     decoder = GreedyDecoder(model, piece, ends=ends)
     first = prompts_of((40, 37, 12, 41, 40), 6)  # the third is much shorter
@@ -90,9 +94,20 @@ def test_prompts_of_near_lengths_are_answered_as_each_alone(
     assert len({tuple(answer.tolist()) for answer in alone[0]}) == 5
 
 
-def test_much_longer_prompts_are_answered_apart(make_model: Callable[..., MLAForCausalLM]) -> None:
-    model = make_model()
+@pytest.mark.parametrize(
+    ("lengths", "passes"),
+    [
+        ((16, 80, 80, 17), [4, 4]),  # padded by 64 tokens at most
+        ((16, 81, 81), [1, 1, 2, 2]),
+        ((560, 630), [2, 2]),  # or by an eighth
+        ((560, 631), [1, 1, 1, 1]),
+    ],
+)
+def test_much_longer_prompts_are_answered_apart(
+    make_model: Callable[..., MLAForCausalLM], lengths: tuple[int, ...], passes: list[int]
+) -> None:
+    model = make_model(max_position_embeddings=1024)
     rows: list[int] = []
     model.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
-    GreedyDecoder(model, 1000).answers_of_any_length(prompts_of((16, 19, 19), 6), 2)
-    assert rows == [1, 1, 2, 2]
+    GreedyDecoder(model, 1000).answers_of_any_length(prompts_of(lengths, 6), 2)
+    assert rows == passes

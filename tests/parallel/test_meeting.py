@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed.device_mesh import DeviceMesh
 
 from ic.parallel.ddp import MeetingDDPStrategy
 from ic.parallel.launch import ending_together
-from ic.parallel.meeting import all_met
+from ic.parallel.meeting import all_met, meshes
 from ic.parallel.options import StrategyOptions
 from ic.parallel.watchdog import MissingRanksError
 from tests.conftest import SHORT, host_store
@@ -109,6 +111,23 @@ def test_an_error_of_the_first_ends_those_it_started() -> None:
     with pytest.raises(RuntimeError, match="^the first fails$"), ending_together(strategy):
         raise RuntimeError("the first fails")
     assert other.returncode == -15
+
+
+def test_meshes_are_found_without_touching_other_objects() -> None:
+    """PyTorch's `reduce_op` warns of itself when it is asked for its class."""
+
+    class Touchy:
+        def __getattribute__(self, name: str) -> object:
+            raise AssertionError(f"asked for {name}")
+
+    touchy = Touchy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = len(meshes())
+        mesh = DeviceMesh("cpu", [0], _init_backend=False, _rank=0)
+        assert any(each is mesh for each in meshes())
+        assert len(meshes()) == before + 1
+    del touchy
 
 
 def test_bad_settings() -> None:

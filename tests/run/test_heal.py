@@ -97,6 +97,7 @@ def test_half_the_cache_comes_within_five_per_cent(
             f"data.context_length={TOKENS}",
             f"data.tokens_per_batch={16 * TOKENS}",
             "data.num_workers=0",
+            "data.num_streams=1",
             "optimizer.lr=4e-3",
             "optimizer.warmup_steps=10",
             "trainer.max_steps=150",

@@ -32,6 +32,7 @@ FIT = (
     "data.context_length=64",
     "data.tokens_per_batch=256",
     "data.num_workers=0",
+    "data.num_streams=1",
     "trainer.max_steps=4",
     "trainer.accelerator=cpu",
     "trainer.devices=1",

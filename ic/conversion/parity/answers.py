@@ -23,6 +23,8 @@ from ic.inference.greedy import GreedyDecoder
 from ic.inference.model_facts import end_tokens
 
 Row = dict[str, Any]
+# Instructions that a model answers at once; what was answered is kept after as many.
+TOGETHER = 16
 
 
 def answer_instructions(
@@ -46,9 +48,21 @@ def answer_instructions(
         )
         for name, side in pair.sides.items()
     }
-    for each in asked:
-        if each.instruction not in known:
-            row = _answer(config, pair, decoders, each)
+    prompts = {each: prompt_of(pair.tokenizer, each.instruction) for each in asked}
+    # By length: those that are asked together are padded to the longest of them.
+    left = sorted(
+        (each for each in asked if each.instruction not in known),
+        key=lambda each: len(prompts[each]),
+    )
+    for start in range(0, len(left), TOGETHER):
+        some = left[start : start + TOGETHER]
+        answers = {
+            name: answers_to(decoder, [prompts[each] for each in some], config.answer_tokens)
+            for name, decoder in decoders.items()
+        }
+        for place, each in enumerate(some):
+            of_each = {name: given[place] for name, given in answers.items()}
+            row = _row(config, pair, each, prompts[each], of_each)
             known[each.instruction] = row
             append_row(folder.answers, {**row, "asked_of": _identity(config, pair)})
             on_answers(1)
@@ -90,15 +104,23 @@ def answers_page(answers: Sequence[Row], original: str, converted: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answer(
-    config: ParityConfig, pair: Pair, decoders: dict[str, GreedyDecoder], asked: Instruction
+def answers_to(
+    decoder: GreedyDecoder, prompts: Sequence[np.ndarray], new_tokens: int
+) -> list[list[int]]:
+    """The tokens of each answer, with the one that ends it."""
+    given = decoder.answers_of_any_length([torch.from_numpy(each) for each in prompts], new_tokens)
+    answers = [each.tolist() for each in given]
+    end = decoder.ends[0] if decoder.ends else None
+    return [each[: each.index(end) + 1] if end in each else each for each in answers]
+
+
+def _row(
+    config: ParityConfig,
+    pair: Pair,
+    asked: Instruction,
+    prompt_T: np.ndarray,
+    answers: dict[str, list[int]],
 ) -> Row:
-    prompt_T = prompt_of(pair.tokenizer, asked.instruction)
-    ids_1T = torch.from_numpy(prompt_T)[None]
-    answers = {
-        name: decoder.answers(ids_1T, config.answer_tokens)[0].tolist()
-        for name, decoder in decoders.items()
-    }
     distances = token_distances(
         pair.original.model,
         pair.converted.model,

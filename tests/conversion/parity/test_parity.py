@@ -13,13 +13,14 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from ic.conversion.parity import distributions, speed
-from ic.conversion.parity.answers import similarity
+from ic.conversion.parity.answers import answers_to, similarity
 from ic.conversion.parity.cache_bytes import context_bytes, read_prompt
 from ic.conversion.parity.distributions import token_distances
 from ic.conversion.parity.instructions import prompt_of, shipped_instructions
 from ic.conversion.parity.options import ParityConfig
 from ic.conversion.parity.run import measure_parity
 from ic.evaluation.statistics import mean_interval
+from ic.inference.greedy import GreedyDecoder
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.conversion.parity import models
 from tests.conversion.parity.models import options
@@ -177,11 +178,14 @@ def test_a_sliding_window_takes_no_more_than_its_window() -> None:
 def test_instructions_are_answered_by_both(report: Row, folders: dict[str, Path]) -> None:
     original, converted = models.load(folders["llama"]), models.load(folders["mla"])
     output = folders["reports"] / "llama_mla"
-    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
+    lines = (output / "answers.jsonl").read_text().splitlines()
+    answers = {row["instruction"]: row for row in map(json.loads, lines)}
     tokenizer = ByteTokenizer()
     firsts, kls, agreements = [], [], []
-    for row, asked in zip(answers, shipped_instructions()[:3], strict=True):
-        assert (row["kind"], row["instruction"]) == (asked.kind, asked.instruction)
+    assert len(answers) == len(lines) == 3
+    for asked in shipped_instructions()[:3]:
+        row = answers[asked.instruction]
+        assert row["kind"] == asked.kind
         prompt = prompt_of(tokenizer, asked.instruction)
         ids = torch.from_numpy(prompt)[None]
         told = [
@@ -203,6 +207,33 @@ def test_instructions_are_answered_by_both(report: Row, folders: dict[str, Path]
     assert row["same_first_share"] == np.mean(firsts)
     page = (output / "answers.md").read_text()
     assert all(f"> {asked.instruction}" in page for asked in shipped_instructions()[:3])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mla"])
+def test_answers_of_many_prompts_are_those_of_each(folders: dict[str, Path], kind: str) -> None:
+    model = models.load(folders[kind])
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    asked = [prompt_of(ByteTokenizer(), each.instruction) for each in shipped_instructions()[:9]]
+
+    def answers(ends: list[int], *, together: bool) -> tuple[list[list[int]], int]:
+        passes.clear()
+        decoder = GreedyDecoder(model, 4096, ends=ends)
+        parts = [asked] if together else [[prompt] for prompt in asked]
+        given = [each for part in parts for each in answers_to(decoder, part, 12)]
+        return given, len(passes)
+
+    endless, _ = answers([], together=False)
+    # An end that some answers have and others lack, as far as this model goes on in various ways.
+    end = max(
+        {token for each in endless for token in each[1:-1]},
+        key=lambda t: -abs(sum(t in each for each in endless) - 4),
+    )
+    alone, many = answers([end], together=False)
+    together, few = answers([end], together=True)
+    assert together == alone
+    assert len({len(each) for each in alone}) > 1
+    assert few < many / 2
 
 
 def test_needles_are_the_same_for_both_and_compared(report: Row, folders: dict[str, Path]) -> None:
