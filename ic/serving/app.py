@@ -18,6 +18,9 @@ from ic.serving.requests import ChatBody, CompletionBody
 from ic.serving.service import Service
 from ic.serving.token import Token
 
+# Failures of the engine after which a server had better be begun again.
+_ILL = 3
+
 
 def build_app(service: Service, name: str, context_tokens: int, token: Token | None) -> ASGIApp:
     """The application that a server runs.
@@ -39,6 +42,8 @@ def build_app(service: Service, name: str, context_tokens: int, token: Token | N
     async def health() -> Response:
         if service.admission.draining:
             raise shutting_down()
+        if (failures := service.metrics.failures_in_a_row) >= _ILL:
+            raise failed(f"The engine has failed {failures} times since its last answer.")
         return JSONResponse({"status": "ok"})
 
     async def metrics() -> Response:

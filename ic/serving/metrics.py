@@ -81,11 +81,17 @@ class _OfTheEngine(Collector):
 class Metrics:
     """The counts of one server.
 
+    Attributes:
+        failures_in_a_row: how often the engine has failed since its last answer. The requests that
+            one failure took along are not counted again.
+
     Args:
         stats: the engine's.
     """
 
     def __init__(self, stats: Callable[[], EngineStats]) -> None:
+        self.failures_in_a_row = 0
+        self._last_failure = 0.0
         registry = CollectorRegistry()
         registry.register(_OfTheEngine(stats))
         self._registry = registry
@@ -130,12 +136,18 @@ class Metrics:
         for _ in range(count):
             self._between.observe(seconds / count)
 
-    def finished(self, finish: Finish | None, seconds: float) -> None:
-        """An answer ended; None where it was given up."""
-        given_up = finish is None or finish is Finish.CANCELLED
-        self._finished.labels("abort" if given_up else str(finish)).inc()
-        if not given_up:
-            self._whole.observe(seconds)
+    def finished(self, finish: Finish | None, began: float, now: float) -> None:
+        """An answer ended; None where it was given up. Times are of `time.perf_counter`."""
+        if finish is None or finish is Finish.CANCELLED:
+            self._finished.labels("abort").inc()
+            return
+        self._finished.labels(str(finish)).inc()
+        self._whole.observe(now - began)
+        if finish is not Finish.ERROR:
+            self.failures_in_a_row = 0
+        elif began > self._last_failure:
+            self.failures_in_a_row += 1
+            self._last_failure = now
 
     def response(self, route: str, status: int) -> None:
         self._responses.labels(route, status).inc()

@@ -109,7 +109,8 @@ class Prompts:
         self, name: str, prompts: list[list[int]], body: CompletionBody | ChatBody, param: str
     ) -> list[Request]:
         found: list[Request] = []
-        for tokens in prompts:
+        for prompt in prompts:
+            tokens = tuple(prompt)
             asked = body.asked_tokens(self._context_tokens - len(tokens))
             if len(tokens) + asked > self._context_tokens:
                 raise invalid(
@@ -123,7 +124,7 @@ class Prompts:
             for choice in range(body.choices):
                 sampling = body.sampling(choice, asked)
                 try:
-                    found.append(Request(f"{name}-{len(found)}", tuple(tokens), sampling))
+                    found.append(Request(f"{name}-{len(found)}", tokens, sampling))
                 except ValueError as error:
                     raise invalid(str(error), param, "invalid_value") from None
         return found

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError, from_json
 
-from ic.inference.engine.request import SEED_LIMIT, Sampling
+from ic.inference.engine.request import MOST_LOGPROBS, SEED_LIMIT, Sampling
 from ic.serving.errors import ApiError, invalid
 from ic.serving.unsupported import (
     IN_CHAT,
@@ -166,7 +166,7 @@ class CompletionBody(Drawing):
         WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array"}]}),
     ]
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @property
     def num_answers(self) -> int:
@@ -218,7 +218,7 @@ class ChatBody(Drawing):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
     @property
     def num_answers(self) -> int:

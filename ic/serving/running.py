@@ -95,9 +95,10 @@ class Running:
             self._lagging()
         except Exception:
             _LOG.exception("the engine failed")
+            finish = Finish.ERROR
             self._fail(failed())
         finally:
-            self._metrics.finished(finish, time.perf_counter() - began)
+            self._metrics.finished(finish, began, time.perf_counter())
 
     def _take(self, index: int, output: Output) -> None:
         if output.finish is Finish.ERROR:

@@ -14,6 +14,7 @@ import httpx2
 import openai
 import pytest
 
+from ic.inference.engine.runner import Runner
 from ic.serving.options import LimitOptions
 from tests.serving.served import NAME, Served, served
 from tests.serving.test_refusals import told
@@ -165,3 +166,26 @@ def test_a_server_that_may_not_wait_says_so(folder: Path) -> None:
         whole.join()
     assert answers[0].status_code == 503
     assert told(answers[0])["code"] == "server_shutting_down"
+
+
+def test_an_engine_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with served(folder) as found:
+        with monkeypatch.context() as broken:
+            broken.setattr(Runner, "read", fail)
+            for failures in range(3):
+                assert httpx2.get(f"{found.url}/health").status_code == 200, failures
+                for response in (found.complete(n=2), found.complete(stream=True)):
+                    assert response.status_code == 500
+                    assert told(response)["code"] == "internal_error"
+                    assert "CUDA error" in told(response)["message"]
+                if failures == 0:  # the next answer makes up for it
+                    broken.undo()
+                    assert found.complete(max_tokens=2).status_code == 200
+                    broken.setattr(Runner, "read", fail)
+            assert told(httpx2.get(f"{found.url}/health"))["code"] == "internal_error"
+        assert found.complete(max_tokens=2).status_code == 200
+        assert httpx2.get(f"{found.url}/health").status_code == 200
+        assert found.metrics()["ic:cache_pages_used"] == 0
