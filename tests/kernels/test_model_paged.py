@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from ic.model import MLAForCausalLM
-from tests.inference.engine.serving import SIZES, ask, draw_prompt, engine_of, finish, generated
+from tests.inference.engine.serving import (
+    SIZES,
+    ask,
+    draw_prompt,
+    engine_of,
+    finish,
+    generated,
+    pages_of,
+)
 from tests.kernels.test_model_backend import CONVERTED, DIMS, SWITCHES, Kernels
 
 Make = Callable[..., MLAForCausalLM]
@@ -61,7 +69,7 @@ def test_kernels_and_torch_write_and_read_the_same_codes(
     assert answers[0].token_ids == answers[1].token_ids
     for one, other in zip(answers[0].logprobs, answers[1].logprobs, strict=True):
         assert abs(one.logprob - other.logprob) < 2e-2  # a code may be rounded the other way
-    pages = [engine._pool.find(engine_keys(request))[0] for engine in engines]
+    pages = [pages_of(engine, request.prompt_ids)[0] for engine in engines]
     first, second = (
         engine._runner.cache.layers[0].pages[page].float()
         * engine._runner.cache.layers[0].scale[page][..., None]
@@ -69,12 +77,6 @@ def test_kernels_and_torch_write_and_read_the_same_codes(
     )
     assert first.abs().max() > 0.5
     assert ((first - second).abs() > 1e-3).float().mean() < 0.02
-
-
-def engine_keys(request: Any) -> list[bytes]:
-    from ic.inference.engine.scheduler import Sequence
-
-    return Sequence("", list(request.prompt_ids), 0).keys(1, 16)
 
 
 @pytest.mark.gpu

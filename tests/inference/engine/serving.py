@@ -13,6 +13,7 @@ from torch import Tensor
 from ic.inference.engine.engine import Engine
 from ic.inference.engine.options import EngineOptions
 from ic.inference.engine.request import Finish, Output, Request, Sampling, TokenLogprob
+from ic.inference.engine.scheduler import Sequence
 from ic.inference.loading import Loaded
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -74,6 +75,12 @@ def finish(engine: Engine) -> dict[str, Answer]:
     assert engine.stats().pages_used == 0
     assert (engine.stats().running, engine.stats().waiting) == (0, 0)
     return answers
+
+
+def pages_of(engine: Engine, prompt: Iterable[int]) -> list[int]:
+    """Pages in which a prompt's whole pages are found."""
+    sequence = Sequence("", list(prompt), 0)
+    return engine._pool.find(sequence.keys(sequence.num_prompt // 16, 16))
 
 
 @torch.no_grad()

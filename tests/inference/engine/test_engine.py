@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from ic.inference.engine.engine import Engine
+from ic.inference.engine.options import EngineOptions
 from ic.inference.engine.request import Finish, Request, Sampling
+from ic.model import attention
 from ic.model.paged_cache import PagedLatentLayer
 from tests.inference.engine.serving import (
     SIZES,
@@ -19,7 +25,9 @@ from tests.inference.engine.serving import (
     engine_of,
     finish,
     generated,
+    load,
     logprobs_of,
+    pages_of,
 )
 from tests.kernels.test_model_backend import CONVERTED
 from tests.model.test_rows import VARIANTS
@@ -165,7 +173,7 @@ def test_a_corrupted_page_shows(make_model: Make) -> None:
     before = finish(engine)["a"]
     for layer in engine._runner.cache.layers:
         assert isinstance(layer, PagedLatentLayer)
-        layer.pages[engine._pool.find(engine_keys(request))[1]] *= 1.05
+        layer.pages[pages_of(engine, request.prompt_ids)[1]] *= 1.05
     engine.add(request)
     after = finish(engine)["a"]
     assert after.cached_tokens == 48
@@ -173,12 +181,6 @@ def test_a_corrupted_page_shows(make_model: Make) -> None:
         abs(x.logprob - y.logprob) for x, y in zip(before.logprobs, after.logprobs, strict=True)
     )
     assert shift > 1e-4
-
-
-def engine_keys(request: Request) -> list[bytes]:
-    from ic.inference.engine.scheduler import Sequence
-
-    return Sequence("", list(request.prompt_ids), 0).keys(3, 16)
 
 
 def test_another_rows_numbers_do_not_leak(make_model: Make) -> None:
@@ -249,6 +251,75 @@ def test_a_failed_step_gives_up_what_was_asked_and_goes_on(
     engine.add(request)
     answer = finish(engine)["a"]
     assert (answer.token_ids, answer.cached_tokens) == (generated(model, request), 0)
+
+
+def test_a_wrapped_projection_is_called(make_model: Make) -> None:
+    """Where `kv_b_proj` may be more than a matrix, the pages are gathered and expanded."""
+    model = make_model(**SIZES, length_temperature="ssmax")
+    called: list[int] = []
+    for layer in model.model.layers:
+        layer.self_attn.kv_b_proj.register_forward_hook(lambda *_: called.append(1))
+    engine = engine_of(model)
+    requests = [ask(f"{n}", draw_prompt(n), 5) for n in (40, 3, 17)]
+    for request in requests:
+        engine.add(request)
+    answers = finish(engine)
+    assert len(called) == 2 * (3 + 4 + 2)  # prompts, and passes over the last tokens
+    for request in requests:
+        assert answers[request.id].token_ids == generated(model, request)
+
+
+def test_a_long_prompt_takes_no_more_memory_than_its_pieces(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What layers return is as long as a piece, and expanded keys and values are bounded."""
+    model = make_model(**SIZES)
+    tokens, chunk, head_bytes = 3000, 64, 4 * (16 + 12 + 24)
+    monkeypatch.setattr(attention, "EXPANDED_BYTES", 3100 * head_bytes)
+    attend = attention.MLAAttention._attend
+    expanded_bytes, lengths = [0], [0]
+
+    def measured(self: Any, q: Tensor, kv: Tensor, *rest: Any) -> Tensor:
+        expanded_bytes.append(kv.shape[:3].numel() * head_bytes)
+        return attend(self, q, kv, *rest)
+
+    monkeypatch.setattr(attention.MLAAttention, "_attend", measured)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, args, out: lengths.append(out.shape[1]))
+    for layer in model.model.layers:  # its matrix is read past the hook
+        layer.self_attn.kv_b_proj._forward_hooks.clear()
+    engine = engine_of(model, prefill_chunk_tokens=chunk)
+    engine.add(ask("a", draw_prompt(tokens), 2))
+    finish(engine)
+    assert max(lengths) == chunk
+    assert 0.9 < max(expanded_bytes) / attention.EXPANDED_BYTES <= 1
+
+
+def test_models_and_options_that_it_does_not_take(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    with pytest.raises(ValueError, match="other is a LlamaForCausalLM of transformers") as raised:
+        Engine(load(llama, "other"), EngineOptions())
+    assert "python -m ic convert" in str(raised.value)
+    assert "vllm serve other" in str(raised.value)
+    model = make_model(**SIZES)
+    with pytest.raises(ValueError, match="cuda_graphs=true: the model is on cpu; leave it out"):
+        engine_of(model, cuda_graphs=True)
+    attends = model.model.operators.attention
+    bare = replace(attends.capabilities, mask=False, row_lengths=False)
+    monkeypatch.setattr(type(attends), "capabilities", bare)
+    with pytest.raises(ValueError, match="attention=torch takes no rows of unequal length"):
+        engine_of(model)
 
 
 def test_what_is_refused(make_model: Make) -> None:
