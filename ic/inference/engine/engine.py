@@ -30,14 +30,14 @@ class _Active:
     """A request in work.
 
     Attributes:
-        slot: of the sampler, while it runs.
+        slot: of the sampler, from when it is first let in. A request that is preempted keeps it: no
+            other one is let in before it comes back.
     """
 
     request: Request
     sequence: Sequence
     detokenizer: Detokenizer
     slot: int | None = None
-    was_let_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,6 @@ class Engine:
         outputs, self._cancelled = self._cancelled, []
         arrived, self._in_flight = self._in_flight, []
         plan = self._scheduler.plan()
-        for sequence in plan.preempted:
-            self._leave_sampler(self._active[sequence.id])
         if plan.decode:
             sequences, logits_BV = self._runner.decode(plan.decode)
             self._runner.decode_next(self._draw(logits_BV, sequences))
@@ -235,15 +233,13 @@ class Engine:
         return drawn.tokens_B
 
     def _let_in(self, active: _Active) -> None:
-        """Note that a request runs, perhaps again."""
-        sequence, request = active.sequence, active.request
-        if not active.was_let_in:
-            active.was_let_in = True
-            self._prompt_tokens += sequence.num_prompt
-            self._cached_tokens += sequence.num_cached or 0
-        if active.slot is None:
-            drawn = sequence.tokens[sequence.num_prompt :]
-            active.slot = self._sampler.add(request.sampling, request.prompt_ids, drawn)
+        """Note that a request runs."""
+        if active.slot is not None:
+            return
+        request = active.request
+        active.slot = self._sampler.add(request.sampling, request.prompt_ids)
+        self._prompt_tokens += active.sequence.num_prompt
+        self._cached_tokens += active.sequence.num_cached or 0
 
     def _take_in(self, active: _Active, draw: Draw) -> Output:
         """A drawn token -> what the caller learns of it."""
@@ -269,13 +265,9 @@ class Engine:
 
     def _end(self, active: _Active) -> None:
         self._scheduler.remove(active.sequence)
-        self._leave_sampler(active)
-        del self._active[active.request.id]
-
-    def _leave_sampler(self, active: _Active) -> None:
         if active.slot is not None:
             self._sampler.remove(active.slot)
-            active.slot = None
+        del self._active[active.request.id]
 
     def _give_up(self) -> None:
         """Forget all requests, and what the cache may hold: a pass may not have been run."""

@@ -165,7 +165,7 @@ class Scheduler:
             if self._make_room(sequence, preempted):
                 decode.append(sequence)
         reading = next((x for x in self.running if x.is_reading), None)
-        if reading is None and not preempted:
+        if reading is None:
             reading = self._let_in()
         chunk = None
         if reading is not None:
@@ -229,7 +229,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.max_batch:
             return None
         sequence = self.waiting[0]
-        if sequence.num_ahead:
+        if sequence.num_ahead:  # preempted just now; its last token is still to come
             return None
         found: list[int] = []
         if self.prefix_cache:
@@ -253,7 +253,7 @@ class Scheduler:
 
     def _give_up_pages(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
-        sequence.pages, sequence.num_computed, sequence._num_registered = [], 0, 0
+        sequence.pages, sequence.num_computed = [], 0
 
     def _num_pages(self, tokens: int) -> int:
         return -(-tokens // self.page_tokens)

@@ -100,12 +100,14 @@ def test_arrivals_and_cancellations(make_model: Make) -> None:
             assert (answer.finish, answer.token_ids) == (Finish.LENGTH, expected)
 
 
-@pytest.mark.parametrize("prefix_cache", [True, False])
-def test_preemption_by_recomputation(make_model: Make, prefix_cache: bool) -> None:
-    """A cache that holds one request and a half."""
+@pytest.mark.parametrize(("prefix_cache", "chunk"), [(True, 20), (False, 3)])
+def test_preemption_by_recomputation(make_model: Make, prefix_cache: bool, chunk: int) -> None:
+    """A cache that holds one request and a half. What was drawn is read again, and where a chunk
+    ends before the last token, that one is decoded.
+    """
     model = make_model(**SIZES)
     engine = engine_of(
-        model, cache_tokens=7 * 16, prefix_cache=prefix_cache, prefill_chunk_tokens=20
+        model, cache_tokens=7 * 16, prefix_cache=prefix_cache, prefill_chunk_tokens=chunk
     )
     requests = [ask(f"{i}", draw_prompt(n, i), 40, logprobs=0) for i, n in enumerate((30, 20, 40))]
     for request in requests:
@@ -118,6 +120,19 @@ def test_preemption_by_recomputation(make_model: Make, prefix_cache: bool) -> No
         expected = logprobs_of(model, whole, len(request.prompt_ids))
         got = torch.tensor([x.logprob for x in answers[request.id].logprobs])
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_a_request_that_is_alone_in_giving_up_its_pages(make_model: Make) -> None:
+    """The other one is done, but its last token is on its way: nobody decodes in that step."""
+    model = make_model(**SIZES)
+    engine = engine_of(model, cache_tokens=5 * 16)
+    requests = [ask("a", draw_prompt(4), 20), ask("b", draw_prompt(30), 24)]
+    for request in requests:
+        engine.add(request)
+    answers = finish(engine)
+    assert engine.stats().preemptions == 1
+    for request in requests:
+        assert answers[request.id].token_ids == generated(model, request)
 
 
 def test_a_preempted_request_draws_what_it_would_have_drawn(make_model: Make) -> None:

@@ -103,3 +103,16 @@ def test_the_first_page_with_a_content_is_the_one_found() -> None:
     assert pool.num_kept == 1
     with pytest.raises(ValueError, match="num_pages=0: must be at least 1"):
         PagePool(0)
+
+
+def test_forgotten_pages_are_free() -> None:
+    pool = PagePool(3)
+    pages = pool.take(2) or []
+    for page, key in zip(pages, (b"a", b"b"), strict=True):
+        pool.register(page, key)
+    pool.release(pages[:1])
+    pool.forget()
+    assert (pool.num_used, pool.num_kept, pool.num_available) == (1, 0, 2)
+    assert pool.find([b"a"]) == pool.find([b"b"]) == []
+    pool.release(pages[1:])
+    assert sorted(pool.take(3) or []) == [1, 2, 3]

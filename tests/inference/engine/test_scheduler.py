@@ -229,6 +229,56 @@ def test_the_last_to_arrive_gives_up_its_pages() -> None:
     assert scheduler.plan().decode == (second,)  # the ninth token, drawn before, is its last
 
 
+def test_who_gave_up_its_pages_is_the_next_to_be_let_in() -> None:
+    scheduler = scheduler_of(5, prefix_cache=False, max_batch=2)
+    first, second, third = (Sequence(name, [1] * 7, 14) for name in "abc")
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+    under_way: list[Sequence] = []
+    while not scheduler.num_preemptions:
+        plan = scheduler.plan()
+        under_way = [*plan.decode, *([plan.chunk.sequence] if plan.chunk else [])]
+        for sequence in under_way:
+            scheduler.drawn(sequence, 9)
+    assert plan.preempted == (second,)
+    assert list(scheduler.waiting) == [second, third]
+
+
+def test_nobody_is_let_in_before_its_last_token_is_known() -> None:
+    """It gave up a page for a token that the host does not know yet: without it, it would fit."""
+    scheduler = scheduler_of(5, prefix_cache=False)
+    first, second = Sequence("a", [1] * 4, 12), Sequence("b", [2] * 7, 12)
+    scheduler.add(first)
+    scheduler.plan()  # draws the fifth token of the first
+    scheduler.add(second)
+    scheduler.drawn(first, 9)
+    plan = scheduler.plan()
+    assert (plan.decode, plan.chunk) == ((first,), Chunk(second, 0, 7, is_last=True))
+    assert (len(first.pages), len(second.pages)) == (2, 2)
+    for token in range(3):  # first has 6, 7 and 8 tokens, second 8, 9 and 10
+        scheduler.drawn(first, token)
+        if token:
+            scheduler.drawn(second, token)
+        plan = scheduler.plan()
+    assert (first.num_tokens, second.num_tokens) == (9, 11)
+    scheduler.drawn(first, 3)
+    plan = scheduler.plan()
+    assert plan.decode == (first,)
+    assert plan.preempted == (second,)
+    assert plan.chunk is None
+
+
+def test_pages_that_were_not_read_are_not_found() -> None:
+    scheduler = scheduler_of(20, chunk_tokens=6)
+    gone = Sequence("a", list(range(18)), 20)
+    scheduler.add(gone)
+    assert scheduler.plan().chunk == Chunk(gone, 0, 6, is_last=False)
+    scheduler.remove(gone)
+    again = Sequence("b", list(range(18)), 20)
+    scheduler.add(again)
+    assert scheduler.plan().chunk == Chunk(again, 4, 10, is_last=False)
+
+
 def test_what_never_fits_is_refused() -> None:
     scheduler = scheduler_of(3)
     scheduler.add(Sequence("a", [1] * 5, 12))
