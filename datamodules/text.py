@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,10 @@ class TextDataModule(LightningDataModule):
         self._refuse_shared_files([needed] if needed else ["val", "test"])
         if stage == TrainerFn.FITTING:
             for stream in self._training_streams():
-                next(stream.rows(StreamPosition(), self.config.context_length))
+                next(self._beginnings(stream).rows(StreamPosition(), self.config.context_length))
         if needed or (stage == TrainerFn.FITTING and self._validates):
-            next(self._evaluation_stream(needed or "val").documents(StreamPosition(), repeat=False))
+            stream = self._beginnings(self._evaluation_stream(needed or "val"))
+            next(stream.documents(StreamPosition(), repeat=False))
 
     def train_dataloader(self) -> Iterable[Batch]:
         config = self.config
@@ -272,6 +274,11 @@ class TextDataModule(LightningDataModule):
             )
             for index in range(config.num_streams)
         ]
+
+    def _beginnings(self, stream: TokenStream) -> TokenStream:
+        """A stream whose first sequence takes no whole book to read."""
+        tokens = self.config.context_length
+        return replace(stream, tokenize=partial(self._tokenize.beginning, tokens=tokens))
 
     def _evaluation_stream(self, split: str) -> TokenStream:
         fraction = self.config.val_fraction if split == "val" else 0.0

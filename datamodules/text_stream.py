@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -27,6 +27,8 @@ from ic.datamodules.text_files import TextFiles
 from ic.datamodules.workers import WorkerLoader
 
 _FILE_ORDER, _BLOCK_ORDER = 0, 1  # keep the two draws of a seed apart
+# A beginning is cut from so many characters, which are enough in most languages; others get more.
+_CHARACTERS_PER_TOKEN, _MARGIN_TOKENS = 6, 64
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ class DocumentTokenizer:
             [[*self._first, *ids, *self._last], np.pad(num_bytes, (first, last))], dtype=np.int32
         ).T
 
+    def beginning(self, text: str, tokens: int) -> np.ndarray:
+        """The first `tokens` of what the whole text gives, without reading all of a long one."""
+        size = _CHARACTERS_PER_TOKEN * (tokens + _MARGIN_TOKENS)
+        # Without offsets, how many bytes a token stands for is known of whole texts alone.
+        while self.tokenizer.is_fast and size < len(text):
+            part = self(text[:size])
+            # What a cut does to the tokens before it stays within a word.
+            if len(part) >= tokens + _MARGIN_TOKENS:
+                return part[:tokens]
+            size *= 2
+        return self(text)[:tokens]
+
     def _special(self, token: str, setting: str) -> list[int]:
         token_id = getattr(self.tokenizer, f"{token}_token_id")
         if token_id is None:
@@ -127,6 +141,7 @@ class TokenStream:
     """The documents of one shard, tokenized.
 
     Attributes:
+        tokenize: text to the tokens that `DocumentTokenizer` gives.
         shard: one of `num_shards`; no two shards share a document, in any epoch.
         shuffle_buffer: documents of a block; 0 keeps the order of the files and rows.
         min_tokens: what a pass over the data must hold at least, or it is an error.
@@ -134,7 +149,7 @@ class TokenStream:
     """
 
     files: TextFiles
-    tokenize: DocumentTokenizer
+    tokenize: Callable[[str], np.ndarray]
     seed: int
     shard: int
     num_shards: int

@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ic.checkpoint.errors import CheckpointError
+from ic.checkpoint.gguf_header import gguf_values
 from ic.checkpoint.weights import check_sizes
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.backends import ON_TORCH, Backends
@@ -60,8 +61,8 @@ def gguf_architecture(path: Path) -> str | None:
     Raises:
         CheckpointError: it is no GGUF file.
     """
-    field = _open(path).fields.get("general.architecture")
-    return None if field is None else str(field.contents())
+    name = gguf_values(path).get("general.architecture")
+    return None if name is None else str(name)
 
 
 class GGUFFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.folder import load_config, load_model, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
+from ic.checkpoint.gguf_header import gguf_values
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
@@ -94,6 +96,19 @@ class Opened:
         model = model.to("cuda" if self._on_gpu else "cpu")
         source = self.source
         return Loaded(model, self.tokenizer, source.name, self.trained_length, source.folder)
+
+
+def source_positions(source: Source) -> int:
+    """Tokens of the longest prompt with its answer, from a source's configuration alone.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    if source.is_gguf:
+        values = gguf_values(source.path)
+        name = f"{values.get('general.architecture')}.context_length"
+        return int(values.get(name, sys.maxsize))
+    return positions_of(load_config(source.path) if is_ours(source) else read_config(source))
 
 
 def load_source(options: InferenceOptions) -> Loaded:

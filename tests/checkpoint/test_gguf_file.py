@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.folder import load_config
 from ic.checkpoint.gguf_file import GGUFFile
+from ic.checkpoint.gguf_header import gguf_values
+from ic.checkpoint.source import find_source
+from ic.inference.loading import source_positions
 from tests.checkpoint.gguf_files import byte_level_bpe, deepseek, write
 
 IDS = torch.randint(0, 256, (2, 47), generator=torch.Generator().manual_seed(5))
@@ -183,3 +186,36 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(CheckpointError, match=r"x\.gguf needs the package gguf: pip install"):
         GGUFFile(tmp_path / "x.gguf")
+
+
+def test_values_are_those_of_llama_cpps_reader(tmp_path: Path) -> None:
+    """Read without the arrays, of files of either byte order."""
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "x.gguf"
+    for order in (gguf.GGUFEndian.LITTLE, gguf.GGUFEndian.BIG):
+        writer = gguf.GGUFWriter(path, "llama", endianess=order)
+        writer.add_context_length(8192)
+        writer.add_array("nested", [["a", "bc"], ["d"]])
+        writer.add_array("tokens", ["<s>", "naïve", ""])
+        writer.add_array("scores", [0.5, -1.0])
+        writer.add_rope_freq_base(1e5)
+        writer.add_bool("flag", True)
+        writer.add_int8("small", -3)
+        writer.add_float64("exact", 0.1)
+        writer.add_string("said", "naïve")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        fields = gguf.GGUFReader(path).fields
+        wanted = {
+            key: field.contents()
+            for key, field in fields.items()
+            if not key.startswith("GGUF.") and field.types[0] != gguf.GGUFValueType.ARRAY
+        }
+        assert gguf_values(path) == wanted
+        assert wanted["said"] == "naïve"
+        assert source_positions(find_source(str(path))) == 8192
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match="x.gguf is no GGUF file, or is damaged"):
+        gguf_values(path)

@@ -16,7 +16,7 @@ from ic.errors import UsageError
 from ic.files.atomic_write import write_json
 from ic.files.results import read_json
 from ic.files.run_folder import ParityFolder
-from ic.inference.loading import Opened, open_source
+from ic.inference.loading import Opened, open_source, source_positions
 from ic.inference.options import InferenceOptions, LoadOptions
 from ic.inference.transformers_model import is_ours
 from ic.model.fingerprint import fingerprint
@@ -150,6 +150,8 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
     """
     _check_files(folder)
     sources = find_source(config.original), find_source(config.converted)
+    # What a model is opened with, such as the tokenizer in a GGUF file, takes longer to read.
+    _check_lengths(config, *(source_positions(source) for source in sources))
     ours = [is_ours(source) for source in sources]
     # Where neither is ours, opening them refuses any backend but torch.
     original, converted = (
@@ -157,7 +159,7 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
         for source, own in zip(sources, ours, strict=True)
     )
     _check_tokenizers(original, converted)
-    _check_lengths(config, original, converted)
+    _check_lengths(config, original.positions, converted.positions)
     parts, notes = _parts(config, original)
     if INSTRUCTIONS in parts:
         _check_instructions(config, original, min(original.positions, converted.positions))
@@ -213,7 +215,8 @@ def _check_tokenizers(original: Opened, converted: Opened) -> None:
         )
 
 
-def _check_lengths(config: ParityConfig, original: Opened, converted: Opened) -> None:
+def _check_lengths(config: ParityConfig, original: int, converted: int) -> None:
+    """Refuse lengths beyond the models' positions."""
     parts = config.measured
     asked: list[tuple[str, list[int], int]] = []  # with the tokens that come behind the length
     if LOGITS in parts:
@@ -224,15 +227,15 @@ def _check_lengths(config: ParityConfig, original: Opened, converted: Opened) ->
         asked.append(("speed_tokens", config.speed_tokens, config.decode_tokens))
     for name, lengths, more in asked:
         behind = f" and {more} decode_tokens" if more else ""
-        if max(lengths) + more > converted.positions:
+        if max(lengths) + more > converted:
             raise ValueError(
-                f"{name}={lengths}: the converted model has {converted.positions:,} positions "
+                f"{name}={lengths}: the converted model has {converted:,} positions "
                 f"(max_position_embeddings), too few for {max(lengths):,} tokens{behind}; choose "
                 "shorter lengths"
             )
-        if min(lengths) + more > original.positions:
+        if min(lengths) + more > original:
             raise ValueError(
-                f"{name}={lengths}: the original has {original.positions:,} positions "
+                f"{name}={lengths}: the original has {original:,} positions "
                 f"(max_position_embeddings), too few for {min(lengths):,} tokens{behind}; give at "
                 "least one length that both have"
             )

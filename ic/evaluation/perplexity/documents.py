@@ -109,7 +109,7 @@ class Documents:
                 for length, documents in kept.items()
                 if bound >= length and (len(documents) < wanted[length] or rank < -documents[0][0])
             ]
-            document = tokenize(name, text) if open_to else None
+            document = tokenize(name, text, max(open_to)) if open_to else None
             for length in open_to:
                 if document is None or len(document) < length:
                     continue
@@ -117,7 +117,7 @@ class Documents:
                 push(kept[length], (-rank, document.beginning(length)))
         for length, documents in kept.items():
             if len(documents) < wanted[length]:
-                most = len(tokenize("", longest))
+                most = len(tokenize("", longest, len(longest.encode()) + len(tokenize.first_T)))
                 raise ValueError(self._too_few(length, len(documents), len(ranks), most))
         return {
             length: [document for _, document in sorted(documents, key=lambda each: -each[0])]
@@ -151,14 +151,14 @@ class Documents:
 
 
 class _Tokenize:
-    """Text to a document, with the tokenizer's own first token."""
+    """Text to the first `tokens` of a document, with the tokenizer's own first token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.first_T = frame_prompt(tokenizer, "plain").before.astype(np.int32)
         self._tokenize = DocumentTokenizer(tokenizer, prepend_bos=False, append_eos=False)
 
-    def __call__(self, name: str, text: str) -> Document:
-        tokens_T2 = self._tokenize(text)
+    def __call__(self, name: str, text: str, tokens: int) -> Document:
+        tokens_T2 = self._tokenize.beginning(text, tokens - len(self.first_T))
         return Document(
             name,
             np.concatenate([self.first_T, tokens_T2[:, 0]]),

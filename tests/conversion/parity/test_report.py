@@ -197,6 +197,23 @@ def test_what_cannot_be_measured_is_refused_before_weights_are_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"lengths": "[256,5000]"}, {"speed_tokens": "[4090]"}, {"retrieval_lengths": "[8192]"}],
+)
+def test_lengths_are_refused_before_models_are_opened(
+    ic: Run,
+    capsys: Capture,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    """To open a GGUF file takes seconds, in which its tokenizer is rebuilt."""
+    monkeypatch.setattr(pair, "open_source", lambda *_: pytest.fail("a model was opened"))
+    assert ic("parity", *given(folders, **changes)) == 2
+    assert "the converted model has 4,096 positions" in capsys.readouterr().err
+
+
 def test_other_tokenizers_are_refused(
     ic: Run, capsys: Capture, folders: dict[str, Path], tmp_path: Path
 ) -> None:
