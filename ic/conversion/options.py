@@ -11,6 +11,8 @@ from ic.conversion.parity.options import (
     INSTRUCTIONS,
     PASSKEY,
     SPEED,
+    TURNS,
+    WEIGHTS,
     ParityConfig,
     ParityOptions,
 )
@@ -21,7 +23,7 @@ from ic.inference.options import ACCELERATORS
 # Folder of the report in the output.
 PARITY = "parity"
 # What `parity` measures where there is no text to read.
-WITHOUT_TEXT = [CACHE, PASSKEY, INSTRUCTIONS, SPEED]
+WITHOUT_TEXT = [WEIGHTS, CACHE, PASSKEY, INSTRUCTIONS, TURNS, SPEED]
 
 
 @dataclass

@@ -155,7 +155,9 @@ class Int4Linear(QuantisedLinear):
         self.group_size = group_size
         packed = torch.empty(out_features, in_features // 8, dtype=torch.int32)
         self.register_buffer("weight_packed", packed)
-        self.register_buffer("weight_scale", torch.empty(out_features, in_features // group_size))
+        # In the dtype of the weight that it was made from, once it is loaded.
+        scale = torch.empty(out_features, in_features // group_size, dtype=torch.bfloat16)
+        self.register_buffer("weight_scale", scale)
         shape = torch.tensor([out_features, in_features], device="cpu")
         self.register_buffer("weight_shape", shape)
 

@@ -1,8 +1,9 @@
 """Bytes that the cache of the 1B shape takes, by allocating it: MHA, GQA and MLA.
 
-MHA and GQA hold a key and a value a head; MLA holds one latent and one rotated key. Contexts that
-fit a memory limit are computed from the measured bytes a token and the measured weights, and tried:
-under the allocator's limit that many tokens must fit, and two per cent more must not.
+MHA and GQA hold a key and a value a head; MLA holds one latent and one rotated key, and where it is
+quantised a float32 scale beside them. Beside MLA the weights are in fp8 and int4, too. Contexts
+that fit a memory limit are computed from the measured bytes a token and the measured weights, and
+tried: under the allocator's limit that many tokens must fit, and two per cent more must not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ic.datamodules.tokenizers import build_tokenizer, vocabulary_size
 from ic.files.results import write_results
 from ic.model import MLAForCausalLM
 from ic.model.config import MLAConfig
+from ic.model.quantised_linear import WeightScheme, replace_linear_layers
 from ic.planning.options import PlanConfig
 
 CACHE_FILE = "cache-memory.json"
@@ -27,13 +29,16 @@ LIMITS_GB = (8, 24, 40, 80)
 _GQA_HEADS, _GQA_DIM = 8, 64
 # A large buffer takes whole blocks of this from the CUDA caching allocator.
 _BLOCK_BYTES = 2 * 2**20
-_BF16, _E4M3 = torch.bfloat16, torch.float8_e4m3fn
+_BF16 = torch.bfloat16
 KINDS: dict[str, tuple[str, torch.dtype]] = {
     "MHA, bf16": ("mha", _BF16),
     "GQA, 8 heads of 64, bf16": ("gqa", _BF16),
     "MLA, bf16": ("mla", _BF16),
-    "MLA, e4m3": ("mla", _E4M3),
+    "MLA, e4m3": ("mla", torch.float8_e4m3fn),
+    "MLA, int8": ("mla", torch.int8),
 }
+# int8 takes the bytes of fp8.
+WEIGHTS = {"bf16": None, "fp8": WeightScheme("fp8"), "int4": WeightScheme("int4", 64)}
 
 
 def numbers_per_token(config: MLAConfig, kind: str) -> int:
@@ -48,12 +53,14 @@ def numbers_per_token(config: MLAConfig, kind: str) -> int:
 def allocate_cache(
     config: MLAConfig, kind: str, dtype: torch.dtype, tokens: int, device: torch.device
 ) -> list[Tensor]:
-    """One buffer (1, tokens, numbers) a layer."""
+    """One buffer (1, tokens, numbers) a layer, and one of scales (1, tokens) if it is quantised."""
     width = numbers_per_token(config, kind)
-    return [
-        torch.empty(1, tokens, width, dtype=dtype, device=device)
-        for _ in range(config.num_hidden_layers)
-    ]
+    buffers = []
+    for _ in range(config.num_hidden_layers):
+        buffers.append(torch.empty(1, tokens, width, dtype=dtype, device=device))
+        if dtype.itemsize == 1:
+            buffers.append(torch.empty(1, tokens, dtype=torch.float32, device=device))
+    return buffers
 
 
 def measure_caches(config: PlanConfig) -> int:
@@ -66,7 +73,11 @@ def measure_caches(config: PlanConfig) -> int:
         raise ValueError("plan.cache=true: PyTorch sees no CUDA GPU here")
     model = ModelConfig().mla_config(vocabulary_size(build_tokenizer("bytes")))
     device = torch.device("cuda", torch.cuda.current_device())
-    rows = cache_rows(model, device, LENGTHS, LIMITS_GB)
+    rows = [
+        row
+        for weights in WEIGHTS
+        for row in cache_rows(model, device, LENGTHS, LIMITS_GB, weights=weights)
+    ]
     output = config.plan.output_file(CACHE_FILE)
     write_results(output, {"model": asdict(ModelConfig())}, rows)
     Console().print(f"cache memory: {output}", soft_wrap=True, highlight=False)
@@ -74,15 +85,25 @@ def measure_caches(config: PlanConfig) -> int:
 
 
 def cache_rows(
-    config: MLAConfig, device: torch.device, lengths: tuple[int, ...], limits_gb: tuple[int, ...]
+    config: MLAConfig,
+    device: torch.device,
+    lengths: tuple[int, ...],
+    limits_gb: tuple[int, ...],
+    *,
+    weights: str = "bf16",
 ) -> list[dict[str, Any]]:
-    """A row for each kind: bytes by length (None where it did not fit), and largest contexts."""
+    """A row for each kind of cache and limit beside these weights, of `WEIGHTS`: bytes by length
+    (None where it did not fit), and the largest context. Quantised weights go with MLA alone.
+    """
     before = _allocated(device, [])
-    model = _weights(config, device)
-    weight_bytes = _allocated(device, list(model.parameters())) - before
+    model = _weights(config, device, weights)
+    held = [*model.parameters(), *model.buffers()]
+    weight_bytes = _allocated(device, held) - before
     taken = torch.cuda.memory_reserved(device) if device.type == "cuda" else weight_bytes
     rows: list[dict[str, Any]] = []
     for name, (kind, dtype) in KINDS.items():
+        if weights != "bf16" and kind != "mla":
+            continue
         cache_bytes: dict[str, int | None] = {}
         for tokens in lengths:
             start = _allocated(device, [])
@@ -98,11 +119,13 @@ def cache_rows(
         per_token = nbytes / int(longest)
         for limit in limits_gb:
             blocks = (limit * 10**9 - taken) // config.num_hidden_layers // _BLOCK_BYTES
+            blocks -= dtype.itemsize == 1  # two buffers of a layer are rounded up
             room = blocks * _BLOCK_BYTES * config.num_hidden_layers
             fits = int(room / per_token) // 1024 * 1024
             rows.append(
                 {
                     "cache": name,
+                    "weights": weights,
                     "bytes_per_token": per_token,
                     "cache_bytes_by_tokens": cache_bytes,
                     "weight_bytes": weight_bytes,
@@ -114,9 +137,14 @@ def cache_rows(
     return rows
 
 
-def _weights(config: MLAConfig, device: torch.device) -> torch.nn.Module:
+def _weights(config: MLAConfig, device: torch.device, weights: str) -> torch.nn.Module:
+    scheme = WEIGHTS[weights]
     with torch.device("meta"):
         model: Any = MLAForCausalLM(config)  # transformers wraps `to` past its types
+        if scheme is not None:
+            replace_linear_layers(
+                model, lambda name: None if name.endswith(("lm_head", "kv_b_proj")) else scheme
+            )
     return model.to(_BF16).to_empty(device=device)
 
 

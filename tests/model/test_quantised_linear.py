@@ -39,7 +39,7 @@ def weight(outputs: int = 48, inputs: int = 128) -> Tensor:
 
 def layer_of(given: Tensor, scheme: WeightScheme, bias: bool = False) -> QuantisedLinear:
     layer = quantised_linear(given.shape[1], given.shape[0], bias, scheme)
-    layer.load_state_dict(compress(given, scheme), strict=not bias)
+    layer.load_state_dict(compress(given, scheme), strict=not bias, assign=True)
     return layer
 
 
@@ -68,7 +68,7 @@ def test_weights_are_those_that_the_library_reads(name: str) -> None:
     # A wrong scale breaks the bound.
     broken = saved | {"weight_scale": saved["weight_scale"] * 1.3}
     wrong = layer_of(given, scheme)
-    wrong.load_state_dict(broken)
+    wrong.load_state_dict(broken, assign=True)
     error = (wrong.dequantised().double() - given.double()).abs()
     assert (error > bound).float().mean() > 0.3
 

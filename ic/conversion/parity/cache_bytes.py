@@ -1,4 +1,6 @@
-"""How much memory the caches of two models take: layers made, filled and measured."""
+"""How much memory the weights and caches of two models take: tensors counted, layers made, filled
+and measured.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,24 @@ from torch import Tensor
 
 from ic.conversion.parity.pair import Pair
 from ic.inference.caches import new_cache
+from ic.model.cache import LatentLayer
 
 Row = dict[str, Any]
 # Of the prompt that shows which tensors a layer keeps of each token.
 _PROMPT_TOKENS = 64
+
+
+def weight_row(pair: Pair) -> Row:
+    """Bytes of the storages of all parameters and buffers of both models, where they are loaded."""
+    sizes = {
+        name: sum(_storage_bytes([*side.model.parameters(), *side.model.buffers()]))
+        for name, side in pair.sides.items()
+    }
+    return {
+        "what": "weights",
+        **{f"bytes_{name}": size for name, size in sizes.items()},
+        "ratio": sizes["converted"] / sizes["original"],
+    }
 
 
 def cache_rows(pair: Pair, context_tokens: Sequence[int]) -> list[Row]:
@@ -60,7 +76,7 @@ def context_bytes(model: Any, prompt_layers: Sequence[Any], tokens: int) -> int:
     sizes: dict[tuple[Any, ...], int] = {}
     total = 0
     for place, layer in enumerate(prompt_layers):
-        states = layer.keys, layer.values
+        states = _states(layer)
         shapes = [(*s.shape[:-2], tokens, s.shape[-1]) for s in states]
         kind = (type(layer), getattr(layer, "sliding_window", None), *shapes)
         if kind not in sizes:
@@ -72,6 +88,14 @@ def context_bytes(model: Any, prompt_layers: Sequence[Any], tokens: int) -> int:
             sizes[kind] = sum(_storage_bytes(_tensors(filled)))
         total += sizes[kind]
     return total
+
+
+def _states(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values as the model gives them to a layer, in their shapes, dtype and device."""
+    if not isinstance(layer, LatentLayer):
+        return layer.keys, layer.values
+    latents_B1SC = layer.latents()[:, None].to(layer.dtype)
+    return latents_B1SC[..., : layer.rank], latents_B1SC[..., layer.rank :]
 
 
 @torch.no_grad()

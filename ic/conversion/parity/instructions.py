@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ic.conversion.parity.options import ParityOptions
+
+Message = dict[str, str]
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -30,6 +34,17 @@ def shipped_instructions() -> list[Instruction]:
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, instruction: str) -> np.ndarray:
     """Token ids (T,) int64 of a turn with the instruction, up to where the answer begins."""
-    turn = [{"role": "user", "content": instruction}]
-    rendered = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    return np.asarray(tokenizer(rendered, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    return prompt_after(tokenizer, [{"role": "user", "content": instruction}])
+
+
+def conversations(options: ParityOptions) -> list[list[str]]:
+    """What the user says in each conversation, `turns` of the package's instructions."""
+    said = [each.instruction for each in shipped_instructions()]
+    turns = options.turns
+    return [said[i * turns : (i + 1) * turns] for i in range(options.conversations)]
+
+
+def prompt_after(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> np.ndarray:
+    """Token ids (T,) int64 of a conversation, up to where the next answer begins."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return np.asarray(tokenizer(str(text), add_special_tokens=False)["input_ids"], dtype=np.int64)

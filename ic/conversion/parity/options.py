@@ -16,15 +16,19 @@ from ic.evaluation.perplexity.grid import FULL
 from ic.evaluation.perplexity.grid import Config as PerplexityConfig
 from ic.inference.options import LoadOptions
 
-LOGITS, CACHE, PASSKEY, NIAH, INSTRUCTIONS, SPEED = (
+LOGITS, WEIGHTS, CACHE, PASSKEY, NIAH, INSTRUCTIONS, TURNS, SPEED = (
     "logits",
+    "weights",
     "cache",
     "passkey",
     "niah",
     "instructions",
+    "turns",
     "speed",
 )
-PARTS = (LOGITS, CACHE, PASSKEY, NIAH, INSTRUCTIONS, SPEED)
+PARTS = (LOGITS, WEIGHTS, CACHE, PASSKEY, NIAH, INSTRUCTIONS, TURNS, SPEED)
+# That ask in the tokenizer's chat template.
+TALKS = (INSTRUCTIONS, TURNS)
 SUITES = (PASSKEY, NIAH)
 # Instructions that the package has (`instructions.jsonl`).
 MOST_INSTRUCTIONS = 50
@@ -55,9 +59,9 @@ class ParityOptions:
         format: `text`, `jsonl`, `parquet`, or `auto` for the files' suffix.
         text_column: key (jsonl) or column (parquet) that holds the document.
         document_unit: what of a text file is one document: `file`, `paragraph` or `line`.
-        parts: what is measured, of `logits` (with the perplexity), `cache`, `passkey`, `niah`,
-            `instructions` and `speed`; an empty list is all of them, instructions where the
-            tokenizer has a chat template.
+        parts: what is measured, of `logits` (with the perplexity), `weights` and `cache` (bytes),
+            `passkey`, `niah`, `instructions`, `turns` (of conversations) and `speed`; an empty list
+            is all of them, instructions and turns where the tokenizer has a chat template.
         lengths: in tokens, of the documents; those beyond the original's positions are read by the
             converted model alone.
         documents: of each length, drawn by `seed` from those that are as long; of each the
@@ -73,6 +77,8 @@ class ParityOptions:
         niah_tasks: as `suite.niah.tasks`.
         instructions: how many of the package's 50 instructions are asked.
         answer_tokens: longest answer to an instruction.
+        conversations: how many conversations are held, of `turns` of the instructions each.
+        turns: questions and answers of a conversation.
         speed_tokens: lengths of the cache at which the speed is measured.
         speed_repeats: measurements of each, of which the median counts.
         decode_tokens: that are decoded for each measurement.
@@ -95,6 +101,8 @@ class ParityOptions:
     niah_tasks: list[str] = field(default_factory=lambda: ["own_words", "other_words"])
     instructions: int = 20
     answer_tokens: int = 40
+    conversations: int = 5
+    turns: int = 4
     speed_tokens: list[int] = field(default_factory=lambda: [128, 1024])
     speed_repeats: int = 3
     decode_tokens: int = 16
@@ -109,6 +117,8 @@ class ParityOptions:
         for name, least in (
             ("documents", 1),
             ("answer_tokens", 1),
+            ("conversations", 1),
+            ("turns", 1),
             ("speed_repeats", 1),
             ("decode_tokens", 1),
             ("prefill_chunk_tokens", 1),
@@ -138,7 +148,13 @@ class ParityOptions:
         if not 1 <= self.instructions <= MOST_INSTRUCTIONS:
             raise ValueError(
                 f"instructions={self.instructions}: must be from 1 to {MOST_INSTRUCTIONS}; to "
-                f"leave them out, name the other parts: parts=[{','.join(PARTS[:4])},{SPEED}]"
+                "leave them out, name the other parts: "
+                f"parts=[{','.join(part for part in PARTS if part not in TALKS)}]"
+            )
+        if self.conversations * self.turns > MOST_INSTRUCTIONS:
+            raise ValueError(
+                f"conversations={self.conversations} of turns={self.turns}: the package has "
+                f"{MOST_INSTRUCTIONS} instructions for all of them together; choose fewer"
             )
         self.documents_options()
 
@@ -203,6 +219,8 @@ class ParityConfig(LoadOptions, ParityOptions):
         tokenizer: `bytes`, or a folder that holds the tokenizer of both; null is each one's own.
         dtype: of both: float32, bfloat16 or float16; auto is bfloat16 on a GPU (float16 below
             sm_80) and float32 on a CPU.
+        cache_dtype: what the cache of the converted model holds: fp8 or int8; auto is what it was
+            saved with. `converted` may be the original itself.
         attention, norm, rope: names of backends, for whichever of the two is ours.
     """
 

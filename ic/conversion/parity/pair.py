@@ -10,8 +10,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.source import Source, find_source
-from ic.conversion.parity.instructions import prompt_of, shipped_instructions
-from ic.conversion.parity.options import INSTRUCTIONS, LOGITS, NIAH, PASSKEY, SPEED, ParityConfig
+from ic.conversion.parity.instructions import (
+    conversations,
+    prompt_after,
+    prompt_of,
+    shipped_instructions,
+)
+from ic.conversion.parity.options import (
+    INSTRUCTIONS,
+    LOGITS,
+    NIAH,
+    PASSKEY,
+    SPEED,
+    TALKS,
+    TURNS,
+    ParityConfig,
+)
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
 from ic.files.results import read_json
@@ -20,6 +34,7 @@ from ic.inference.loading import Opened, open_source, source_positions
 from ic.inference.options import InferenceOptions, LoadOptions
 from ic.inference.transformers_model import is_ours
 from ic.model.fingerprint import fingerprint
+from ic.model.quantised_linear import QuantisedLinear
 
 # Scripts, digits, code, spaces and what a byte-level vocabulary falls back on.
 _SAMPLE = (
@@ -68,7 +83,7 @@ class Side:
             "positions": self.positions,
             "trained_length": self.trained_length,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "parameters": sum(each.numel() for each in self.model.parameters()),
+            "parameters": parameters_of(self.model),
             "shape": {n: v for n in names if (v := getattr(config, n, None)) is not None},
         }
 
@@ -155,20 +170,24 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
     ours = [is_ours(source) for source in sources]
     # Where neither is ours, opening them refuses any backend but torch.
     original, converted = (
-        _open(config, source, backends=own or not any(ours))
-        for source, own in zip(sources, ours, strict=True)
+        _open(config, source, backends=own or not any(ours), cache_dtype=cache)
+        for source, own, cache in zip(sources, ours, ("auto", config.cache_dtype), strict=True)
     )
     _check_tokenizers(original, converted)
     _check_lengths(config, original.positions, converted.positions)
     parts, notes = _parts(config, original)
+    positions = min(original.positions, converted.positions)
     if INSTRUCTIONS in parts:
-        _check_instructions(config, original, min(original.positions, converted.positions))
+        _check_instructions(config, original, positions)
+    if TURNS in parts:
+        _check_turns(config, original, positions)
     return OpenedPair(original, converted, parts, notes)
 
 
-def _open(config: ParityConfig, source: Source, *, backends: bool) -> Opened:
+def _open(config: ParityConfig, source: Source, *, backends: bool, cache_dtype: str) -> Opened:
     on_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     given = {each.name: getattr(config, each.name) for each in fields(LoadOptions)}
+    given["cache_dtype"] = cache_dtype
     if config.dtype == "auto" and not on_gpu:
         given["dtype"] = "float32"
     if not backends:
@@ -178,14 +197,25 @@ def _open(config: ParityConfig, source: Source, *, backends: bool) -> Opened:
 
 def _load(opened: Opened) -> Side:
     loaded = opened.load()
+    cache = getattr(loaded.model.config, "cache_dtype", "auto")
     return Side(
         loaded.model,
-        loaded.name,
+        loaded.name if cache == "auto" else f"{loaded.name}, {cache} cache",
         str(opened.source.path),
         fingerprint(loaded.model),
         opened.positions,
         opened.trained_length,
     )
+
+
+def parameters_of(model: Any) -> int:
+    """Numbers that a model has learnt, whatever bits they are kept in."""
+    quantised = sum(
+        layer.in_features * layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, QuantisedLinear)
+    )
+    return quantised + sum(each.numel() for each in model.parameters())
 
 
 def _check_tokenizers(original: Opened, converted: Opened) -> None:
@@ -244,15 +274,16 @@ def _check_lengths(config: ParityConfig, original: int, converted: int) -> None:
 def _parts(config: ParityConfig, original: Opened) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The parts that are measured, and a note where one is left out."""
     parts = config.measured
-    if INSTRUCTIONS not in parts or original.tokenizer.chat_template:
+    talks = [part for part in TALKS if part in parts]
+    if not talks or original.tokenizer.chat_template:
         return parts, ()
     said = "the tokenizer has no chat template to ask instructions with"
     if config.parts:
         raise ValueError(
-            f"parts={config.parts}: {said}; leave instructions out, or give a tokenizer with one "
-            "(tokenizer=FOLDER)"
+            f"parts={config.parts}: {said}; leave {' and '.join(talks)} out, or give a tokenizer "
+            "with one (tokenizer=FOLDER)"
         )
-    return tuple(part for part in parts if part != INSTRUCTIONS), (f"Instructions: {said}.",)
+    return tuple(part for part in parts if part not in TALKS), (f"Instructions: {said}.",)
 
 
 def _check_instructions(config: ParityConfig, opened: Opened, positions: int) -> None:
@@ -263,6 +294,24 @@ def _check_instructions(config: ParityConfig, opened: Opened, positions: int) ->
             f"answer_tokens={config.answer_tokens}: an instruction has up to {longest:,} tokens, "
             f"and the models have {positions:,} positions for it and its answer; choose fewer, or "
             "leave instructions out of parts="
+        )
+
+
+def _check_turns(config: ParityConfig, opened: Opened, positions: int) -> None:
+    longest = 0
+    for asked in conversations(config):
+        messages = [
+            {"role": role, "content": content}
+            for said in asked
+            for role, content in (("user", said), ("assistant", ""))
+        ]
+        longest = max(longest, len(prompt_after(opened.tokenizer, messages[:-1])))
+    needed = longest + config.turns * config.answer_tokens
+    if needed > positions:
+        raise ValueError(
+            f"turns={config.turns} with answer_tokens={config.answer_tokens}: a conversation has "
+            f"up to {needed:,} tokens, and the models have {positions:,} positions for it; choose "
+            "fewer, or leave turns out of parts="
         )
 
 

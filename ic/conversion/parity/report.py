@@ -40,6 +40,10 @@ def headline(rows: Sequence[Row]) -> list[list[str]]:
             ["same likeliest token", "", "", percent(row["agreement"], 1), _documents(row["n"])]
         )
     for row in rows:
+        if row["what"] == "weights":
+            sizes = [size_text(row[f"bytes_{name}"]) for name in ("original", "converted")]
+            said.append(["weights", *sizes, f"x {row['ratio']:.3g}", ""])
+    for row in rows:
         if row["what"] == "cache" and row["by"] == "context":
             sizes = [size_text(row[f"bytes_{name}"]) for name in ("original", "converted")]
             name = f"cache of {tokens(row['context_tokens'])} tokens"
@@ -61,6 +65,10 @@ def headline(rows: Sequence[Row]) -> list[list[str]]:
             said.append(
                 ["answers, original's tokens kept", "", "", percent(row["agreement"], 1), asked]
             )
+    turns = [row for row in rows if row["what"] == "turns"]
+    for row in [turns[0], turns[-1]] if len(turns) > 1 else turns:
+        kept, number = percent(row["agreement"], 1), f"{row['n']} conversations"
+        said.append([f"turn {row['turn']}, original's tokens kept", "", "", kept, number])
     for row in rows:
         if row["what"] == "speed":
             for phase in ("prefill", "decode"):
@@ -90,7 +98,7 @@ def document(results: dict[str, Any], comparison: Comparison | None, *, picture:
         f"by `{results['command']}`. Both models read the same tokens. Intervals are of 95 %."
     ]
     page += [*_logits(rows), *_cache(rows), *_retrieval(comparison), *_instructions(rows)]
-    page += _speed(rows)
+    page += [*_turns(rows), *_speed(rows)]
     return "\n".join(page) + "\n"
 
 
@@ -210,6 +218,34 @@ def _instructions(rows: Sequence[Row]) -> Iterator[str]:
                 span = "-" if ends[0] is None else " to ".join(show(end) for end in ends)
                 table.append([title, show(row[name]), span])
             yield from markdown(["", "", "95 %"], table, left=1)
+
+
+def _turns(rows: Sequence[Row]) -> Iterator[str]:
+    found = [row for row in rows if row["what"] == "turns"]
+    if not found:
+        return
+    yield from (
+        "",
+        "## Conversations",
+        "",
+        f"{found[0]['n']} conversations of {len(found)} turns. The original answers greedily; both "
+        "models read its answers token by token, each over a cache that goes on from turn to turn. "
+        "The loss is the converted model's minus the original's, in nats per token.",
+        "",
+    )
+    heads = ["turn", "original's tokens kept", "KL", "loss", "tokens"]
+    table = []
+    for row in found:
+        low, high = row["agreement_low_95"], row["agreement_high_95"]
+        span = "" if low is None else f" [{percent(low, 1)}-{percent(high, 1)}]"
+        loss = f"{row['difference']:+.3g}"
+        if row["difference_low_95"] is not None:
+            loss += f" [{row['difference_low_95']:+.3g} to {row['difference_high_95']:+.3g}]"
+        kept = percent(row["agreement"], 1) + span
+        table.append(
+            [str(row["turn"]), kept, _with_interval(row, "kl"), loss, f"{row['n_tokens']:,}"]
+        )
+    yield from markdown(heads, table, left=1)
 
 
 def _speed(rows: Sequence[Row]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ic.checkpoint.model_card import refresh_card
 from ic.conversion.parity.answers import answer_instructions, answer_row, answered, answers_page
-from ic.conversion.parity.cache_bytes import cache_rows
+from ic.conversion.parity.cache_bytes import cache_rows, weight_row
 from ic.conversion.parity.figure import draw
 from ic.conversion.parity.instructions import shipped_instructions
 from ic.conversion.parity.options import (
@@ -17,6 +17,8 @@ from ic.conversion.parity.options import (
     NIAH,
     PASSKEY,
     SPEED,
+    TURNS,
+    WEIGHTS,
     ParityConfig,
 )
 from ic.conversion.parity.pair import Pair, open_pair
@@ -25,6 +27,7 @@ from ic.conversion.parity.report import HEAD, document, headline
 from ic.conversion.parity.retrieval import answer_suites, build_suites
 from ic.conversion.parity.speed import measurements, speed_rows
 from ic.conversion.parity.texts import Texts, draw_texts, read_texts, text_rows, tokens_file
+from ic.conversion.parity.turns import turn_rows
 from ic.evaluation.comparison.compare import Comparison
 from ic.evaluation.comparison.words import sentences
 from ic.files.atomic_write import replacing, write_json
@@ -38,7 +41,7 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
     """Measure two models, write `report.md`, `parity.json` and `parity.png` -> what the JSON holds.
 
     What an interrupted measurement of the same models has left in the folder is not measured again,
-    but for the cache and the speed, which take seconds.
+    but for the cache, the conversations and the speed, which take seconds.
 
     Args:
         notes: sentences that the report has to say, such as what the text is.
@@ -56,6 +59,8 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
     comparison: Comparison | None = None
     if texts is not None:
         rows += _logits(config, pair, texts, folder)
+    if WEIGHTS in pair.parts:
+        rows.append(weight_row(pair))
     if CACHE in pair.parts:
         rows += cache_rows(pair, config.context_tokens)
     if suites is not None:
@@ -65,6 +70,9 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
         rows += [_comparison_row(group.columns, comparison) for group in comparison.groups]
     if INSTRUCTIONS in pair.parts:
         rows.append(_instructions(config, pair, folder))
+    if TURNS in pair.parts:
+        with steps("turns", "answers", config.conversations * config.turns) as on_turn:
+            rows += turn_rows(config, pair, on_turn)
     if SPEED in pair.parts:
         with steps("speed", "measurements", measurements(config, pair)) as on_measurement:
             rows += speed_rows(config, pair, on_measurement)

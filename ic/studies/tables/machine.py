@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ic.display.markdown import markdown
 from ic.display.numbers import gib, percent, tokens
 from ic.studies.tables.published import RESULTS, load
@@ -86,8 +88,8 @@ def cache_table() -> str:
     gpus = (f"{limit} GB" for limit in limits)
     heads = ["cache of the 1B shape", *shown, "MB per 1k tokens", *gpus]
     lines = []
-    for name in dict.fromkeys(row["cache"] for row in rows):
-        here = {row["limit_gb"]: row for row in rows if row["cache"] == name}
+    for name in dict.fromkeys(map(_cache_name, rows)):
+        here = {row["limit_gb"]: row for row in rows if _cache_name(row) == name}
         first = here[limits[0]]
         sizes = [
             gib(size, 2) if size else "did not fit"
@@ -97,6 +99,12 @@ def cache_table() -> str:
         largest = (f"{here[limit]['largest_context_tokens']:,}" for limit in limits)
         lines.append([name, *sizes, per_token, *largest])
     return "\n".join(markdown(heads, lines, left=1))
+
+
+def _cache_name(row: dict[str, Any]) -> str:
+    """The kind of cache, with the weights beside it where they are not bf16."""
+    weights = row.get("weights", "bf16")  # files from before they varied do not say
+    return row["cache"] if weights == "bf16" else f"{row['cache']}, weights in {weights}"
 
 
 def plan_table() -> str:

@@ -261,7 +261,7 @@ def test_instructions_need_a_chat_template(
     assert "the tokenizer has no chat template" in capsys.readouterr().err
     folder = tmp_path / "out"
     opened = open_pair(options(asked, "llama", "mla", output=str(folder)), ParityFolder(folder))
-    assert opened.parts == ("logits", "cache", "passkey", "niah", "speed")
+    assert opened.parts == ("logits", "weights", "cache", "passkey", "niah", "speed")
     (note,) = opened.notes
     assert note == "Instructions: the tokenizer has no chat template to ask instructions with."
 
