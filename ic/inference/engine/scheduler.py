@@ -229,8 +229,6 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.max_batch:
             return None
         sequence = self.waiting[0]
-        if sequence.num_ahead:  # preempted just now; its last token is still to come
-            return None
         found: list[int] = []
         if self.prefix_cache:
             # The last token is always computed: its logits are asked for.
@@ -240,6 +238,8 @@ class Scheduler:
         available = self.pool.num_available - self.pool.num_kept_of(found)
         if new + len(self.running) > available:
             return None
+        # Who gave up its pages in this very plan does not fit: one of them is already taken.
+        assert not sequence.num_ahead
         self.pool.hold(found)
         taken = self.pool.take(new)
         assert taken is not None

@@ -100,7 +100,7 @@ def test_arrivals_and_cancellations(make_model: Make) -> None:
             assert (answer.finish, answer.token_ids) == (Finish.LENGTH, expected)
 
 
-@pytest.mark.parametrize(("prefix_cache", "chunk"), [(True, 20), (False, 3)])
+@pytest.mark.parametrize(("prefix_cache", "chunk"), [(True, 1), (False, 20)])
 def test_preemption_by_recomputation(make_model: Make, prefix_cache: bool, chunk: int) -> None:
     """A cache that holds one request and a half. What was drawn is read again, and where a chunk
     ends before the last token, that one is decoded.

@@ -244,30 +244,6 @@ def test_who_gave_up_its_pages_is_the_next_to_be_let_in() -> None:
     assert list(scheduler.waiting) == [second, third]
 
 
-def test_nobody_is_let_in_before_its_last_token_is_known() -> None:
-    """It gave up a page for a token that the host does not know yet: without it, it would fit."""
-    scheduler = scheduler_of(5, prefix_cache=False)
-    first, second = Sequence("a", [1] * 4, 12), Sequence("b", [2] * 7, 12)
-    scheduler.add(first)
-    scheduler.plan()  # draws the fifth token of the first
-    scheduler.add(second)
-    scheduler.drawn(first, 9)
-    plan = scheduler.plan()
-    assert (plan.decode, plan.chunk) == ((first,), Chunk(second, 0, 7, is_last=True))
-    assert (len(first.pages), len(second.pages)) == (2, 2)
-    for token in range(3):  # first has 6, 7 and 8 tokens, second 8, 9 and 10
-        scheduler.drawn(first, token)
-        if token:
-            scheduler.drawn(second, token)
-        plan = scheduler.plan()
-    assert (first.num_tokens, second.num_tokens) == (9, 11)
-    scheduler.drawn(first, 3)
-    plan = scheduler.plan()
-    assert plan.decode == (first,)
-    assert plan.preempted == (second,)
-    assert plan.chunk is None
-
-
 def test_pages_that_were_not_read_are_not_found() -> None:
     scheduler = scheduler_of(20, chunk_tokens=6)
     gone = Sequence("a", list(range(18)), 20)
