@@ -130,15 +130,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def serve(
     tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Served]]:
-    """`serve(changes of the model, options of vLLM)`; decoding as on a CPU, without kernels."""
+    """`serve(changes of the model, options of vLLM)`; decoding as on a CPU, without kernels.
+
+    `made` is a model whose folder `model` is there already.
+    """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     monkeypatch.setattr("ic.kernels.arguments.INTERPRETED", False)
     started: list[Served] = []
 
-    def start(changes: dict[str, Any] | None = None, **options: Any) -> Served:
-        model = saved_model(tmp_path / "model", **(changes or {}))
+    def start(
+        changes: dict[str, Any] | None = None, *, made: MLAForCausalLM | None = None, **options: Any
+    ) -> Served:
+        model = made or saved_model(tmp_path / "model", **(changes or {}))
         options = {
             "dtype": "float32",
             "max_model_len": 768,
