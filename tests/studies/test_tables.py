@@ -78,10 +78,10 @@ def rows_of(file: str) -> list[dict]:
 
 
 def test_headline() -> None:
-    """Five rows, each figure against its file."""
+    """Six rows, each figure against its file."""
     lines = headline_table().splitlines()
-    assert len(lines) == 2 + 5
-    retrieval, training, cache, decode, demo = lines[2:]
+    assert len(lines) == 2 + 6
+    retrieval, training, healed, cache, decode, demo = lines[2:]
     for line in lines[2:]:
         assert (RESULTS / line.split("`")[-2]).is_file()
 
@@ -99,6 +99,15 @@ def test_headline() -> None:
     fit = json.loads((RESULTS / "infinitecontext_1b-fit.json").read_text())
     assert fit["config"]["trainer"]["max_time"] == "00:00:05:20"
     assert f"| 5 min 20 s on {fit['device']}, 441 steps, " in training
+    texts = {
+        row["length_tokens"]: row
+        for row in rows_of("smollm2_mla-h100-healed-books-parity.json")
+        if row["what"] == "logits" and row["position"] == "all"
+    }
+    assert round(texts[8192]["perplexity_converted"], 1) == 31.9
+    assert round(texts[8192]["ratio_high_95"], 4) == 1.0122
+    assert "as MLA with 0.5 of its cache" in healed
+    assert "31.9 at 8k (original 31.8, -0.5 to +1.2 %); paired" in healed
     per_token = {row["cache"]: row["bytes_per_token"] for row in rows_of("cache-memory.json")}
     sizes = [per_token[name] for name in ("MLA, bf16", "GQA, 8 heads of 64, bf16", "MHA, bf16")]
     assert sizes == [8 * 1024, 32 * 1024, 128 * 1024]

@@ -1,4 +1,4 @@
-"""Five figures that say what this project does, for a reader who has a minute."""
+"""Six figures that say what this project does, for a reader who has a minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURE = 131072
 
 def headline_table() -> str:
     """What was measured, the figure, and the results file that it stands in."""
-    lines = [_retrieval(), _training(), _cache(), _decoding(), _demo()]
+    lines = [_retrieval(), _training(), _healed(), _cache(), _decoding(), _demo()]
     return "\n".join(markdown(["measured", "result", "file"], lines, left=3))
 
 
@@ -50,13 +50,33 @@ def _training() -> list[str]:
     return ["Its training, from random weights", ", ".join(parts), f"`{file}`"]
 
 
+def _healed() -> list[str]:
+    file = "smollm2_mla-h100-healed-books-parity.json"
+    rows = load(file)["rows"]
+    share = next(row["ratio"] for row in rows if row["what"] == "cache")
+    found = []
+    for row in rows:
+        if row["what"] == "logits" and row["position"] == "all":
+            low, high = (100 * (row[f"ratio_{end}_95"] - 1) for end in ("low", "high"))
+            found.append(
+                f"{row['perplexity_converted']:.1f} at {tokens(row['length_tokens'])} (original "
+                f"{row['perplexity_original']:.1f}, {low:+.1f} to {high:+.1f} %)"
+            )
+    return [
+        f"Perplexity of SmolLM2-135M as MLA with {share:g} of its cache, healed, on books by other "
+        "authors",
+        f"{', '.join(found)}; paired 95 % intervals",
+        f"`{file}`",
+    ]
+
+
 def _cache() -> list[str]:
     file = "cache-memory.json"
     kib = {row["cache"]: row["bytes_per_token"] / 1024 for row in load(file)["rows"]}
     gqa = next(name for name in kib if name.startswith("GQA"))
     heads = gqa.removeprefix("GQA, ").removesuffix(", bf16")
     return [
-        "Its bf16 cache per token, beside other attention of the same shape",
+        "The bf16 cache of InfiniteContext-1B per token, beside other attention of the same shape",
         f"{kib['MLA, bf16']:.0f} KiB with MLA, {kib[gqa]:.0f} KiB with GQA ({heads}), "
         f"{kib['MHA, bf16']:.0f} KiB with MHA",
         f"`{file}`",
