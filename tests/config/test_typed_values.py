@@ -70,7 +70,7 @@ def test_any_text_arrives_as_typed(text: str) -> None:
 def test_text_of_a_list_arrives_as_typed(texts: list[str]) -> None:
     quoted = ["'" + text.replace("\\", "").replace("'", r"\'") + "'" for text in texts]
     expected = [text.replace("\\", "") for text in texts]
-    if not any("${" in text for text in texts):  # in quotes it refers to another key
+    if not any("${" in text for text in expected):  # in quotes it refers to another key
         (spelled,) = spell_values(RunConfig, [f"data.train_files=[{', '.join(quoted)}]"])
         assert read(spelled) == expected
 
