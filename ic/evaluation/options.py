@@ -38,7 +38,8 @@ class SuiteOptions:
         samples_by_length: other counts for some lengths, `{131072: 20}`; a table, so lengths that
             the suite leaves out may stay in it.
         prompt: `plain` text that the model continues, or a `chat` turn that it answers.
-        tokens_per_batch: prompts of a cell that are answered together, in tokens.
+        tokens_per_batch: prompts of a cell that are answered together, in tokens; null is as many
+            as a GPU's free memory holds, 64 prompts at most, and 65,536 tokens on a CPU.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
         seed: of the samples.
     """
@@ -49,7 +50,7 @@ class SuiteOptions:
     samples: int = 50
     samples_by_length: dict[int, int] = field(default_factory=dict)
     prompt: str = "plain"
-    tokens_per_batch: int = 65536
+    tokens_per_batch: int | None = None
     prefill_chunk_tokens: int = 131072
     seed: int = 1234
 
@@ -61,7 +62,8 @@ class SuiteOptions:
             raise ValueError(f"{self.key('prompt')}: choose {' or '.join(PROMPTS)}")
         least_of = {"samples": 1, "tokens_per_batch": 1, "prefill_chunk_tokens": 1, "seed": 0}
         for name, least in least_of.items():
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(f"{self.key(name)}: must be at least {least}")
         if min(self.samples_by_length.values(), default=1) < 1:
             raise ValueError(f"{self.key('samples_by_length')}: counts must be at least 1")

@@ -31,10 +31,11 @@ from ic.evaluation.answered import (
     sample_row,
 )
 from ic.evaluation.sample_cache import SampleCache
-from ic.evaluation.shares import Part, batch_samples, share_of_samples
-from ic.evaluation.suite import C, Decoder, Row, Sample, Suite
+from ic.evaluation.shares import BatchSize, Part, batch_of_tokens, share_of_samples
+from ic.evaluation.suite import BATCH_TOKENS, C, Decoder, Row, Sample, Suite
 from ic.files.json_lines import append_rows, rank_file
 from ic.files.run_folder import earlier_cells_file
+from ic.inference.batch_memory import free_bytes, prompts_at_once
 from ic.inference.greedy import GreedyDecoder, OnCache, StoppedError
 from ic.inference.model_facts import end_tokens, positions_of
 from ic.model.fingerprint import fingerprint
@@ -111,9 +112,11 @@ def run_suite(
     draw: Callable[[C, int], Sample] = partial(suite.sample, tokenizer)
     if sample_cache is not None and suite.cached:
         draw = SampleCache(sample_cache, suite, tokenizer).sample
+    batch_size = _batch_size(model, suite, ranks, world, sharded)
     with contextlib.suppress(StoppedError):
-        for part in share_of_samples(suite, missing, rank, world):
-            for cell, rows in _answer(decoder, tokenizer, suite, draw, part, identity):
+        for part in share_of_samples(suite, missing, rank, world, batch_size):
+            size = batch_size(next(iter(part)))
+            for cell, rows in _answer(decoder, tokenizer, suite, draw, part, identity, size):
                 done[cell] |= {row["index"]: row for row in rows}
                 if is_writer:
                     append_rows(own_file, rows)
@@ -163,6 +166,32 @@ def _answered_before(cells: Sequence[C], file: Path, identity: Mapping[str, str]
     return done
 
 
+def _batch_size(
+    model: Any, suite: Suite[C], ranks: Ranks | None, world: int, sharded: bool
+) -> BatchSize[C]:
+    """How many samples of a cell are answered together: as asked for, or as many as fit.
+
+    Ranks that share the samples cut them into the same batches, by the memory of the first of them,
+    and each can have a batch of every cell. Where a model or its prompts lie spread over ranks,
+    what fits is not computed.
+    """
+    if suite.tokens_per_batch is not None:
+        return batch_of_tokens(suite.tokens_per_batch)
+    free = free_bytes(model)
+    if free is None or sharded:
+        return batch_of_tokens(BATCH_TOKENS)
+    if ranks is not None and world > 1:
+        free = ranks.broadcast(free)
+    held: int = free
+
+    def fit(cell: C) -> int:
+        longest = cell.length_tokens
+        most = prompts_at_once(model, longest, suite.prefill_chunk_tokens, held)
+        return min(most, -(-cell.samples // world))
+
+    return fit
+
+
 def _key(fields: Row) -> tuple[Any, ...]:
     return tuple(sorted(fields.items()))
 
@@ -174,12 +203,12 @@ def _answer(
     draw: Callable[[C, int], Sample],
     part: Part[C],
     identity: Mapping[str, str],
+    size: int,
 ) -> Iterator[tuple[C, list[Row]]]:
     """Rows of samples of cells of one length, batch by batch, cells in turn.
 
     Batches begin at the same indices whatever was answered before.
     """
-    size = batch_samples(suite, next(iter(part)))
     for start in range(0, max(cell.samples for cell in part), size):
         for cell, missing in part.items():
             indices = [index for index in missing if start <= index < start + size]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from ic.evaluation.suite import C, Suite
 
@@ -15,13 +16,21 @@ _TOLERANCE = 1.05
 Part = dict[C, list[int]]
 
 
-def batch_samples(suite: Suite[C], cell: C) -> int:
-    """How many samples of a cell are answered together."""
-    return max(1, suite.tokens_per_batch // cell.length_tokens)
+# How many samples of a cell are answered together.
+BatchSize = Callable[[C], int]
+
+
+def batch_of_tokens(tokens: int) -> BatchSize[Any]:
+    """As many samples as so many tokens of their cell's length."""
+    return lambda cell: max(1, tokens // cell.length_tokens)
 
 
 def share_of_samples(
-    suite: Suite[C], missing: Mapping[C, Sequence[int]], rank: int, world: int
+    suite: Suite[C],
+    missing: Mapping[C, Sequence[int]],
+    rank: int,
+    world: int,
+    batch_size: BatchSize[C],
 ) -> list[Part[C]]:
     """What a rank answers.
 
@@ -31,6 +40,7 @@ def share_of_samples(
 
     Args:
         missing: of each cell the samples that are not answered yet.
+        batch_size: the same for all ranks.
     """
     groups = suite.groups([cell for cell, indices in missing.items() if indices])
     work = [_work(suite, {cell: list(missing[cell]) for cell in group}) for group in groups]
@@ -38,7 +48,8 @@ def share_of_samples(
     own: dict[int, Part[C]] = {}
     for number in sorted(range(len(groups)), key=lambda n: -work[n]):
         parts = sorted(
-            _parts(suite, groups[number], missing, world), key=lambda part: -_work(suite, part)
+            _parts(suite, groups[number], missing, world, batch_size),
+            key=lambda part: -_work(suite, part),
         )
         free = sorted(range(world), key=lambda r: loads[r])
         for part, taker in zip(parts, free, strict=False):  # some ranks may get none
@@ -55,12 +66,16 @@ def _work(suite: Suite[C], part: Part[C]) -> float:
 
 
 def _parts(
-    suite: Suite[C], group: list[C], missing: Mapping[C, Sequence[int]], most: int
+    suite: Suite[C],
+    group: list[C],
+    missing: Mapping[C, Sequence[int]],
+    most: int,
+    batch_size: BatchSize[C],
 ) -> list[Part[C]]:
     if len(group) > 1:
         return [{cell: list(missing[cell]) for cell in cells} for cells in _cut(suite, group, most)]
     (cell,) = group
-    size = batch_samples(suite, cell)
+    size = batch_size(cell)
     batches: dict[int, list[int]] = {}
     for index in missing[cell]:
         batches.setdefault(index // size, []).append(index)

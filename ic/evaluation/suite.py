@@ -7,8 +7,10 @@ the cells over processes and writes the files.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -17,6 +19,9 @@ import torch
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+# Prompts that are answered together, in tokens, where nobody said how many and no memory tells.
+BATCH_TOKENS = 65536
 
 # A row of a cells file, or of a results file.
 Row = dict[str, Any]
@@ -37,6 +42,8 @@ class Cell(Protocol):
 
 
 C = TypeVar("C", bound=Cell)
+# Tokens after which an answer is looked at, whether it is decided.
+_LOOK_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,16 @@ class Decoder(Protocol):
         `ended`, which sees it after each token, says so.
         """
 
-    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
-        """Greedy continuations, up to (new_tokens,), of prompts (T,) in their order."""
+    def answers_of_any_length(
+        self,
+        prompts: Sequence[Tensor],
+        new_tokens: int,
+        ended: Callable[[Sequence[int], Tensor], bool] = ...,
+    ) -> list[Tensor]:
+        """Greedy continuations, up to (new_tokens,), of prompts (T,) in their order; shorter ones
+        once `ended`, which sees the indices of some and their continuation (B, n) after each token,
+        says so.
+        """
 
     def losses(self, ids_BT: Tensor) -> Tensor:
         """Negative log-likelihood in nats of each token after the first: (B, T - 1) fp32."""
@@ -104,8 +119,10 @@ class Suite(ABC, Generic[C]):
         cached: whether its samples take longer to draw than to read from a file.
         synthetic: what of its prompts a program wrote, for the report.
         answering: how the model is asked, for the report.
-        tokens_per_batch: prompts of a cell that are answered together, in tokens.
+        tokens_per_batch: prompts of a cell that are answered together, in tokens; None is as many
+            as memory holds.
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
+        decides: whether `decided` may end an answer.
         texts_by_tokens: texts are as long as so many of the model's own tokens, so that another
             tokenizer makes others.
     """
@@ -117,7 +134,8 @@ class Suite(ABC, Generic[C]):
     synthetic: str = "every text and every question"
     answering: ClassVar[str] = "Answers are greedy"
     texts_by_tokens: ClassVar[bool] = True
-    tokens_per_batch: int
+    decides: ClassVar[bool] = False
+    tokens_per_batch: int | None
     prefill_chunk_tokens: int
 
     def connect(self) -> None:
@@ -157,18 +175,44 @@ class Suite(ABC, Generic[C]):
     ) -> list[Score]:
         """The samples' scores in their order: greedy answers, those of about one length at once.
 
-        An answer ends before the tokenizer's end token: what a model writes behind it is no part.
+        An answer ends before the tokenizer's end token, because what a model writes behind it is no
+        part, and where it is decided.
         """
         prompts = [torch.from_numpy(sample.ids) for sample in samples]
         new_tokens = max((sample.new_tokens for sample in samples), default=0)
+        texts = [partial(_text, tokenizer, sample.new_tokens) for sample in samples]
+        over: set[int] = set()
+
+        def ended(indices: Sequence[int], out_BT: Tensor) -> bool:
+            if out_BT.shape[1] % _LOOK_EVERY:
+                return False
+            for index, tokens in zip(indices, out_BT.tolist(), strict=True):
+                if index not in over and self.decided(samples[index], texts[index](tokens)):
+                    over.add(index)
+            return over.issuperset(indices)
+
+        early = (ended,) if self.decides else ()
+        answers = decoder.answers_of_any_length(prompts, new_tokens, *early)
         scores = []
-        answers = decoder.answers_of_any_length(prompts, new_tokens)
-        for sample, tokens in zip(samples, answers, strict=True):
-            own = tokens[: sample.new_tokens].tolist()
-            if tokenizer.eos_token_id in own:
-                own = own[: own.index(tokenizer.eos_token_id)]
-            scores.append(self.score(sample, str(tokenizer.decode(own))))
+        for sample, text, tensor in zip(samples, texts, answers, strict=True):
+            tokens = tensor.tolist()
+            if self.decides:  # not where the last of those that were answered together was
+                least = range(len(tokens))
+                decided = partial(self._decided_after, sample, text, tokens)
+                tokens = tokens[: bisect_left(least, True, key=decided)]
+            scores.append(self.score(sample, text(tokens)))
         return scores
+
+    def decided(self, sample: Sample, text: str) -> bool:
+        """Whether no continuation of an answer's beginning changes its score; then it is true of
+        each of them. Asked if `decides`.
+        """
+        return False
+
+    def _decided_after(
+        self, sample: Sample, text: Callable[[list[int]], str], tokens: list[int], number: int
+    ) -> bool:
+        return self.decided(sample, text(tokens[:number]))
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -233,3 +277,11 @@ class Suite(ABC, Generic[C]):
         Args:
             trained_length: longest context in tokens that was trained, to be marked.
         """
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, new_tokens: int, tokens: list[int]) -> str:
+    """What the first tokens of an answer say, up to the end token."""
+    own = tokens[:new_tokens]
+    if tokenizer.eos_token_id in own:
+        own = own[: own.index(tokenizer.eos_token_id)]
+    return str(tokenizer.decode(own))

@@ -6,6 +6,7 @@ Legend: B batch, T tokens of a prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,11 +85,20 @@ class GreedyDecoder:
         return out
 
     @torch.no_grad()
-    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
+    def answers_of_any_length(
+        self,
+        prompts: Sequence[Tensor],
+        new_tokens: int,
+        ended: Callable[[Sequence[int], Tensor], bool] = lambda *_: False,
+    ) -> list[Tensor]:
         """Greedy continuations, up to (new_tokens,), of prompts (T,) in their order.
 
         Prompts of about the same length are read and continued together, if the model can do that
         and give what it gives to each alone; others are those of equal length.
+
+        Args:
+            ended: sees the indices of prompts that are continued together and the continuation
+                (B, n) after each token; theirs is over once it says so.
         """
         answers: dict[int, Tensor] = {}
         unequal = takes_unequal_rows(self.model)
@@ -103,14 +113,21 @@ class GreedyDecoder:
         for group in groups:
             lengths = [len(prompts[index]) for index in group]
             ids_BT = pad_sequence([prompts[index] for index in group], batch_first=True)
+            over = partial(ended, group)
             if lengths[0] == lengths[-1]:
-                out = self.answers(ids_BT, new_tokens)
+                out = self.answers(ids_BT, new_tokens, over)
             else:
-                out = self._unequal(ids_BT.to(self.model.device), lengths, new_tokens)
+                out = self._unequal(ids_BT.to(self.model.device), lengths, new_tokens, over)
             answers.update(zip(group, out, strict=True))
         return [answers[index] for index in range(len(prompts))]
 
-    def _unequal(self, ids_BT: Tensor, lengths: Sequence[int], new_tokens: int) -> Tensor:
+    def _unequal(
+        self,
+        ids_BT: Tensor,
+        lengths: Sequence[int],
+        new_tokens: int,
+        ended: Callable[[Tensor], bool],
+    ) -> Tensor:
         """Greedy continuation (B, new_tokens) of prompts that are padded at their ends.
 
         The padding is read with them, and hidden from what follows.
@@ -133,7 +150,7 @@ class GreedyDecoder:
             lengths_B = None
         else:
             lengths_B = torch.tensor(lengths, device=ids_BT.device)
-        out = self._continue(torch.stack(logits)[:, None], new_tokens, lengths_B=lengths_B)
+        out = self._continue(torch.stack(logits)[:, None], new_tokens, ended, lengths_B)
         self._done(ids_BT[:, :shortest])
         return out
 

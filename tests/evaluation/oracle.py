@@ -24,7 +24,9 @@ class OneByOne(ABC):
     def answers(self, ids_BT: Tensor, new_tokens: int) -> Tensor:
         """As `Decoder.answers`."""
 
-    def answers_of_any_length(self, prompts: Sequence[Tensor], new_tokens: int) -> list[Tensor]:
+    def answers_of_any_length(
+        self, prompts: Sequence[Tensor], new_tokens: int, ended: object = None
+    ) -> list[Tensor]:
         return [self.answers(prompt[None], new_tokens)[0] for prompt in prompts]
 
 

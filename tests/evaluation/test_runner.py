@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -24,7 +25,7 @@ from ic.evaluation.answered import IDENTITY, cells_of, merge_rank_files, read_sa
 from ic.evaluation.registry import build_suite, suite_names
 from ic.evaluation.report import write_report
 from ic.evaluation.runner import run_suite
-from ic.evaluation.shares import share_of_samples
+from ic.evaluation.shares import batch_of_tokens, share_of_samples
 from ic.evaluation.statistics import wilson_interval
 from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.files.run_folder import SuiteFolder
@@ -52,9 +53,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     answers = GreedyDecoder.answers
 
-    def counted(self: GreedyDecoder, ids_BT: Tensor, new_tokens: int) -> Tensor:
+    def counted(self: GreedyDecoder, ids_BT: Tensor, *others: Any) -> Tensor:
         seen.append(tuple(ids_BT.shape))
-        return answers(self, ids_BT, new_tokens)
+        return answers(self, ids_BT, *others)
 
     monkeypatch.setattr(GreedyDecoder, "answers", counted)
     return seen
@@ -217,7 +218,8 @@ def test_ranks_share_the_cells(copier: Copier, calls: list, tmp_path: Path) -> N
     suite = CopyWord(Config())
     alone = run_suite(copier, TOKENIZER, suite, tmp_path / "alone.jsonl")
     missing = {cell: list(range(cell.samples)) for cell in suite.cells()}
-    shares = [share_of_samples(suite, missing, rank, 2) for rank in range(2)]
+    size = batch_of_tokens(suite.tokens_per_batch)
+    shares = [share_of_samples(suite, missing, rank, 2, size) for rank in range(2)]
     # Prompts of 64 tokens go in batches of two, which are shared; a batch of 32 stays whole.
     assert [
         [(cell.length_tokens, indices) for part in share for cell, indices in part.items()]

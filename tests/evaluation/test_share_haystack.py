@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from ic.evaluation.passkey.prompts import build_prompt
 from ic.evaluation.passkey.shares import haystack_of
 from ic.evaluation.passkey.suite import PasskeySuite
 from ic.evaluation.runner import run_suite
-from ic.evaluation.shares import share_of_samples
+from ic.evaluation.shares import batch_of_tokens, share_of_samples
 from ic.evaluation.suite import Sample
 from ic.files.json_lines import rank_file, read_rows, write_rows
 from ic.inference.greedy import GreedyDecoder
@@ -135,7 +136,8 @@ def test_the_cache_goes_over_to_the_next_prompt(make_model) -> None:
 def shares_of(suite: PasskeySuite, world: int) -> list[list[dict[Cell, list[int]]]]:
     """What each rank answers if nothing is answered yet."""
     missing = {cell: list(range(cell.samples)) for cell in suite.cells()}
-    return [share_of_samples(suite, missing, rank, world) for rank in range(world)]
+    size = batch_of_tokens(suite.tokens_per_batch)
+    return [share_of_samples(suite, missing, rank, world, size) for rank in range(world)]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -175,12 +177,21 @@ class ThreadRanks:
 
     meeting = threading.Barrier(2)
     world_size = 2
+    sent: ClassVar[list[Any]] = []
 
     def __init__(self, rank: int) -> None:
         self.global_rank = rank
 
     def barrier(self, name: str | None = None) -> None:
         self.meeting.wait()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        if self.global_rank == src:
+            self.sent.append(obj)
+        self.meeting.wait()
+        held = self.sent[-1]
+        self.meeting.wait()
+        return held
 
 
 def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
@@ -205,7 +216,7 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
                 TOKENIZER,
                 PasskeySuite(grid),
                 file,
-                lambda cell, row: seen.append((cell, row["index"])),
+                lambda cell, row, _: seen.append((cell, row["index"])),
                 ranks=ThreadRanks(number),
             )
         except BaseException:

@@ -42,6 +42,7 @@ class Config(SuiteOptions):
 
     lengths: list[int] = field(default_factory=lambda: [131072])
     samples: int = 10
+    tokens_per_batch: int | None = 65536  # documents are read one by one; more are lost if stopped
     files: list[str] = field(default_factory=list)
     format: str = "auto"
     text_column: str = "text"

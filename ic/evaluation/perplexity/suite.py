@@ -31,7 +31,7 @@ from ic.evaluation.perplexity.curve import (
 from ic.evaluation.perplexity.documents import Documents
 from ic.evaluation.perplexity.figure import draw_curves
 from ic.evaluation.perplexity.grid import FULL, SLIDING, TASKS, Config, windows
-from ic.evaluation.suite import Decoder, Row, Sample, Score
+from ic.evaluation.suite import BATCH_TOKENS, Decoder, Row, Sample, Score
 
 
 def build(config: Config) -> PerplexitySuite:
@@ -93,7 +93,7 @@ class PerplexitySuite(SuiteByLength[Config]):
         """Losses (T - 1,) of tokens that each see at most what its window holds before them."""
         window = self.options.window_tokens
         spans = windows(len(ids_T), window, self.options.stride_tokens)
-        size = max(1, self.options.tokens_per_batch // window)
+        size = max(1, (self.options.tokens_per_batch or BATCH_TOKENS) // window)
         parts: list[Tensor] = []
         for (width, new), alike in groupby(spans, key=lambda span: (span[1] - span[0], span[2])):
             firsts = [first for first, _, _ in alike]

@@ -43,6 +43,7 @@ class RulerSuite(SuiteByLength[Config]):
     )
     picture = "ruler"
     cached = True
+    decides = True
 
     def __init__(self, options: Config) -> None:
         super().__init__(options)
@@ -65,6 +66,10 @@ class RulerSuite(SuiteByLength[Config]):
     def score(self, sample: Sample, text: str) -> Score:
         metric = METRICS[sample.expected["match"]]
         return Score(sample.expected, text, metric(cleaned(text), sample.expected["outputs"]))
+
+    def decided(self, sample: Sample, text: str) -> bool:
+        """All that is looked for stands there, and RULER takes nothing off for what follows."""
+        return self.score(sample, text).correct == 1
 
     def settings(self) -> dict[str, Any]:
         return {
