@@ -58,6 +58,26 @@ def test_mixed_lengths(make_model: Make, variant: str) -> None:
     assert stats.preemptions == 0
 
 
+def test_passes_of_padded_sizes(make_model: Make) -> None:
+    """As on a GPU: rows that stand for nobody, and tables wider than any row, change nothing."""
+    model = make_model(**SIZES, length_temperature="ssmax")
+    engine = engine_of(model, prefill_chunk_tokens=64)
+    engine._runner._pads = True
+    passes: list[tuple[int, int]] = []
+    launch = engine._runner._pass
+    engine._runner._pass = lambda rows, width: (  # type: ignore[method-assign]
+        passes.append((rows, width)),
+        launch(rows, width),
+    )[1]
+    requests = [ask(f"{n}", draw_prompt(n), 30) for n in (1, 40, 300, 17, 16)]
+    for request in requests:
+        engine.add(request)
+    answers = finish(engine)
+    for request in requests:
+        assert answers[request.id].token_ids == generated(model, request)
+    assert set(passes) >= {(1, 16), (2, 16), (4, 32), (8, 32)}
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_prefill_chunks(make_model: Make, chunk: int) -> None:
     model = make_model(**SIZES)
