@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
+from ic.checkpoint.hugging_face import CONFIG, folder_model_type, weight_files
 from ic.checkpoint.source import find_source
 from ic.errors import UsageError, one_line
 from ic.serving.options import ServeOptions, served_name
@@ -17,6 +20,10 @@ from ic.serving.options import ServeOptions, served_name
 MODULE = "vllm.entrypoints.openai.api_server"
 # vLLM reads the token here, so that it stands in no list of processes and in no log.
 TOKEN = "VLLM_API_KEY"
+# Of `ic.model.MLAConfig`, which would load PyTorch.
+_MODEL_TYPE = "infinite_context"
+# vLLM chooses the class of a model by this list, which a run's checkpoints do not have.
+_ARCHITECTURE = json.dumps({"architectures": ["MLAForCausalLM"]}, separators=(",", ":"))
 # Arguments of vLLM's that options of ours give: what is checked of these must be what is run.
 _OURS = {
     "--model": "source=",
@@ -76,6 +83,7 @@ def vllm_command(config: ServeOptions) -> list[str]:
 
     Raises:
         UsageError: a source or a tokenizer that vLLM does not load.
+        CheckpointError: a folder without weights in safetensors.
     """
     source = find_source(config.source)
     if source.is_gguf:
@@ -88,6 +96,7 @@ def vllm_command(config: ServeOptions) -> list[str]:
     for argument in config.vllm_arguments:
         if (name := argument.partition("=")[0].replace("_", "-")) in _OURS:
             raise UsageError(f"vllm_arguments: {name} is given by {_OURS[name]}; leave it out")
+    weight_files(source.path)
     return [
         *(config.vllm_python or sys.executable, "-m", MODULE),
         f"--model={source.path}",
@@ -96,8 +105,15 @@ def vllm_command(config: ServeOptions) -> list[str]:
         f"--port={config.port}",
         f"--dtype={config.dtype}",
         *([] if config.tokenizer is None else [f"--tokenizer={config.tokenizer}"]),
+        *([f"--hf-overrides={_ARCHITECTURE}"] if _lacks_architecture(source.path) else []),
         *config.vllm_arguments,
     ]
+
+
+def _lacks_architecture(folder: Path) -> bool:
+    """Whether a folder of ours does not say which class it is of: a checkpoint, not an export."""
+    config = json.loads((folder / CONFIG).read_text())
+    return folder_model_type(folder) == _MODEL_TYPE and not config.get("architectures")
 
 
 def vllm_environment(token: str | None, environment: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from tests.conftest import SMALL, randomize
 
 NAME = "tiny"
 PAGE_TOKENS = 16
+# How often the metrics are read before a test gives up: each time takes milliseconds.
+_MOST_TRIES = 20_000
 
 
 def save_model(folder: Path) -> Path:
@@ -52,31 +55,41 @@ class Served:
     token: str | None
     server: Server | None = None
 
+    @cached_property
+    def http(self) -> httpx2.Client:
+        """Made once: what it knows of certificates takes longer than an answer."""
+        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=300)
+
     def client(self, **options: Any) -> openai.OpenAI:
         """OpenAI's own client, which here asks nothing twice."""
         given = {"max_retries": 0, "timeout": 300.0, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.token or "none", **given)
 
-    def post(self, route: str, body: Any, **options: Any) -> httpx2.Response:
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        return httpx2.post(f"{self.url}{route}", json=body, headers=headers, timeout=300, **options)
+    def post(self, route: str, body: Any) -> httpx2.Response:
+        return self.http.post(route, json=body)
 
     def complete(self, **body: Any) -> httpx2.Response:
         return self.post("/v1/completions", {"prompt": "The key", "temperature": 0, **body})
 
     def metrics(self) -> dict[str, float]:
         """Each sample by its name and labels."""
-        headers = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        text = httpx2.get(f"{self.url}/metrics", headers=headers, timeout=300).text
+        text = self.http.get("/metrics").text
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines}
 
-    def wait_until_idle(self) -> dict[str, float]:
-        """The metrics once the engine works on nothing; a test that waits for ever is at fault."""
-        while True:
-            found = self.metrics()
-            if not found["ic:num_requests_running"] and not found["ic:num_requests_waiting"]:
+    def wait_for(self, name: str, value: float) -> dict[str, float]:
+        """The metrics, once one of them has a value."""
+        for _ in range(_MOST_TRIES):
+            if (found := self.metrics()).get(name, 0.0) == value:
                 return found
+        raise AssertionError(f"{name} is not {value}, but {found.get(name)}")
+
+    def wait_until_idle(self) -> dict[str, float]:
+        """The metrics once the engine works on nothing, and no request holds a page."""
+        self.wait_for("ic:num_requests_running", 0)
+        self.wait_for("ic:num_requests_waiting", 0)
+        return self.wait_for("ic:cache_pages_used", 0)
 
 
 @contextmanager

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ic.checkpoint.export import export_checkpoint
+from ic.checkpoint.source import find_source
+from ic.model import MLAConfig, MLAForCausalLM
+from ic.serving import vllm_command
 from ic.serving.vllm_command import vllm_environment
 
 Run = Callable[..., int]
@@ -29,9 +33,22 @@ def test_the_command_is_shown(
     assert shlex.split(shown.out) == [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *(f"--model={folder}", "--served-model-name=tiny", "--host=0.0.0.0", "--port=9000"),
-        *("--dtype=bfloat16", "--max-model-len", "2048"),
+        "--dtype=bfloat16",
+        '--hf-overrides={"architectures":["MLAForCausalLM"]}',  # of a checkpoint, which lacks them
+        *("--max-model-len", "2048"),
     ]
     assert TOKEN not in shown.out + shown.err
+
+
+def test_an_export_says_what_it_is(ic: Run, capsys: Capture, folder: Path, tmp_path: Path) -> None:
+    export_checkpoint(find_source(folder), tmp_path / "export")
+    assert ic("serve", f"source={tmp_path}/export", "backend=vllm", "dry_run=true") == 0
+    assert "hf-overrides" not in capsys.readouterr().out
+
+
+def test_the_model_s_type_is_that_of_its_class() -> None:
+    assert MLAConfig.model_type == vllm_command._MODEL_TYPE
+    assert MLAForCausalLM.__name__ in vllm_command._ARCHITECTURE
 
 
 def test_the_token_is_in_the_environment_alone() -> None:
