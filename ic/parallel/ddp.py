@@ -6,6 +6,8 @@ from datetime import timedelta
 
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from ic.parallel.meeting import all_met
 
@@ -26,6 +28,17 @@ class MeetingDDPStrategy(DDPStrategy):
         self.set_world_ranks()
         with all_met(self.cluster_environment, self.rendezvous_timeout_s):
             super().setup_distributed()
+
+    def _setup_model(self, model: Module) -> DistributedDataParallel:
+        """Wrapped on the stream that the steps run on.
+
+        Lightning's makes a stream of its own for it, which capturing a step in a CUDA graph would
+        need. Gradients then are added up there: every backward pass waits for that stream, and
+        PyTorch warns of it.
+        """
+        return DistributedDataParallel(
+            model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs
+        )
 
 
 class MeetingFabricDDPStrategy(FabricDDPStrategy):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn import Linear, Module
 
 from ic.parallel.ddp import MeetingDDPStrategy
 from ic.parallel.launch import ending_together
@@ -111,6 +112,24 @@ def test_an_error_of_the_first_ends_those_it_started() -> None:
     with pytest.raises(RuntimeError, match="^the first fails$"), ending_together(strategy):
         raise RuntimeError("the first fails")
     assert other.returncode == -15
+
+
+def test_ddp_wraps_on_the_stream_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another one every backward pass would wait, and PyTorch say so."""
+    wrapped: list[object] = []
+
+    def wrap(model: Module, **options: object) -> Module:
+        wrapped.append(options["device_ids"])
+        return model
+
+    monkeypatch.setattr("torch.cuda.Stream", lambda *_: pytest.fail("another stream"))
+    for module in ("ic.parallel.ddp", "lightning.pytorch.strategies.ddp"):
+        monkeypatch.setattr(f"{module}.DistributedDataParallel", wrap, raising=False)
+    strategy = MeetingDDPStrategy(None, 1.0)
+    monkeypatch.setattr(strategy, "determine_ddp_device_ids", lambda: [0])
+    model = Linear(2, 2)
+    assert strategy._setup_model(model) is model
+    assert wrapped == [[0]]
 
 
 def test_meshes_are_found_without_touching_other_objects() -> None:
