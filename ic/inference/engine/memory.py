@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ic.inference.engine.options import EngineOptions
-from ic.model import MLAForCausalLM
+from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.attention import EXPANDED_BYTES
 from ic.model.paged_cache import token_bytes
 
@@ -50,9 +50,21 @@ def _tokens_beside(model: MLAForCausalLM, options: EngineOptions, codes: torch.d
     activations = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    # A chunk over a long context holds expanded keys, and latents of one layer: gathered, and with
-    # their factors.
-    left = free - int(_SPARE_SHARE * total) - activations - EXPANDED_BYTES
-    gathered = token_bytes(config, model.dtype, None) + token_bytes(config, model.dtype, codes)
-    held = config.num_hidden_layers * token_bytes(config, model.dtype, codes)
-    return max(left, 0) // (held + gathered)
+    left = free - int(_SPARE_SHARE * total) - activations
+    return tokens_within(left, config, model.dtype, codes)
+
+
+def tokens_within(
+    num_bytes: int, config: MLAConfig, dtype: torch.dtype, codes: torch.dtype | None
+) -> int:
+    """Tokens of which the cache, and what a chunk makes of a context of all of them, fit.
+
+    A chunk gathers one layer's latents, and multiplies codes by their scales. It expands keys and
+    values of as many heads as EXPANDED_BYTES allow, and of one at least.
+    """
+    own, held = token_bytes(config, dtype, None), token_bytes(config, dtype, codes)
+    width = config.qk_nope_head_dim + config.v_head_dim + config.qk_head_dim
+    token = config.num_hidden_layers * held + own + held
+    with_all_heads = (num_bytes - EXPANDED_BYTES) // token
+    with_one_head = num_bytes // (token + width * dtype.itemsize)
+    return max(min(with_all_heads, with_one_head), 0)
