@@ -6,12 +6,12 @@ Legend: M rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ic.conversion.options import ConvertOptions
 from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
 from ic.errors import UsageError
 from ic.evaluation.framing import encode, frame_prompt
@@ -20,7 +20,17 @@ from ic.evaluation.framing import encode, frame_prompt
 _CHARACTERS_PER_TOKEN = 32
 
 
-def open_texts(options: ConvertOptions) -> TextFiles:
+class CalibrationOptions(Protocol):
+    """What is asked of the text, as `ConvertOptions` says."""
+
+    calibration: list[str]
+    calibration_rows: int
+    calibration_tokens: int
+    format: str
+    text_column: str
+
+
+def open_texts(options: CalibrationOptions) -> TextFiles:
     """The files of `calibration`, found and their format known, not read.
 
     Raises:
@@ -39,7 +49,7 @@ def open_texts(options: ConvertOptions) -> TextFiles:
 
 
 def read_rows(
-    texts: TextFiles, tokenizer: PreTrainedTokenizerBase, options: ConvertOptions
+    texts: TextFiles, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
 ) -> Tensor:
     """`calibration_rows` sequences of `calibration_tokens` token ids, (M, T) int64.
 

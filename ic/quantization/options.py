@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ic.checkpoint.card.licence import check_licence
+from ic.datamodules.options import FORMATS
 from ic.errors import check_choice
 from ic.model.options import CACHE_DTYPES
 
 SCHEMES = ("fp8", "int8", "int4")
 GROUP_SIZES = (128, 64, 32)  # that the servers' kernels take
+GPTQ = "gptq"
+ROUNDINGS = ("nearest", GPTQ)
 # Folder of the report in the output.
 PARITY = "parity"
 
@@ -27,6 +30,15 @@ class QuantizeOptions:
             model's own precision.
         group_size: of int4, inputs that share a scale: 128, 64 or 32; null is the largest of them
             that divides the inputs of every layer.
+        rounding: nearest, or gptq for int4, which makes up for the errors of each input by the
+            inputs behind it, as `calibration` tells how they go together.
+        calibration: files of text for gptq: paths or globs of text, JSON Lines or parquet,
+            compressed or not.
+        calibration_rows: sequences that are taken from it, of different documents where it has
+            them.
+        calibration_tokens: tokens of each.
+        format: of these files: auto (by suffix), text, jsonl or parquet.
+        text_column: key or column that holds the text.
         keep: names of linear layers to leave as they are beside `lm_head` and `kv_b_proj`, such as
             `down_proj`, or `re:` and a pattern for the whole name.
         tokenizer: `bytes`, or a folder with the tokenizer to save; null is the source's.
@@ -41,6 +53,12 @@ class QuantizeOptions:
     scheme: str = "???"
     cache: str = "auto"
     group_size: int | None = None
+    rounding: str = "nearest"
+    calibration: list[str] = field(default_factory=list)
+    calibration_rows: int = 32
+    calibration_tokens: int = 2048
+    format: str = "auto"
+    text_column: str = "text"
     keep: list[str] = field(default_factory=list)
     tokenizer: str | None = None
     max_shard_size: str = "5GB"
@@ -52,6 +70,26 @@ class QuantizeOptions:
         check_choice("cache", self.cache, CACHE_DTYPES)
         if self.scheme != "???":
             check_choice("scheme", self.scheme, SCHEMES)
+        check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("format", self.format, FORMATS)
+        for name, least in (("calibration_rows", 1), ("calibration_tokens", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.rounding == GPTQ and self.scheme in ("fp8", "int8"):
+            raise ValueError(
+                f"rounding=gptq: goes with scheme=int4, and {self.scheme} is rounded to nearest; "
+                "leave it out"
+            )
+        if self.rounding == GPTQ and not self.calibration:
+            raise ValueError(
+                "calibration=[]: rounding=gptq measures a layer's inputs on text such as the model "
+                "will read: name files, or leave rounding out"
+            )
+        if self.rounding != GPTQ and self.calibration:
+            raise ValueError(
+                f"calibration={self.calibration}: rounding={self.rounding} reads none; set "
+                "rounding=gptq with scheme=int4, or leave it out"
+            )
         if self.group_size is not None and self.scheme in ("fp8", "int8"):
             raise ValueError(
                 f"group_size={self.group_size}: scheme={self.scheme} has a scale for each output, "

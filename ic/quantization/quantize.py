@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ic.checkpoint.card.history import QUANTISATION
+from ic.checkpoint.card.history import QUANTISATION, data_files
 from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.export import copy_tokenizer, open_weights, write_export
 from ic.checkpoint.export_folder import check_output
@@ -27,9 +28,12 @@ from ic.datamodules.tokenizers import build_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
 from ic.files.results import describe_run
+from ic.inference.loading import load_source
+from ic.inference.options import InferenceOptions
 from ic.inference.transformers_model import is_ours
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.quantised_linear import WeightScheme
+from ic.quantization.gptq import input_moments
 from ic.quantization.options import GROUP_SIZES, PARITY, QuantizeOptions
 from ic.quantization.schemes import ABSORBED, HEAD, library_scheme, quantization_config
 from ic.quantization.weights import QuantisedWeights
@@ -111,22 +115,48 @@ def prepare(options: QuantizeOptions) -> Prepared:
     return Prepared(source, config, dict.fromkeys(quantised, scheme), kept, tokenizer, weights)
 
 
+def calibrate(
+    prepared: Prepared,
+    options: QuantizeOptions,
+    rows_MT: Tensor,
+    accelerator: str,
+    on_row: Callable[[int], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """What the inputs of the layers are like on a text, for rounding by GPTQ.
+
+    Args:
+        rows_MT: token ids of the text.
+        accelerator: where it is read, and the rounding computed: auto, cpu or gpu.
+        on_row: told of each row that was read.
+
+    Raises:
+        CheckpointError: weights that cannot be loaded.
+    """
+    given = InferenceOptions(
+        checkpoint=str(prepared.source.path), tokenizer=options.tokenizer, accelerator=accelerator
+    )
+    return input_moments(load_source(given).model, rows_MT, prepared.schemes, on_row)
+
+
 @torch.no_grad()
 def quantize(
     prepared: Prepared,
     options: QuantizeOptions,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> Quantised:
     """Read the weights, round and pack them, and write the folder whole or not at all.
 
     Args:
         on_bytes: told the bytes written so far and in all.
+        moments: what `calibrate` found, for rounding by GPTQ.
 
     Raises:
         CheckpointError: weights that cannot be read, or a folder that cannot be written.
     """
     start, source = time.perf_counter(), prepared.source
-    weights = QuantisedWeights(prepared.weights, prepared.schemes)
+    weights = QuantisedWeights(prepared.weights, prepared.schemes, moments)
     before, after = (
         sum(tensor.nbytes for tensor in each.sizes.values()) for each in (prepared.weights, weights)
     )
@@ -138,6 +168,8 @@ def quantize(
             prepared.tokenizer.save_pretrained(folder)
         about = {
             "scheme": asdict(next(iter(prepared.schemes.values()))),
+            "rounding": options.rounding,
+            **({} if moments is None else _calibration(options)),
             "cache": options.cache,
             "kept": prepared.kept,
             "bytes_before": before,
@@ -250,6 +282,13 @@ def _group_size(options: QuantizeOptions, layers: Mapping[str, int]) -> int:
         f"{', '.join(map(str, GROUP_SIZES))}, keep the layer (keep=[{name.rpartition('.')[2]}]), "
         "or take scheme=int8"
     )
+
+
+def _calibration(options: QuantizeOptions) -> dict[str, Any]:
+    return {
+        "calibration": {"rows": options.calibration_rows, "tokens": options.calibration_tokens},
+        "calibration_files": data_files(options.calibration, [Path.cwd()]),
+    }
 
 
 def _record(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ic.errors import UsageError
 from ic.model.quantised_linear import WeightScheme
+from ic.quantization.gptq import compensated
 
 # Read by the losses and by programs that tie it to the embedding.
 HEAD = "lm_head"
@@ -46,11 +47,16 @@ def library_scheme(scheme: WeightScheme) -> Any:
     )
 
 
-def compress(weight_NK: Tensor, scheme: WeightScheme) -> dict[str, Tensor]:
+def compress(
+    weight_NK: Tensor, scheme: WeightScheme, moment_KK: Tensor | None = None
+) -> dict[str, Tensor]:
     """The tensors that stand for a weight in the file, by the last part of their names.
 
     Scales are float32 for a channel, and in the weight's dtype for a group, in which servers keep
     them: the codes are rounded for the scale as it is saved.
+
+    Args:
+        moment_KK: of the layer's inputs, for rounding by GPTQ; None rounds to nearest.
     """
     from compressed_tensors.quantization.utils import calculate_qparams
 
@@ -64,6 +70,9 @@ def compress(weight_NK: Tensor, scheme: WeightScheme) -> dict[str, Tensor]:
     scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     if scheme.group_size is not None:
         scale = scale.to(weight_NK.dtype)
+    if moment_KK is not None:
+        assert scheme.group_size is not None
+        wide_NK = compensated(wide_NK, moment_KK, scale, scheme.group_size)
     state = {"weight": wide_NK, "weight_scale": scale}
     compressed: dict[str, Tensor] = compressor(scheme).compress(state, described)
     return {name: tensor.contiguous() for name, tensor in compressed.items()}

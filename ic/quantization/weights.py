@@ -25,14 +25,20 @@ class QuantisedWeights:
     Args:
         weights: the source's.
         schemes: the layers that are quantised, by name.
+        moments: of the inputs of each, for rounding by GPTQ; None rounds to nearest.
 
     Attributes:
         sizes: of what is written, the embedding first.
         rows: of each layer that has been read, its relative error and its bytes before and after.
     """
 
-    def __init__(self, weights: Weights, schemes: Mapping[str, WeightScheme]) -> None:
-        self._weights, self._schemes = weights, schemes
+    def __init__(
+        self,
+        weights: Weights,
+        schemes: Mapping[str, WeightScheme],
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._weights, self._schemes, self._moments = weights, schemes, moments
         self._layers: dict[str, str] = {}
         self._read: tuple[str, dict[str, Tensor]] = ("", {})
         self.rows: dict[str, Row] = {}
@@ -68,7 +74,7 @@ class QuantisedWeights:
                 f"{layer}.weight holds numbers that are NaN or infinite: the source is damaged"
             )
         scheme = self._schemes[layer]
-        found = compress(weight_NK, scheme)
+        found = compress(weight_NK, scheme, self._moments[layer] if self._moments else None)
         self.rows[layer] = {
             "layer": layer,
             "scheme": scheme.name,

@@ -11,7 +11,7 @@ from ic.checkpoint.source import find_source
 from ic.conversion.parity.options import LOGITS, PARTS, ParityConfig, ParityOptions
 from ic.errors import check_choice
 from ic.inference.options import ACCELERATORS
-from ic.quantization.options import PARITY, QuantizeOptions
+from ic.quantization.options import GPTQ, PARITY, QuantizeOptions
 
 if TYPE_CHECKING:
     from ic.quantization.quantize import Quantised
@@ -22,7 +22,7 @@ class Config(QuantizeOptions):
     """The verb `quantize`: a model's weights in eight or four bits, and what they cost.
 
     Attributes:
-        accelerator: of the report: auto (a GPU if there is one), cpu or gpu.
+        accelerator: of gptq and the report: auto (a GPU if there is one), cpu or gpu.
         attention, norm, rope: backends of the report, as of `parity`.
         parity: what is measured of the source and the result, as by the verb `parity`, into the
             folder `parity` of the output. null measures nothing.
@@ -78,16 +78,35 @@ def run(config: Config) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ic.conversion.calibration import open_texts, read_rows
+    from ic.conversion.parity.progress import steps
     from ic.conversion.parity.report import HEAD, headline
     from ic.conversion.parity.run import measure_parity
+    from ic.datamodules.tokenizers import load_tokenizer
     from ic.display.table import print_table
+    from ic.errors import UsageError
     from ic.inference.loading import announce
     from ic.machine.devices import check_accelerator
-    from ic.quantization.quantize import prepare, quantize
+    from ic.quantization.quantize import calibrate, prepare, quantize
 
     check_accelerator(config.accelerator)
     prepared = prepare(config)
+    rows_MT = None
+    if config.rounding == GPTQ:
+        texts = open_texts(config)
+        positions = prepared.config.max_position_embeddings
+        if config.calibration_tokens > positions:
+            raise UsageError(
+                f"calibration_tokens={config.calibration_tokens}: the model has {positions:,} "
+                "positions; choose fewer"
+            )
+        tokenizer = prepared.tokenizer or load_tokenizer(prepared.source.path)
+        rows_MT = read_rows(texts, tokenizer, config)
     announce(prepared.source)
+    moments = None
+    if rows_MT is not None:
+        with steps("calibration", "rows", len(rows_MT)) as on_row:
+            moments = calibrate(prepared, config, rows_MT, config.accelerator, on_row)
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("weights", total=None, visible=False)
@@ -95,6 +114,7 @@ def run(config: Config) -> int:
             prepared,
             config,
             lambda done, total: progress.update(task, completed=done, total=total, visible=True),
+            moments=moments,
         )
     console, output = Console(), Path(config.output)
     for line in _summary(quantised, config):

@@ -46,7 +46,7 @@ _OF_A_CONVERSION = (
     "versions",
 )
 _OF_A_QUANTISATION = (
-    *("scheme", "cache", "kept", "bytes_before", "bytes_after"),
+    *("scheme", "rounding", "calibration", "cache", "kept", "bytes_before", "bytes_after"),
     *("seconds", "commit", "date", "device", "versions"),
 )
 Stage = dict[str, Any]
@@ -105,6 +105,7 @@ def quantisation_stage(folder: Path) -> Stage:
         **publishable({key: found.get(key) for key in _OF_A_QUANTISATION}),
         "name": published_path(str(found.get("source"))),
         "command": published_command(str(found.get("command"))),
+        "files": {"calibration": files} if (files := found.get("calibration_files")) else {},
         "layers": len(errors),
         "relative_error": {"mean": sum(errors) / len(errors), "most": max(errors)},
     }

@@ -128,10 +128,18 @@ def _quantisation(stage: Stage) -> list[str]:
         f"({after / before:.0%})",
         f"error of a layer's weight, relative: {error['mean']:.2%} on average, {error['most']:.2%} "
         "at most",
+        *_calibration(stage),
         f"command: {code(stage['command'])}",
         f"hardware: {stage['device']}, {stage['seconds']} s",
         f"commit {stage['commit']}, {stage['date']}, {versions_text(stage['versions'])}",
     ]
+
+
+def _calibration(stage: Stage) -> list[str]:
+    if not (read := stage["calibration"]):
+        return []
+    files = _file_list(stage["files"]["calibration"])
+    return [f"rounded by GPTQ on {read['rows']} rows of {read['tokens']:,} tokens of {files}"]
 
 
 def length_text(count: int | None) -> str:
