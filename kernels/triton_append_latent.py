@@ -59,15 +59,14 @@ def _encode(x, BITS: tl.constexpr, INT8: tl.constexpr):
 
 
 @triton.jit
-def _append_kernel(
-    latent_ptr, rope_key_ptr, weight_ptr, cos_ptr, sin_ptr, cache_ptr, scale_ptr, slots_ptr,
+def append_token(
+    t, latent_ptr, rope_key_ptr, weight_ptr, cos_ptr, sin_ptr, cache_ptr, scale_ptr, slots_ptr,
     stride_latent, stride_rope, stride_cos, stride_sin, stride_page, stride_token,
     stride_scale_page, stride_scale_token, page_size, num_slots, eps,
     R: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
     INTERLEAVED: tl.constexpr, QUANTIZED: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """One token a program."""
-    t = tl.program_id(0).to(tl.int64)
+    """Normalise, rotate and append token t, an int64."""
     slot = tl.load(slots_ptr + t)
     if (slot >= 0) & (slot < num_slots):
         at = (slot // page_size) * stride_page + (slot % page_size) * stride_token
@@ -111,6 +110,23 @@ def _append_kernel(
             tl.store(rope_at + SECOND, second.to(cache_ptr.dtype.element_ty), mask=f_ok)
 
 
+@triton.jit
+def _append_kernel(
+    latent_ptr, rope_key_ptr, weight_ptr, cos_ptr, sin_ptr, cache_ptr, scale_ptr, slots_ptr,
+    stride_latent, stride_rope, stride_cos, stride_sin, stride_page, stride_token,
+    stride_scale_page, stride_scale_token, page_size, num_slots, eps,
+    R: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    INTERLEAVED: tl.constexpr, QUANTIZED: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """One token a program."""
+    append_token(
+        tl.program_id(0).to(tl.int64), latent_ptr, rope_key_ptr, weight_ptr, cos_ptr, sin_ptr,
+        cache_ptr, scale_ptr, slots_ptr, stride_latent, stride_rope, stride_cos, stride_sin,
+        stride_page, stride_token, stride_scale_page, stride_scale_token, page_size, num_slots, eps,
+        R, P, BLOCK_R, BLOCK_F, INTERLEAVED, QUANTIZED, BITS,
+    )  # fmt: skip
+
+
 def kernel_constants(
     latent_dim: int, rope_dim: int, *, interleaved: bool, quantized: bool, bits: bool
 ) -> dict[str, Any]:
@@ -148,7 +164,7 @@ def _append(
     )
     ready = _launches.get(key)
     if ready is None:
-        _check_append(latent, rope_key, weight, cos, sin, cache, slot_mapping, cache_scale)
+        check_append(latent, rope_key, weight, cos, sin, cache, slot_mapping, cache_scale)
         ready = _launches[key] = _prepare(*tensors, interleaved)
     launch, numbers, codes = ready
     if codes is not None:
@@ -171,6 +187,25 @@ def _prepare(
     """The launch, its numbers without eps, and the dtype in which the kernel takes the cache, or
     None for its own.
     """
+    constants, numbers, codes = append_arguments(
+        latent, rope_key, cos, sin, cache, cache_scale, interleaved=interleaved
+    )
+    return Launch(_append_kernel, constants, num_warps=1), numbers, codes
+
+
+def append_arguments(
+    latent: torch.Tensor,
+    rope_key: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    cache: torch.Tensor,
+    cache_scale: torch.Tensor | None,
+    *,
+    interleaved: bool,
+) -> tuple[dict[str, Any], tuple[int, ...], torch.dtype | None]:
+    """The constants of `append_token`, its numbers without eps, and the dtype in which it takes the
+    cache, or None for its own.
+    """
     device = device_of(cache)
     e4m3 = cache.dtype == torch.float8_e4m3fn
     bits = e4m3 and (device.capability < 89 or device.interpreted)
@@ -183,7 +218,7 @@ def _prepare(
         latent.shape[1], rope_key.shape[1], interleaved=interleaved,
         quantized=cache_scale is not None, bits=bits,
     )  # fmt: skip
-    return Launch(_append_kernel, constants, num_warps=1), numbers, torch.uint8 if bits else None
+    return constants, numbers, torch.uint8 if bits else None
 
 
 @torch.library.custom_op("ic::append_latent", mutates_args=("cache", "cache_scale"))
@@ -255,7 +290,7 @@ def append_latent(
         float(eps), interleaved,
     )  # fmt: skip
     if check_indices:
-        _check_append(*arguments[:8])
+        check_append(*arguments[:8])
         _check_slots(cache, slot_mapping_T)
     if not is_eager(*arguments[:8]) or needs_gradient(*arguments[:5]):
         _append_latent_op(*arguments)
@@ -273,7 +308,7 @@ def _check_slots(cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
         require(high < slots, f"slot_mapping holds {high}; the cache has {slots} slots")
 
 
-def _check_append(
+def check_append(
     latent: torch.Tensor,
     rope_key: torch.Tensor,
     weight: torch.Tensor,

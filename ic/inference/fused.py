@@ -91,7 +91,7 @@ class _FusedLayer:
         q_BTX, kv_BTC = both.split(self.projections.widths, -1)
         if self.has_low_rank:
             q_BTX = attention.q_b_proj(attention.q_a_layernorm(q_BTX))
-        out_BTHV = attention.attend(q_BTX, kv_BTC, context, cache)
+        out_BTHV = attention.attend(q_BTX, kv_BTC, context, cache, is_fused=True)
         act_BTF, total_BTD = self.operators.norm_swiglu(
             attention.o_proj(out_BTHV.flatten(2)), total_BTD, after.weight, after.eps,
             self.gate_up.weight_XD,

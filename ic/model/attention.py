@@ -26,13 +26,12 @@ from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.length_temperature import LengthTemperature
 from ic.model.norm import MLARMSNorm
-from ic.model.operators import NewTokens, Operators
+from ic.model.operators import NewQueries, NewTokens, Operators
 from ic.model.paged_cache import PagedLatentLayer, gather_pages
 from ic.model.plain_layers import is_bare, matrix_of, plain_weight
 from ic.model.qk_norm import KeyNorm, QueryNorm
 from ic.model.quantised_latents import dequantise
-from ic.model.shared_attention import replicated_attention, split_attention
-from ic.model.sharing import SequenceSharing
+from ic.model.shared_attention import shared_attention
 from ic.model.static_cache import StaticLatentLayer
 
 # Keys and values of all heads of 1M tokens would take more memory than the whole cache.
@@ -84,7 +83,13 @@ class MLAAttention(nn.Module):
         return self.o_proj(self.attend(q_BTX, kv_BTC, context, cache).flatten(2))
 
     def attend(
-        self, q_BTX: Tensor, kv_BTC: Tensor, context: AttentionContext, cache: Cache | None = None
+        self,
+        q_BTX: Tensor,
+        kv_BTC: Tensor,
+        context: AttentionContext,
+        cache: Cache | None = None,
+        *,
+        is_fused: bool = False,
     ) -> Tensor:
         """What stands between the projections: (B, T, H, V).
 
@@ -92,14 +97,19 @@ class MLAAttention(nn.Module):
             q_BTX: queries of all heads, (B, T, H K), which may be written where nothing needs
                 their gradient.
             kv_BTC: latents and shared keys, (B, T, C), neither normalised nor rotated.
+            is_fused: one kernel may scale and rotate the queries and append.
         """
         config = self.config
-        q_nope_BTHN, q_rope_BTHP = self._query(q_BTX, context)
+        queries = self._queries_along(q_BTX, context, cache) if is_fused else None
+        if queries is None:
+            q_nope_BTHN, q_rope_BTHP = self._query(q_BTX, context)
+        else:
+            q_nope_BTHN, q_rope_BTHP = self._parts(q_BTX)
         latent_BTR, unrotated_BTP = kv_BTC.split([config.kv_lora_rank, config.qk_rope_head_dim], -1)
         if config.qk_norm_dim is not None:
             unrotated_BTP = self.k_norm(unrotated_BTP)
         k_rope_BTP = unrotated_BTP
-        if self.rotate:
+        if self.rotate and queries is None:
             q_rope_BTHP, k_rope_BT1P = self.operators.rope.rotate(
                 q_rope_BTHP,
                 unrotated_BTP[:, :, None],
@@ -110,16 +120,18 @@ class MLAAttention(nn.Module):
             k_rope_BTP = k_rope_BT1P[:, :, 0]
         if context.parallel is not None:
             latent_BTR = self.kv_a_layernorm(latent_BTR)
-            return self._shared(
-                q_nope_BTHN, q_rope_BTHP, latent_BTR, k_rope_BTP, context, context.parallel, cache
+            return shared_attention(
+                self, q_nope_BTHN, q_rope_BTHP, latent_BTR, k_rope_BTP, context, cache
             )
         if cache is None:
             q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
             return self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context)
-        cache_BSC, scale_BS = self._append(latent_BTR, unrotated_BTP, k_rope_BTP, cache, context)
+        cache_BSC, scale_BS = self._append(
+            latent_BTR, unrotated_BTP, k_rope_BTP, cache, context, queries
+        )
         if context.block_table_BN is not None:
-            halves = self._absorbed_weights(q_nope_BTHN.dtype) if context.reads_pages else None
+            halves = self.absorbed_weights(q_nope_BTHN.dtype) if context.reads_pages else None
             if halves is not None:
                 return self._absorbed(
                     q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves
@@ -137,12 +149,12 @@ class MLAAttention(nn.Module):
         is_plain = context.document_ids_BT is None and context.branches is None
         is_recorded = context.recorder is not None
         if is_plain and (is_recorded or q_BTX.shape[1] <= config.absorbed_max_queries):
-            halves = None if is_recorded else self._absorbed_weights(q_nope_BTHN.dtype)
+            halves = None if is_recorded else self.absorbed_weights(q_nope_BTHN.dtype)
             if halves is not None:
                 return self._absorbed(
                     q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context, *halves
                 )
-            context = _masked(context, cache_BSC.shape[1])
+            context = context.masked(cache_BSC.shape[1])
         if scale_BS is not None:
             cache_BSC = dequantise(cache_BSC, scale_BS, q_nope_BTHN.dtype)
         q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
@@ -166,6 +178,39 @@ class MLAAttention(nn.Module):
         q_nope, q_rope = q_BTHK.split(parts, -1)
         return q_nope, q_rope
 
+    def _parts(self, q_BTX: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        q_nope, q_rope = q_BTX.unflatten(-1, (-1, config.qk_head_dim)).split(
+            [config.qk_nope_head_dim, config.qk_rope_head_dim], -1
+        )
+        return q_nope, q_rope
+
+    def _queries_along(
+        self, q_BTX: Tensor, context: AttentionContext, cache: Cache | None
+    ) -> NewQueries | None:
+        """The queries for the kernel that appends; None if they go their own way."""
+        config = self.config
+        batch, tokens = q_BTX.shape[:2]
+        temperature = getattr(self, "length_temperature", None)
+        if (
+            cache is None
+            or self.operators.append is None
+            or context.parallel is not None
+            or config.qk_norm_dim is not None
+            or not (temperature is None or is_bare(temperature, LengthTemperature))
+            or not self._appends_at_once(self._layer_of(cache), tokens, context)
+        ):
+            return None
+        q_MHK = q_BTX.flatten(0, 1).unflatten(-1, (-1, config.qk_head_dim))
+        if temperature is None:
+            return NewQueries(q_MHK, "none", None, None, 0.0, 1)
+        assert context.visible_BT is not None
+        visible_M = context.visible_BT.expand(batch, tokens).flatten()
+        scale_H = temperature.scale if temperature.kind == "ssmax" else None
+        return NewQueries(
+            q_MHK, temperature.kind, scale_H, visible_M, temperature.beta, temperature.original
+        )
+
     def _append(
         self,
         latent_BTR: Tensor,
@@ -173,6 +218,7 @@ class MLAAttention(nn.Module):
         k_rope_BTP: Tensor,
         cache: Cache,
         context: AttentionContext,
+        queries: NewQueries | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Append the new tokens to the cache: normalised latents and rotated shared keys.
 
@@ -180,9 +226,7 @@ class MLAAttention(nn.Module):
             all that this layer of the cache then holds, (B, S, C), and the scales (B, S) of a
             quantised one; of a paged cache all its pages.
         """
-        # `DynamicCache()` makes its layers when they are first updated.
-        layers = cache.layers
-        layer: Any = layers[self.layer_idx] if self.layer_idx < len(layers) else None
+        layer = self._layer_of(cache)
         append = self.operators.append
         norm: Any = self.kv_a_layernorm
         batch, tokens = latent_BTR.shape[:2]
@@ -207,6 +251,7 @@ class MLAAttention(nn.Module):
                 eps=norm.eps,
                 interleave=self.config.rope_interleave,
                 cache_scale=scale,
+                queries=queries,
             )
         elif isinstance(layer, PagedLatentLayer) or (
             isinstance(layer, LatentLayer) and layer.lengths is not None
@@ -219,6 +264,11 @@ class MLAAttention(nn.Module):
             keys_B1SR, values_B1SP = cache.update(new_B1TR, new_B1TP, self.layer_idx)
             return torch.cat((keys_B1SR[:, 0], values_B1SP[:, 0]), dim=-1), None
         return layer.latents(), layer.scales()
+
+    def _layer_of(self, cache: Cache) -> Any:
+        """This layer's part of the cache. `DynamicCache()` makes it when it is first updated."""
+        layers = cache.layers
+        return layers[self.layer_idx] if self.layer_idx < len(layers) else None
 
     def _appends_at_once(self, layer: Any, tokens: int, context: AttentionContext) -> bool:
         return (
@@ -314,7 +364,7 @@ class MLAAttention(nn.Module):
         )
         return _by_head(out_BTHR, w_v_HVR.transpose(1, 2))
 
-    def _absorbed_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def absorbed_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """The halves of `kv_b_proj` for keys (H, N, R) and values (H, V, R); None if the layer may
         be more than a matrix.
         """
@@ -325,51 +375,6 @@ class MLAAttention(nn.Module):
         weight_HXR = weight.unflatten(0, (config.num_attention_heads, -1))
         w_k_HNR, w_v_HVR = weight_HXR.split([config.qk_nope_head_dim, config.v_head_dim], 1)
         return w_k_HNR, w_v_HVR
-
-    def _shared(
-        self,
-        q_nope_BTHN: Tensor,
-        q_rope_BTHP: Tensor,
-        latent_BTR: Tensor,
-        k_rope_BTP: Tensor,
-        context: AttentionContext,
-        parallel: SequenceSharing,
-        cache: Cache | None,
-    ) -> Tensor:
-        """Attention (B, T, H, V) where ranks share each sequence; collective."""
-        layer: Any = None if cache is None else cache.layers[self.layer_idx]
-        if context.is_split:
-            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
-            return split_attention(
-                self.expanded, q_BTHK, latent_BTR, k_rope_BTP, context, parallel, layer
-            )
-        halves = self._absorbed_weights(q_nope_BTHN.dtype)
-        if halves is None:
-            raise ValueError(
-                f"kv_b_proj is a {type(self.kv_b_proj).__name__} that may be more than a matrix, "
-                "and a sequence that ranks share is decoded through its matrix: merge or remove "
-                "what wraps it, or decode on one rank"
-            )
-        w_k_HNR, w_v_HVR = halves
-        q_latent_BTHR = torch.einsum("bthn,hnr->bthr", q_nope_BTHN, w_k_HNR)
-        out_BTHR = replicated_attention(
-            torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1),
-            latent_BTR,
-            k_rope_BTP,
-            parallel,
-            layer,
-            scale=self.config.softmax_scale,
-        )
-        return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR)
-
-
-def _masked(context: AttentionContext, num_keys: int) -> AttentionContext:
-    """The same for the expanded form, which reads a mask where decoding reads lengths of rows."""
-    if context.mask_BTS is not None or context.lengths_B is None:
-        return context
-    assert context.visible_BT is not None
-    index_S = torch.arange(num_keys, device=context.visible_BT.device)
-    return replace(context, mask_BTS=index_S < context.visible_BT[..., None])
 
 
 def _by_head(x_BTHX: Tensor, weight_HXY: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ic.model.attention_weights import AttentionRecorder
@@ -84,6 +85,14 @@ class AttentionContext:
                 f"context was made for {made_for[1]} new tokens in {made_for[0]} rows, and the "
                 f"input has {tokens} in {rows}: make one for each pass"
             )
+
+    def masked(self, num_keys: int) -> AttentionContext:
+        """The same with a mask in place of the rows' lengths, for the expanded form."""
+        if self.mask_BTS is not None or self.lengths_B is None:
+            return self
+        assert self.visible_BT is not None
+        index_S = torch.arange(num_keys, device=self.visible_BT.device)
+        return replace(self, mask_BTS=index_S < self.visible_BT[..., None])
 
     def up_to(self, num_keys: int) -> AttentionContext:
         """The same with documents cut off after the first `num_keys` tokens."""

@@ -181,14 +181,36 @@ class AppendOperators(ABC):
         eps: float,
         interleave: bool,
         cache_scale: Tensor | None = None,
+        queries: NewQueries | None = None,
     ) -> None:
         """Normalise the latents, rotate the shared keys and write both into the cache, in place.
 
         Args:
             weight_R, eps: of the norm.
+            queries: of the same tokens, scaled and rotated by the way.
             pages: (pages, a multiple of 16 tokens, C).
             cache_scale: (pages, tokens) float32, written for a quantised cache.
         """
+
+
+@dataclass(frozen=True)
+class NewQueries:
+    """Queries of the tokens that are appended, to be scaled by a length temperature and rotated.
+
+    Attributes:
+        q_MHK: written in place; the rope part of each head is its last.
+        temperature: the configuration's `length_temperature`.
+        scale_H: of `ssmax`.
+        visible_M: int64, keys that each sees, or None without a temperature.
+        beta, original: of `llama4`.
+    """
+
+    q_MHK: Tensor
+    temperature: str
+    scale_H: Tensor | None
+    visible_M: Tensor | None
+    beta: float
+    original: int
 
 
 class FeedForwardOperators(ABC):

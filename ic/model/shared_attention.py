@@ -7,9 +7,11 @@ while decoding, of this rank.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from ic.model.context import AttentionContext
 from ic.model.sharing import SequenceSharing, SharedLayer
@@ -87,3 +89,45 @@ def replicated_attention(
     latent_BSR = cache_BSC[..., : latent_BTR.shape[-1]]
     own_BTHR = torch.einsum("bths,bsr->bthr", scores_BTHS.softmax(-1).to(latent_BSR), latent_BSR)
     return parallel.merge(own_BTHR, scores_BTHS.logsumexp(-1))
+
+
+def shared_attention(
+    attention: Any,
+    q_nope_BTHN: Tensor,
+    q_rope_BTHP: Tensor,
+    latent_BTR: Tensor,
+    k_rope_BTP: Tensor,
+    context: AttentionContext,
+    cache: Cache | None,
+) -> Tensor:
+    """Attention (B, T, H, V) of an `MLAAttention` where ranks share each sequence; collective.
+
+    Raises:
+        ValueError: its `kv_b_proj` may be more than a matrix.
+    """
+    parallel = context.parallel
+    assert parallel is not None
+    layer: Any = None if cache is None else cache.layers[attention.layer_idx]
+    if context.is_split:
+        q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
+        return split_attention(
+            attention.expanded, q_BTHK, latent_BTR, k_rope_BTP, context, parallel, layer
+        )
+    halves = attention.absorbed_weights(q_nope_BTHN.dtype)
+    if halves is None:
+        raise ValueError(
+            f"kv_b_proj is a {type(attention.kv_b_proj).__name__} that may be more than a matrix, "
+            "and a sequence that ranks share is decoded through its matrix: merge or remove "
+            "what wraps it, or decode on one rank"
+        )
+    w_k_HNR, w_v_HVR = halves
+    q_latent_BTHR = torch.einsum("bthn,hnr->bthr", q_nope_BTHN, w_k_HNR)
+    out_BTHR = replicated_attention(
+        torch.cat((q_latent_BTHR, q_rope_BTHP), dim=-1),
+        latent_BTR,
+        k_rope_BTP,
+        parallel,
+        layer,
+        scale=attention.config.softmax_scale,
+    )
+    return torch.einsum("bthr,hvr->bthv", out_BTHR, w_v_HVR)

@@ -14,6 +14,7 @@ from ic.kernels.triton_append_latent import append_latent
 from ic.kernels.triton_mla_attention import mla_attention
 from ic.kernels.triton_mla_attention_backward import split_width
 from ic.kernels.triton_mla_flash_decode import mla_decode
+from ic.kernels.triton_new_tokens import append_with_queries
 from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
 from ic.kernels.triton_rope import apply_rope
 from ic.kernels.triton_silu_mul import silu_mul_halves
@@ -23,6 +24,7 @@ from ic.model.operators import (
     AttentionOperators,
     Capabilities,
     FusedOperators,
+    NewQueries,
     NewTokens,
     NormOperators,
     RotaryOperators,
@@ -169,7 +171,28 @@ class TritonOperators(
         eps: float,
         interleave: bool,
         cache_scale: Tensor | None = None,
+        queries: NewQueries | None = None,
     ) -> None:
+        if queries is not None:
+            append_with_queries(
+                queries.q_MHK,
+                new.latent_MR,
+                new.k_rope_MP,
+                weight_R,
+                new.cos_MF,
+                new.sin_MF,
+                pages,
+                new.slots_M,
+                temperature=queries.temperature,
+                temperature_scale_H=queries.scale_H,
+                visible_M=queries.visible_M,
+                beta=queries.beta,
+                original=queries.original,
+                eps=eps,
+                interleaved=interleave,
+                cache_scale=cache_scale,
+            )
+            return
         append_latent(
             new.latent_MR,
             new.k_rope_MP,

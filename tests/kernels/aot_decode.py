@@ -21,6 +21,8 @@ from triton.compiler import ASTSource
 from ic.kernels import triton_append_latent as append
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
+from ic.kernels import triton_new_tokens as new_tokens
+from ic.kernels import triton_silu_mul as silu_mul
 from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -61,7 +63,7 @@ def compile_kernel(
             signature[name] = "constexpr"
             values[(index,)] = constants[name]
             continue
-        is_float = name in ("scale_log2", "eps")
+        is_float = name in ("scale_log2", "eps", "beta", "original")
         signature[name] = pointers.get(name, "fp32" if is_float else "i32")
         if name.endswith("_ptr") or name.startswith("stride_"):
             attributes[(index,)] = [["tt.divisibility", 16]]
@@ -234,7 +236,10 @@ def compile_combine(capability: int, num_splits: int, latent: int) -> dict[str, 
     )
 
 
-def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[str, Any]:
+def compile_append(
+    capability: int, latent: int, rope: int, kind: str, temperature: str | None = None
+) -> dict[str, Any]:
+    """The append alone, or with queries of this length temperature."""
     quantized = kind in ("fp8", "i8")
     bits = kind == "fp8" and capability < 89
     pointers = {
@@ -252,7 +257,19 @@ def compile_append(capability: int, latent: int, rope: int, kind: str) -> dict[s
     )
     if not quantized:
         constants["scale_ptr"] = None
-    return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)
+    if temperature is None:
+        return compile_kernel(append._append_kernel, capability, pointers, constants, num_warps=1)
+    pointers |= {"q_ptr": "*bf16", "temperature_ptr": "*bf16", "visible_ptr": "*i64"}
+    constants |= {"TEMPERATURE": temperature, "N": 128, "BLOCK_N": 128, "HEADS": new_tokens.BLOCK_H}
+    return compile_kernel(
+        new_tokens._new_tokens_kernel, capability, pointers, constants, num_warps=1
+    )
+
+
+def compile_silu_mul(capability: int) -> dict[str, Any]:
+    constants = {"BLOCK_F": silu_mul.BLOCK}
+    pointers = {"X": "*bf16", "Y": "*bf16"}
+    return compile_kernel(silu_mul.silu_mul_kernel, capability, pointers, constants, num_warps=4)
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
@@ -272,6 +289,9 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         "append fp8": lambda: compile_append(capability, 512, 64, "fp8"),
         "combine 4 splits": lambda: compile_combine(capability, 4, 192),
         "append bf16": lambda: compile_append(capability, 192, 64, "bf16"),
+        "new tokens bf16": lambda: compile_append(capability, 192, 64, "bf16", "ssmax"),
+        "new tokens fp8": lambda: compile_append(capability, 192, 64, "fp8", "llama4"),
+        "silu mul": lambda: compile_silu_mul(capability),
         "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
         "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
         "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),

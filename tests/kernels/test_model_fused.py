@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     "converted": CONVERTED | {"query_bias": False, "attention_bias": False},
     "without norm": {"latent_norm": False},
     "low-rank query": {"q_lora_rank": 24},
+    "without temperature": {"length_temperature": "none"},
 }
 
 
@@ -66,7 +67,9 @@ def test_logits(make_model: Make, device: torch.device, case: str) -> None:
         assert fused(x, use_cache=False).logits.equal(plain(x, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("case", ["plain", "low-rank query"])
+@pytest.mark.parametrize(
+    "case", ["plain", "llama4", "without temperature", "yarn", "low-rank query"]
+)
 def test_logits_on_our_kernels(make_model: Make, device: torch.device, case: str) -> None:
     plain, fused = both(make_model, device, **SWITCHES["all"] | CASES[case])
     sizes, x = (4, 1, 3), draw(device, 2, 8)
@@ -77,7 +80,9 @@ def test_logits_on_our_kernels(make_model: Make, device: torch.device, case: str
 
 @torch.no_grad()
 def test_launches(make_model: Make, device: torch.device) -> None:
-    """Our kernels of a decode step: the additions are in the norms, SwiGLU is one."""
+    """Our kernels of a decode step: additions are in the norms, temperature and rotation in the
+    append, and SwiGLU is one.
+    """
     plain, fused = both(make_model, device, **SWITCHES["all"])
     x, layers = draw(device, 1, 2), plain.config.num_hidden_layers
     ran = []
@@ -87,10 +92,13 @@ def test_launches(make_model: Make, device: torch.device) -> None:
         with Kernels() as kernels:
             model(x[:, :1], past_key_values=cache)
         ran.append(Counter(kernels.names))
-    common = {"rope": layers, "append_latent": layers, "mla_decode": layers}
-    assert ran[0] == common | {"rms_norm": layers + 1, "add_rms_norm": layers}
-    assert ran[1] == common | {
-        "rms_norm": 1, "add_rms_norm": 2 * layers, "silu_mul_halves": layers
+    assert ran[0] == {
+        "rms_norm": layers + 1, "rope": layers, "append_latent": layers, "mla_decode": layers,
+        "add_rms_norm": layers,
+    }  # fmt: skip
+    assert ran[1] == {
+        "rms_norm": 1, "append_with_queries": layers, "mla_decode": layers,
+        "add_rms_norm": 2 * layers, "silu_mul_halves": layers,
     }  # fmt: skip
 
 
