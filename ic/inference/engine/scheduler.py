@@ -128,6 +128,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
+        # Who did not fit last, and into how many pages.
+        self._too_long: tuple[Sequence, int] | None = None
 
     @property
     def capacity_tokens(self) -> int:
@@ -229,15 +231,21 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.max_batch:
             return None
         sequence = self.waiting[0]
+        room = self.pool.num_available - len(self.running)
+        # Looking a prompt of a million tokens up takes longer than the others' step.
+        refused, refused_at = self._too_long or (None, 0)
+        if sequence is refused and room <= refused_at:
+            return None
         found: list[int] = []
         if self.prefix_cache:
             # The last token is always computed: its logits are asked for.
             whole = (len(sequence.tokens) - 1) // self.page_tokens
             found = self.pool.find(sequence.keys(whole, self.page_tokens))
         new = self._num_pages(len(sequence.tokens)) - len(found)
-        available = self.pool.num_available - self.pool.num_kept_of(found)
-        if new + len(self.running) > available:
+        if new > room - self.pool.num_kept_of(found):
+            self._too_long = (sequence, room)
             return None
+        self._too_long = None
         # Who gave up its pages in this very plan does not fit: one of them is already taken.
         assert not sequence.num_ahead
         self.pool.hold(found)

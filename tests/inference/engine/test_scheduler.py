@@ -255,6 +255,27 @@ def test_pages_that_were_not_read_are_not_found() -> None:
     assert scheduler.plan().chunk == Chunk(again, 4, 10, is_last=False)
 
 
+def test_a_prompt_that_does_not_fit_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again when there is more room."""
+    scheduler = scheduler_of(6)
+    first, second = Sequence("a", [1] * 10, 24), Sequence("b", [2] * 18, 20)
+    looked_up: list[str] = []
+    keys = Sequence.keys
+    monkeypatch.setattr(
+        Sequence, "keys", lambda self, *rest: (looked_up.append(self.id), keys(self, *rest))[1]
+    )
+    scheduler.add(first)
+    scheduler.plan()
+    scheduler.add(second)
+    for token in range(12):
+        scheduler.drawn(first, token)
+        scheduler.plan()
+    assert looked_up.count("b") == 1
+    scheduler.remove(first)
+    assert scheduler.plan().chunk == Chunk(second, 0, 8, is_last=False)
+    assert looked_up.count("b") > 1
+
+
 def test_what_never_fits_is_refused() -> None:
     scheduler = scheduler_of(3)
     scheduler.add(Sequence("a", [1] * 5, 12))
