@@ -108,7 +108,9 @@ def source_positions(source: Source) -> int:
         values = gguf_values(source.path)
         name = f"{values.get('general.architecture')}.context_length"
         return int(values.get(name, sys.maxsize))
-    return positions_of(load_config(source.path) if is_ours(source) else read_config(source))
+    return positions_of(
+        load_config(source.path, quantised=True) if is_ours(source) else read_config(source)
+    )
 
 
 def load_source(options: InferenceOptions) -> Loaded:

@@ -197,3 +197,21 @@ def test_other_verbs_and_quantised_folders(
             "out/int4 holds int4 weights: evaluate, generate and parity take them"
             in capsys.readouterr().err
         )
+
+
+def test_the_report_beside_it(
+    ic: Callable[..., int], checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`parity` of source and result, told in the card too."""
+    measured = ["parity.parts=[weights,cache,turns]", "parity.context_tokens=[512]"]
+    small = ["parity.conversations=1", "parity.turns=2", "parity.answer_tokens=4"]
+    given = [f"source={checkpoint()}", "output=out", "scheme=fp8", "cache=int8", "accelerator=cpu"]
+    assert ic("quantize", *given, *measured, *small) == 0
+    assert "turn 2, original's tokens kept" in capsys.readouterr().out
+    rows = json.loads(Path("out/parity/parity.json").read_text())["rows"]
+    (weights,) = [row for row in rows if row["what"] == "weights"]
+    assert 0.2 < weights["ratio"] < 0.8
+    (cache,) = [row for row in rows if row["what"] == "cache" and row["by"] == "context"]
+    assert cache["bytes_converted"] == 512 * 2 * (32 + 8 + 4)
+    assert cache["bytes_original"] == 512 * 2 * (32 + 8) * 4
+    assert "turn 2, original's tokens kept" in Path("out/README.md").read_text()
