@@ -76,7 +76,6 @@ class GenerateOptions(EngineOptions, _Draws, _Prompts, InferenceOptions):
         prefill_chunk_tokens: longest piece of a prompt that is processed at once.
         cache_tokens: tokens that the cache holds, over all prompts in work; null is what a prompt
             needs, and of many prompts what fits into the GPU's memory.
-        cache_dtype: auto (the model's own), fp8 (e4m3) or int8.
         page_tokens: tokens of a page of the cache; prompts that begin alike share whole pages.
         max_batch: most prompts of a file that are answered at once.
         prefix_cache: keep pages for prompts that begin alike, as the turns of a conversation.
