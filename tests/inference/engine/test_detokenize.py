@@ -70,7 +70,15 @@ def with_added() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def wrapped() -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose decoder is the first of a sequence, as some are saved."""
+    tokenizer = with_added()
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+    return tokenizer
+
+
 TOKENIZERS: dict[str, Any] = {
+    "wrapped": wrapped(),
     "bytes": ByteTokenizer(),
     "byte-level BPE": with_added(),
     "Llama": llama(strip=True),
@@ -112,7 +120,7 @@ def test_broken_characters_are_replaced_as_in_the_whole(name: str, text: list[in
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("name", ["bytes", "byte-level BPE", "Llama without strip"])
+@pytest.mark.parametrize("name", ["bytes", "byte-level BPE", "wrapped", "Llama without strip"])
 def test_no_piece_is_half_a_character(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     if name.startswith("Llama"):
@@ -174,6 +182,14 @@ def test_stop_strings_end_the_text(text: str, stops: tuple[str, ...]) -> None:
         if not stopped:
             shown += detokenizer.finish()
         assert shown == expected
+
+
+def test_one_token_may_complete_several_stop_strings() -> None:
+    """The first to be complete counts, and of those that end alike the longest."""
+    tokenizer = TOKENIZERS["byte-level BPE"]
+    token = tokenizer.convert_tokens_to_ids("a 漢 token")
+    for stops, shown in ((("tok", "漢"), "a "), (("oken", "token"), "a 漢 "), (("n", "a"), "")):
+        assert pieces(tokenizer, [token], stop=stops) == [shown]
 
 
 def test_text_is_not_held_longer_than_it_must_be() -> None:

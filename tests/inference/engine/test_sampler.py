@@ -103,6 +103,13 @@ def test_equal_logits_are_kept_together(monkeypatch: pytest.MonkeyPatch) -> None
         assert found[4] == 0
 
 
+def test_a_share_that_is_reached_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token holds it, and no other is kept; transformers has it so."""
+    logits_V, sampling = torch.tensor([4.0, 2, 2]).log(), Sampling(temperature=1, top_p=0.5)
+    assert theirs(logits_V, sampling, [0]).tolist() == [1, 0, 0]
+    assert shares(logits_V, sampling, monkeypatch).tolist() == [1, 0, 0]
+
+
 def test_penalties_of_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     """They count what was drawn, once or each time, and leave the prompt alone."""
     sampling = Sampling(temperature=1, presence_penalty=0.5, frequency_penalty=0.25)
@@ -156,13 +163,13 @@ def test_uniform_numbers_are_those_of_splitmix64() -> None:
 
 
 def test_the_largest_number_draws_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that has a probability: the last tokens have none."""
+    """And one that has a probability, as the smallest does: the first and last tokens have none."""
     sampler = Sampler(VOCABULARY, 1, CPU)
     slot = sampler.add(Sampling(temperature=1), [0])
     logits_V = logits_of(1)[0]
-    logits_V[-3:] = -torch.inf
+    logits_V[:2] = logits_V[-3:] = -torch.inf
     largest = torch.tensor([1 - 2.0**-32], dtype=torch.float64)
-    for number, token in ((largest, VOCABULARY - 4), (torch.zeros_like(largest), 0)):
+    for number, token in ((largest, VOCABULARY - 4), (torch.zeros_like(largest), 2)):
         monkeypatch.setattr(sampler_module, "_uniform", lambda *_, at=number: at)
         assert sampler.draw(logits_V[None], [slot]).fetch()[0].token_id == token
 
@@ -189,6 +196,8 @@ MIXED = [
     Sampling(temperature=1.2, seed=7, frequency_penalty=0.5, logprobs=2),
     Sampling(temperature=0.9, seed=8, min_p=0.05, top_p=0.9),
     Sampling(temperature=1.0, seed=5, repetition_penalty=1.3),
+    Sampling(temperature=1.5, seed=9, top_k=2),
+    Sampling(temperature=1.5, seed=9, top_k=12),
 ]
 
 
