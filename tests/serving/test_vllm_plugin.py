@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,17 @@ def test_others_are_refused_in_one_line(
     assert [record.message for record in caplog.records] == [
         f"{why_not}. Our models are not registered."
     ]
+
+
+def test_lengths_are_read_on_the_host_of_prefills_alone() -> None:
+    common = SimpleNamespace(
+        query_start_loc_cpu=torch.tensor([0, 1, 2, 7, 10]),
+        seq_lens_cpu_upper_bound=torch.tensor([30, 40, 5, 19]),
+    )
+    mixed = SimpleNamespace(num_decodes=2, num_prefills=2)
+    assert versions.prefill_lengths(mixed, common) == [(5, 0), (3, 16)]
+    decode = SimpleNamespace(num_decodes=4, num_prefills=0)
+    assert versions.prefill_lengths(decode, SimpleNamespace(seq_lens_cpu_upper_bound=None)) == []
 
 
 @pytest.fixture

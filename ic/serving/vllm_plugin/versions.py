@@ -47,6 +47,8 @@ def prefill_lengths(metadata: Any, common: Any) -> list[tuple[int, int]]:
     Args:
         metadata: what `MLACommonMetadataBuilder.build` made of `common`.
     """
+    if not metadata.num_prefills:  # a step of decoding alone, which may come without lengths
+        return []
     first = metadata.num_decodes
     prefills = range(first, first + metadata.num_prefills)
     starts = common.query_start_loc_cpu.tolist()
