@@ -24,7 +24,7 @@ _ANYWHERE: Unsupported = {
     "guided_regex": (None,),
     "include_stop_str_in_output": (None, False),
     "kv_transfer_params": (None,),
-    "length_penalty": (None, 1),
+    "length_penalty": (None, 1, 1.0),
     "logit_bias": (None, {}),
     "metadata": (None, {}),
     "min_tokens": (None, 0),

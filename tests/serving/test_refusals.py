@@ -127,8 +127,9 @@ def test_what_asks_for_nothing_is_taken() -> None:
     assert body.sampling(0, 5).temperature == 1.0
     assert body.sampling(0, 5).stop == ()
     # A value is that which asks for nothing, not one that Python takes for it.
-    with pytest.raises(ApiError, match="tools"):
-        parse(ChatBody, b'{"messages": [{"role": "user", "content": "a"}], "tools": false}')
+    assert parse(CompletionBody, b'{"prompt": "a", "min_tokens": 0, "length_penalty": 1.0}')
+    with pytest.raises(ApiError, match="min_tokens"):
+        parse(CompletionBody, b'{"prompt": "a", "min_tokens": false}')
 
 
 @pytest.mark.parametrize(
