@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.retrieval_options import RetrievalDataOptions
 from ic.datamodules.text_files import TextFiles, detect_format, resolve_files
-from ic.datamodules.token_store import TokenStore, cache_folder, tokenized
+from ic.datamodules.token_store import FOLDER, TokenStore, tokenized
+from ic.files.cache_folder import cache_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Prose:
             tokenizer,
             setting=name,
             most_bytes=config.text_megabytes * 2**20,
-            cache=cache_folder(config.token_cache),
+            cache=cache_folder(config.token_cache, FOLDER),
         )
         behind = len(store.tokens) - int(store.documents[-1])  # tokens of a blank line
         ends = np.asarray(store.documents) + behind

@@ -34,7 +34,7 @@ from ic.datamodules.sentence_tokens import encode_texts, tokenize_sentences
 from ic.datamodules.text_files import TextFiles
 from ic.datamodules.tokenizers import tokenizer_identity
 
-AUTO = "auto"
+FOLDER = "tokens"  # of `data.token_cache=auto`
 _VERSION = 1  # of the files' form, and of what is a sentence
 _DOCUMENTS_AT_ONCE = 256
 _BETWEEN = "\n\n"  # behind each document
@@ -82,14 +82,6 @@ class TokenStore:
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def cache_folder(option: str | None) -> Path | None:
-    """The folder that `data.token_cache` stands for; None for none."""
-    if option != AUTO:
-        return None if option is None else Path(option)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "infinite-context" / "tokens"
 
 
 def tokenized(

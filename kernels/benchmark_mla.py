@@ -114,7 +114,7 @@ def benchmark(
     torch.manual_seed(0)
     ceilings = measure_ceilings(torch.device("cuda"))
     rows: list[dict[str, Any]] = []
-    run = describe_run({"ceilings": ceilings}, command)
+    run = describe_run({"ceilings": ceilings}, command, public=True)
     for case in cases:
         rows += run_case(case, ceilings, peers=peers)
         add_baselines(rows, cases)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ic.files.retry_io import retrying
@@ -42,15 +46,16 @@ def commit_folder(partial: Path, target: Path) -> None:
     """
     aside = target.with_name(f"{target.name}.partial-old-{os.getpid()}")
     replaces = target.exists()
-    if replaces:
-        target.rename(aside)
-    try:
-        partial.rename(target)
-    except OSError:
+    with _claimed(target) if replaces else nullcontext():
         if replaces:
-            aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        try:
+            partial.rename(target)
+        except OSError:
+            if replaces:
+                aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,11 +76,46 @@ def whole_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        yield partial
-        sync_folder(partial)
-        retrying(lambda: commit_folder(partial, target))
+        with _claimed(partial):
+            yield partial
+            sync_folder(partial)
+            retrying(lambda: commit_folder(partial, target))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_partial(target: Path) -> None:
+    """Put right what a process that was killed left of `whole_folder(target)`: its unfinished
+    folder goes, and what had stepped aside for a finished one that never came gets its name back.
+
+    A folder that a process is writing at this moment stays, and so does one on a file system that
+    cannot tell.
+    """
+    name = re.escape(target.name)
+    for path in sorted(target.parent.glob(f"{glob.escape(target.name)}.partial-*")):
+        kind = re.fullmatch(rf"{name}\.partial-(old-)?\d+", path.name)
+        if kind is None or not path.is_dir() or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError), _claimed(path) as claimed:
+            if claimed and kind[1] and not target.exists():
+                path.rename(target)
+            elif claimed:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether a folder is this process's own until the block ends or the process is gone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claimed = True
+        except OSError:  # another process's, or a file system without such locks
+            claimed = False
+        yield claimed
+    finally:
+        os.close(descriptor)
 
 
 def check_file_system(folder: Path) -> str | None:

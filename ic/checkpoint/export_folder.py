@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ic.checkpoint.card.files import CARD, is_edited
+from ic.checkpoint.commit import clear_partial
 from ic.checkpoint.errors import CheckpointError
 
 # Lists what an export wrote, so that nothing else is ever deleted with it.
@@ -15,6 +16,8 @@ MANIFEST = "export.json"
 def check_output(source: Path, output: Path, overwrite: bool) -> None:
     """Refuse a folder that is there, or that an export would take with more than an export in it.
 
+    What an export that was killed left beside it is put right first.
+
     Args:
         source: the checkpoint that is exported.
         overwrite: an empty folder, or an export and nothing else, may be replaced.
@@ -22,6 +25,7 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
     Raises:
         CheckpointError: `output` holds the checkpoint or something else, or is there at all.
     """
+    clear_partial(output.absolute())
     if not output.exists():
         return
     if source.resolve().is_relative_to(output.resolve()):

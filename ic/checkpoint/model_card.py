@@ -2,7 +2,7 @@
 
 `model_card.json` beside it holds the same facts for programs: what trains on from an export finds
 there how its weights came about. Nothing in either tells where files lay, or the machine's name
-(`ic.checkpoint.card.publishable`).
+(`ic.files.publishable`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ic.checkpoint.card.history import (
 )
 from ic.checkpoint.card.licence import hub_licence
 from ic.checkpoint.card.page import page
-from ic.checkpoint.card.publishable import publishable
 from ic.checkpoint.folder import load_config
 from ic.checkpoint.source import Source
 from ic.checkpoint.weights import FolderWeights
 from ic.files.atomic_write import replacing, write_json
+from ic.files.publishable import publishable
 from ic.files.results import describe_run, read_json
 from ic.files.run_folder import ParityFolder
 from ic.model.cost import cache_bytes_per_token, num_parameters

@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.card.history import CONVERSION, data_files
 from ic.checkpoint.card.outside import folder_source, gguf_source
-from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.export import check_space, copy_tokenizer, write_export
 from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.folder import load_config
@@ -32,12 +31,14 @@ from ic.conversion.families import FAMILIES, read_geometry
 from ic.conversion.layout import Layout, choose_layout
 from ic.conversion.options import PARITY, ConvertOptions
 from ic.conversion.parity.options import LOGITS, SUITES
+from ic.conversion.parity.pair import check_talks, measured_parts
 from ic.conversion.parity.texts import draw_texts
 from ic.conversion.stream import Stream
 from ic.datamodules.text_files import expand_folders, resolve_files
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
+from ic.files.publishable import publishable
 from ic.files.results import describe_run
 from ic.inference.model_facts import model_end_tokens
 from ic.inference.transformers_model import (
@@ -222,26 +223,28 @@ def _check_parity(
     """Refuse a report that could not be written once the model is there.
 
     Raises:
-        ValueError: texts that are not there or too short or few, or lengths beyond the model's
-            positions.
+        ValueError: texts that are not there or too short or few, lengths beyond the model's
+            positions, or instructions that do not fit or that there is no chat template for.
     """
     parity = options.parity_config()
     if parity is None:
         return
     resolve_files(expand_folders(parity.text, "parity.text"), "parity.text")
-    for name, parts in (("lengths", {LOGITS}), ("retrieval_lengths", set(SUITES))):
-        if parts & set(parity.measured) and (longest := max(getattr(parity, name))) > positions:
+    for name, needing in (("lengths", {LOGITS}), ("retrieval_lengths", set(SUITES))):
+        if needing & set(parity.measured) and (longest := max(getattr(parity, name))) > positions:
             raise UsageError(
                 f"parity.{name}={getattr(parity, name)}: the model has {positions:,} positions, "
                 f"and {longest:,} tokens do not fit; choose shorter ones, or parity=null"
             )
-    if LOGITS in parity.measured:
-        try:
+    try:
+        parts, _ = measured_parts(parity, tokenizer)
+        check_talks(parity, parts, tokenizer, positions)
+        if LOGITS in parts:
             draw_texts(parity, tokenizer)
-        except ValueError as error:
-            raise UsageError(
-                f"the report, whose options begin with parity.: {error}; parity=null leaves it out"
-            ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"the report, whose options begin with parity.: {error}; parity=null leaves it out"
+        ) from error
 
 
 def _tokenizer(source: Source, options: ConvertOptions) -> PreTrainedTokenizerBase:
@@ -270,8 +273,7 @@ def _record(
     """
     source, layout, geometry = prepared.source, prepared.layout, prepared.layout.geometry
     rows = prepared.rows_MT
-    described = describe_run(asdict(options))
-    command = published_command(described.pop("command"))
+    described = describe_run(asdict(options), public=True)
     files = data_files(options.calibration, [Path.cwd()]) if options.calibration else None
     record = {
         "options": described.pop("config"),
@@ -300,4 +302,5 @@ def _record(
         "seconds": seconds,
         "rows": layers,
     }
+    command = record["command"]  # public, as a command is read and not as any other text
     return {**publishable(record), "command": command}

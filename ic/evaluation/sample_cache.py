@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,15 +23,7 @@ from ic.datamodules.tokenizers import tokenizer_identity
 from ic.evaluation.suite import C, Sample, Suite
 from ic.files.atomic_write import replacing
 
-AUTO = "auto"
-
-
-def cache_folder(option: str | None) -> Path | None:
-    """The folder that `sample_cache=` stands for; None for none."""
-    if option != AUTO:
-        return None if option is None else Path(option)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "infinite-context" / "samples"
+FOLDER = "samples"  # of `sample_cache=auto`
 
 
 class SampleCache(Generic[C]):

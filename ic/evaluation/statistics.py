@@ -1,4 +1,4 @@
-"""Statistics of success counts."""
+"""Statistics of success counts and of means, and their columns in a results row."""
 
 from __future__ import annotations
 
@@ -84,3 +84,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     half = float(t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
     return mean - half, mean + half
+
+
+def mean_columns(name: str, values: Sequence[float], most: float = math.inf) -> dict[str, Any]:
+    """What a results row says of a mean of independent values from 0 to `most`: the mean, and
+    Student's 95 % interval of it, null for one value.
+    """
+    low, high = mean_interval(values) or (None, None)
+    return {
+        name: math.fsum(values) / len(values),
+        f"{name}_low_95": None if low is None else max(0.0, low),
+        f"{name}_high_95": None if high is None else min(most, high),
+    }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ic.files.atomic_write import write_json
+from ic.files.publishable import publishable, published_command
 
 _STATUS = ("status", "--porcelain", "-uno", "--", ".", ":(exclude)docs/results")
 
@@ -34,6 +35,7 @@ def write_results(
     command: str | None = None,
     status: RunStatus | None = None,
     shown: dict[str, Any] | None = None,
+    public: bool = False,
 ) -> None:
     """Write `describe_run` and `rows`, whose keys name units; a run says its `status`, and a suite
     how it is `shown` in a report.
@@ -41,7 +43,7 @@ def write_results(
     said: dict[str, Any] = {} if status is None else {"status": status.value}
     if shown is not None:
         said["shown"] = shown
-    write_json(path, {**describe_run(config, command), **said, "rows": rows})
+    write_json(path, {**describe_run(config, command, public), **said, "rows": rows})
 
 
 def set_status(path: Path, status: RunStatus) -> None:
@@ -57,15 +59,23 @@ def is_finished(path: Path) -> bool:
     return bool(results) and results.get("status", RunStatus.FINISHED) == RunStatus.FINISHED
 
 
-def describe_run(config: dict[str, Any], command: str | None = None) -> dict[str, Any]:
+def describe_run(
+    config: dict[str, Any], command: str | None = None, public: bool = False
+) -> dict[str, Any]:
     """`{command, commit, date, device, versions, config}`: what it takes to repeat a measurement.
 
-    `command` is for what was not started as a verb.
+    Args:
+        command: for what was not started as a verb.
+        public: the file is to be published: command and configuration name files and folders
+            without where they lay on this machine (`ic.files.publishable`).
     """
     import torch  # late: verbs that only read results, or print their help, do without it
 
+    command = command or "python -m ic " + shlex.join(sys.argv[1:])
+    if public:
+        command, config = published_command(command), publishable(config)
     return {
-        "command": command or "python -m ic " + shlex.join(sys.argv[1:]),
+        "command": command,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device(),

@@ -79,7 +79,7 @@ def measure_caches(config: PlanConfig) -> int:
         for row in cache_rows(model, device, LENGTHS, LIMITS_GB, weights=weights)
     ]
     output = config.plan.output_file(CACHE_FILE)
-    write_results(output, {"model": asdict(ModelConfig())}, rows)
+    write_results(output, {"model": asdict(ModelConfig())}, rows, public=True)
     Console().print(f"cache memory: {output}", soft_wrap=True, highlight=False)
     return 0
 

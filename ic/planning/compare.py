@@ -29,7 +29,7 @@ def compare_with_scaling(config: PlanConfig) -> int:
         for row in compare_file(Path(file))
     ]
     output = config.plan.output_file(COMPARISON_FILE)
-    write_results(output, asdict(config.plan), rows)
+    write_results(output, asdict(config.plan), rows, public=True)
     Console().print(comparison_table(rows))
     return 0
 

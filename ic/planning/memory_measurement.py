@@ -79,7 +79,8 @@ def measure_cases(config: PlanConfig) -> int:
                 rank_zero_info(f"{' '.join(overrides)}: left out, {error}")
                 continue
         rows.append({"case": " ".join(overrides), "overrides": overrides, **row})
-        write_results(output, asdict(asked), rows)  # what is measured stays if a later case fails
+        # What is measured stays if a later case fails.
+        write_results(output, asdict(asked), rows, public=True)
         rank_zero_info(
             f"{' '.join(overrides)}: predicted {gib(row['predicted_peak_bytes'], 2)}, "
             f"measured {gib(row['measured_peak_bytes'], 2)}"

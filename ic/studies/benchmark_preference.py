@@ -85,7 +85,7 @@ def benchmark_preference(options: PreferenceBenchmarkOptions) -> int:
         for side in SIDES:
             rows.append(_in_own_process(replace(options, lengths=[length], side=side)))
             print(json.dumps(rows[-1]), flush=True)
-            write_results(Path(options.output), asdict(options), rows)
+            write_results(Path(options.output), asdict(options), rows, public=True)
     print(f"results: {options.output}")
     return 0
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.source import find_source
+from ic.config.typed_values import quoted
 from ic.conversion.options import PARITY
 from ic.conversion.options import ConvertOptions as Config
+from ic.conversion.parity.options import ParityConfig, ParityOptions
+from ic.inference.options import LoadOptions
 
 if TYPE_CHECKING:
     from ic.conversion.convert import Converted
@@ -60,12 +65,36 @@ def run(config: Config) -> int:
     if parity is None:
         return 0
     same = config.parity is not None and not config.parity.text and bool(parity.text)
-    results = measure_parity(parity, notes=(OWN_TEXT,) if same else ())
+    try:
+        results = measure_parity(parity, notes=(OWN_TEXT,) if same else ())
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{output} is whole, its report is not; go on with {_command(parity)}")
+        raise
     print_table(HEAD, headline(results["rows"]), title="parity", console=console)
     for sentence in (*results["notes"], *results["words"]):
         console.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"report: {output / PARITY}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _command(parity: ParityConfig) -> str:
+    """The command that measures the same, and takes over what has been measured."""
+    usual = {**asdict(ParityOptions()), **asdict(LoadOptions())}
+    given = [
+        f"{name}={_written(value)}"
+        for name, value in asdict(parity).items()
+        if name not in usual or value != usual[name]
+    ]
+    return f"python -m ic parity {shlex.join(given)}"
+
+
+def _written(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_written(each)}' for key, each in value.items())}}}"
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def _summary(converted: Converted, output: Path) -> list[str]:

@@ -15,6 +15,7 @@ from ic.inference.options import InferenceOptions
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from transformers import PreTrainedTokenizerBase
 
     from ic.checkpoint.source import Source
     from ic.evaluation.suite import Suite
@@ -190,7 +191,8 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
     from ic.evaluation.report import write_report
     from ic.evaluation.report_page import Measured, check_folder, shown, write_page
     from ic.evaluation.runner import identity_of, run_suite
-    from ic.evaluation.sample_cache import cache_folder
+    from ic.evaluation.sample_cache import FOLDER
+    from ic.files.cache_folder import cache_folder
     from ic.files.results import write_results
     from ic.inference.loading import open_source
     from ic.model.fingerprint import fingerprint
@@ -210,8 +212,8 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
             f"context_parallel_size={sharing}: {source.path} is no model of ours, and only ours "
             "can share a prompt; leave it out, and devices share the samples"
         )
-    for suite in suites:  # before the weights are loaded, and before the first suite takes hours
-        suite.check(opened.tokenizer, opened.positions)
+    # Before the weights are loaded, and before the first suite takes hours.
+    _check(suites, opened.tokenizer, opened.positions)
     loaded = opened.load()
     weights = fingerprint(loaded.model)
     report = _report_folder(config, source)
@@ -234,7 +236,7 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
                 on_sample,
                 ranks=ranks if sharing == 1 else None,
                 sharded=sharing > 1,
-                sample_cache=cache_folder(config.sample_cache),
+                sample_cache=cache_folder(config.sample_cache, FOLDER),
             )
         if ranks.global_rank > 0:
             continue
@@ -254,6 +256,22 @@ def _evaluate(config: Config, suites: list[Suite[Any]], source: Source, ranks: F
         console.print(f"{suite.picture}: {picture}", soft_wrap=True, highlight=False)
     if ranks.global_rank == 0:
         console.print(f"report: {report.document}", soft_wrap=True, highlight=False)
+
+
+def _check(suites: list[Suite[Any]], tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+    """Raises:
+    ValueError: what suites refuse, of all of them at once.
+    """
+    refusals = []
+    for suite in suites:
+        try:
+            suite.check(tokenizer, positions)
+        except ValueError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    if refusals:
+        raise ValueError("; ".join(map(str, refusals)))
 
 
 def _report_folder(config: Config, source: Source) -> ReportFolder:

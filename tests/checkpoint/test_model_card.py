@@ -14,16 +14,11 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from huggingface_hub import ModelCard
 
 from ic.checkpoint.card.history import stages_of
-from ic.checkpoint.card.publishable import (
-    publishable,
-    publishable_text,
-    published_command,
-    published_path,
-)
 from ic.checkpoint.model_card import write_card
 from ic.checkpoint.source import find_source
 from ic.cli import main
 from ic.conversion.parity.run import measure_parity
+from ic.files.publishable import publishable, publishable_text, published_command, published_path
 from ic.model import MLAConfig, MLAForCausalLM
 from tests.conftest import SHORT, SMALL
 from tests.conversion.parity.models import options, save_llama, save_mla, write_text

@@ -221,6 +221,11 @@ REFUSED = {
         r"options begin with parity.: lengths=\[128\]: 1 of 1 documents have 128 tokens, but 4 "
         r"samples .* documents_by_length=\{128:1\} .*; parity=null leaves it out",
     ),
+    "too long instructions": (
+        "rank=8 parity.parts=[instructions] parity.answer_tokens=480",
+        r"options begin with parity.: answer_tokens=480: an instruction has up to \d+ tokens, and "
+        r"the models have 512 positions .*; parity=null leaves it out",
+    ),
     "no such text": ("rank=8 calibration=[none.txt]", r"calibration: there is no file 'none.txt'"),
     "tokenizer": ("rank=8 tokenizer=none", r"tokenizer='none': write bytes, or a folder"),
     "no GPU": ("rank=8 accelerator=gpu", r"accelerator=gpu: PyTorch sees no CUDA GPU"),

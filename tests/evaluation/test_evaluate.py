@@ -192,6 +192,12 @@ def test_a_model_of_transformers(ic: Run, capsys: Capture, tmp_path: Path) -> No
     ):
         assert ic("evaluate", f"checkpoint={folder}", "accelerator=cpu", *args) == 2
         assert message in capsys.readouterr().err
+    # What several suites refuse is said at once.
+    args = ("suite=[graph,passkey,mrcr]", "suite.graph.lengths=[128]", "suite.mrcr.lengths=[128]")
+    assert ic("evaluate", f"checkpoint={folder}", "accelerator=cpu", *args, *OWN_GRID) == 2
+    (line,) = (each for each in capsys.readouterr().err.splitlines() if each.startswith("ic: "))
+    assert "suite.graph.lengths=[128]: 128 tokens do not hold" in line
+    assert "; suite.mrcr.lengths=[128]: 128 tokens do not hold" in line
 
 
 def test_a_folder_tells_of_the_settings_that_were_measured_last(ic: Run, tmp_path: Path) -> None:

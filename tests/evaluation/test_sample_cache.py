@@ -11,8 +11,9 @@ import pytest
 
 from ic.evaluation import sample_cache
 from ic.evaluation.runner import run_suite
-from ic.evaluation.sample_cache import SampleCache, cache_folder
+from ic.evaluation.sample_cache import SampleCache
 from ic.evaluation.suite import Sample
+from ic.files.cache_folder import cache_folder
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.evaluation.copy_word.grid import Cell, Config
 from tests.evaluation.copy_word.suite import CopyWord
@@ -108,12 +109,12 @@ def test_the_runner_uses_it(suite: SlowlyDrawn, make_model, tmp_path: Path) -> N
 
 def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder("auto") == tmp_path / "infinite-context/samples"
+    assert cache_folder("auto", "samples") == tmp_path / "infinite-context/samples"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert cache_folder("auto") == Path("/home/me/.cache/infinite-context/samples")
-    assert cache_folder("here") == Path("here")
-    assert cache_folder(None) is None
+    assert cache_folder("auto", "samples") == Path("/home/me/.cache/infinite-context/samples")
+    assert cache_folder("here", "samples") == Path("here")
+    assert cache_folder(None, "samples") is None
 
 
 def test_a_folder_that_cannot_be_written_to_ends_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,33 @@ def test_a_results_file_says_how_it_came_about(
     assert (written["config"], written["rows"]) == ({"seed": 3}, [{"loss": 1.5, "n": 2}])
     assert read_json(tmp_path / "results.json") == written
     assert read_json(tmp_path / "absent.json") == {}
+
+
+def test_a_published_file_names_no_folder_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out" / "plan.json"
+    given = [f"measured.output={output}", "data.files=[books/a.txt,/corpora/b.txt]"]
+    monkeypatch.setattr(sys, "argv", ["ic", "plan", *given])
+    config = {"output": str(output), "files": ["books/a.txt", "/corpora/b.txt"], "steps": {4: 2}}
+    rows = [{"folder": "/kept/as/it/is"}]
+    write_results(tmp_path / "own.json", config, rows)
+    write_results(tmp_path / "public.json", config, rows, public=True)
+    own, public = (
+        json.loads((tmp_path / name).read_text()) for name in ("own.json", "public.json")
+    )
+    assert own["command"] == f"python -m ic plan {shlex.join(given)}"
+    assert own["config"]["output"] == str(output)
+    assert shlex.split(public["command"]) == [
+        *("python", "-m", "ic", "plan"),
+        *("measured.output=plan.json", "data.files=[books/a.txt,b.txt]"),
+    ]
+    assert public["config"] == {
+        "output": "plan.json",
+        "files": ["books/a.txt", "b.txt"],
+        "steps": {"4": 2},
+    }
+    assert public["rows"] == rows
 
 
 def test_files_need_neither_torch_nor_lightning() -> None:

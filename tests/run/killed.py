@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ic.cli import main
+from tests.conftest import LATE_IMPORTS
 
 
 def kill_in(owner: type, method: str, when: Callable[[Any], bool] = lambda _: True) -> None:
@@ -26,17 +27,24 @@ def kill_in(owner: type, method: str, when: Callable[[Any], bool] = lambda _: Tr
     setattr(owner, method, wrapped)
 
 
-def run_and_die(folder: Path, args: tuple[str, ...], arm: Callable[..., None], *given: Any) -> None:
+def run_and_die(
+    folder: Path,
+    args: tuple[str, ...],
+    arm: Callable[..., None],
+    *given: Any,
+    exit_code: int = -signal.SIGKILL,
+) -> None:
     """Run the command line in `folder`; `arm(*given)` says there where it is to be killed.
 
     Raises:
         AssertionError: it ended in another way.
     """
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *LATE_IMPORTS])
     process = context.Process(target=_run, args=(folder, args, arm, given))
     process.start()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, process.exitcode
+    assert process.exitcode == exit_code, process.exitcode
 
 
 def _run(folder: Path, args: tuple[str, ...], arm: Callable[..., None], given: Any) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from ic.checkpoint.card.files import CARD_FACTS
 from ic.checkpoint.card.history import saved
-from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.source import Source
 from ic.display.numbers import percent
+from ic.files.publishable import publishable, published_command
 from ic.files.results import is_finished
 from ic.files.run_folder import ParityFolder, ReportFolder, RunFolder, run_of, saved_step
 

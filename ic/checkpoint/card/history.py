@@ -23,9 +23,9 @@ from typing import Any
 
 from ic.checkpoint.card.files import CARD_FACTS
 from ic.checkpoint.card.outside import folder_source, gguf_source
-from ic.checkpoint.card.publishable import publishable, published_command, published_path
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.source import Source, find_source
+from ic.files.publishable import publishable, published_command, published_path
 from ic.files.results import read_json
 from ic.files.run_folder import RunFolder, run_of, saved_step
 from ic.files.saved_config import read_config

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from ic.checkpoint.card.publishable import publishable
 from ic.checkpoint.hugging_face import folder_model_type
+from ic.files.publishable import publishable
 
 # `models--<owner>--<name>/snapshots/<commit>` in Hugging Face's cache.
 _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")

@@ -12,11 +12,10 @@ import torch
 
 from ic.conversion.parity.distributions import token_distances
 from ic.conversion.parity.instructions import Instruction, prompt_of, shipped_instructions
-from ic.conversion.parity.intervals import mean_columns
 from ic.conversion.parity.options import ParityConfig
 from ic.conversion.parity.pair import Pair
 from ic.datamodules.tokenizers import tokenizer_fingerprint
-from ic.evaluation.statistics import Accuracy
+from ic.evaluation.statistics import Accuracy, mean_columns
 from ic.files.json_lines import append_row, read_rows
 from ic.files.run_folder import ParityFolder
 from ic.inference.greedy import GreedyDecoder

@@ -28,6 +28,7 @@ from ic.conversion.parity.options import (
 )
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
+from ic.files.publishable import published_path
 from ic.files.results import read_json
 from ic.files.run_folder import ParityFolder
 from ic.inference.loading import Opened, open_source, source_positions
@@ -68,6 +69,11 @@ class Side:
         """Columns of its logits."""
         return int(self.model.config.get_text_config().vocab_size)
 
+    @property
+    def published_source(self) -> str:
+        """What a report that may be published calls the place that it was loaded from."""
+        return published_path(self.source)
+
     def facts(self) -> dict[str, Any]:
         """What the results file says of it."""
         config = self.model.config.get_text_config()
@@ -78,7 +84,7 @@ class Side:
         )
         return {
             "name": self.name,
-            "source": self.source,
+            "source": self.published_source,
             "weights": self.weights,
             "positions": self.positions,
             "trained_length": self.trained_length,
@@ -175,12 +181,9 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
     )
     _check_tokenizers(original, converted)
     _check_lengths(config, original.positions, converted.positions)
-    parts, notes = _parts(config, original)
+    parts, notes = measured_parts(config, original.tokenizer)
     positions = min(original.positions, converted.positions)
-    if INSTRUCTIONS in parts:
-        _check_instructions(config, original, positions)
-    if TURNS in parts:
-        _check_turns(config, original, positions)
+    check_talks(config, parts, original.tokenizer, positions)
     return OpenedPair(original, converted, parts, notes)
 
 
@@ -271,11 +274,17 @@ def _check_lengths(config: ParityConfig, original: int, converted: int) -> None:
             )
 
 
-def _parts(config: ParityConfig, original: Opened) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The parts that are measured, and a note where one is left out."""
+def measured_parts(
+    config: ParityConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parts that are measured, and a note where one is left out.
+
+    Raises:
+        ValueError: one that was asked for and that a tokenizer has to have a chat template for.
+    """
     parts = config.measured
     talks = [part for part in TALKS if part in parts]
-    if not talks or original.tokenizer.chat_template:
+    if not talks or tokenizer.chat_template:
         return parts, ()
     said = "the tokenizer has no chat template to ask instructions with"
     if config.parts:
@@ -286,9 +295,32 @@ def _parts(config: ParityConfig, original: Opened) -> tuple[tuple[str, ...], tup
     return tuple(part for part in parts if part not in TALKS), (f"Instructions: {said}.",)
 
 
-def _check_instructions(config: ParityConfig, opened: Opened, positions: int) -> None:
+def check_talks(
+    config: ParityConfig,
+    parts: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+) -> None:
+    """Refuse instructions and conversations that do not fit with their answers.
+
+    Args:
+        parts: of `measured_parts`.
+        positions: that both models have.
+
+    Raises:
+        ValueError: the longest does not.
+    """
+    if INSTRUCTIONS in parts:
+        _check_instructions(config, tokenizer, positions)
+    if TURNS in parts:
+        _check_turns(config, tokenizer, positions)
+
+
+def _check_instructions(
+    config: ParityConfig, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> None:
     asked = shipped_instructions()[: config.instructions]
-    longest = max(len(prompt_of(opened.tokenizer, each.instruction)) for each in asked)
+    longest = max(len(prompt_of(tokenizer, each.instruction)) for each in asked)
     if longest + config.answer_tokens > positions:
         raise ValueError(
             f"answer_tokens={config.answer_tokens}: an instruction has up to {longest:,} tokens, "
@@ -297,7 +329,9 @@ def _check_instructions(config: ParityConfig, opened: Opened, positions: int) ->
         )
 
 
-def _check_turns(config: ParityConfig, opened: Opened, positions: int) -> None:
+def _check_turns(
+    config: ParityConfig, tokenizer: PreTrainedTokenizerBase, positions: int
+) -> None:
     longest = 0
     for asked in conversations(config):
         messages = [
@@ -305,7 +339,7 @@ def _check_turns(config: ParityConfig, opened: Opened, positions: int) -> None:
             for said in asked
             for role, content in (("user", said), ("assistant", ""))
         ]
-        longest = max(longest, len(prompt_after(opened.tokenizer, messages[:-1])))
+        longest = max(longest, len(prompt_after(tokenizer, messages[:-1])))
     needed = longest + config.turns * config.answer_tokens
     if needed > positions:
         raise ValueError(
@@ -335,7 +369,7 @@ def _claim(folder: ParityFolder, pair: Pair) -> None:
     UsageError: the folder holds a report of other models.
     """
     models = {
-        name: {"name": side.name, "source": side.source, "weights": side.weights}
+        name: {"name": side.name, "source": side.published_source, "weights": side.weights}
         for name, side in pair.sides.items()
     }
     held = _held(folder)

@@ -94,10 +94,12 @@ def _answer(
         "suite": suite.name,
         "evaluation": asdict(options),
         "identity": identity_of(side.model, side.weights, pair.tokenizer, suite),
-        "model": asdict(Measured(side.name, side.source, side.weights, side.trained_length)),
+        "model": asdict(
+            Measured(side.name, side.published_source, side.weights, side.trained_length)
+        ),
     }
     said = {**asdict(config), **about}
-    write_results(of_suite.results, said, suite.rows(cells), shown=shown(suite, cells))
+    write_results(of_suite.results, said, suite.rows(cells), shown=shown(suite, cells), public=True)
     return cells
 
 

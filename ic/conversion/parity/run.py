@@ -77,7 +77,7 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
         with steps("speed", "measurements", measurements(config, pair)) as on_measurement:
             rows += speed_rows(config, pair, on_measurement)
     results = {
-        **describe_run(asdict(config)),
+        **describe_run(asdict(config), public=True),
         "models": {name: side.facts() for name, side in pair.sides.items()},
         "parts": list(pair.parts),
         "notes": [*pair.notes, *notes],

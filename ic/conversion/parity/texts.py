@@ -19,11 +19,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ic.conversion.parity.distributions import TokenDistances, token_distances
-from ic.conversion.parity.intervals import mean_columns
 from ic.conversion.parity.options import ParityConfig, ParityOptions
 from ic.conversion.parity.pair import Pair
 from ic.evaluation.perplexity.documents import Document, Documents
-from ic.evaluation.statistics import mean_interval
+from ic.evaluation.statistics import mean_columns, mean_interval
 from ic.files.atomic_write import replacing
 from ic.files.run_folder import ParityFolder
 

@@ -72,7 +72,7 @@ def write_report(
     write_json(
         folder.results,
         {
-            **describe_run(config),
+            **describe_run(config, public=True),
             "sides": _sides(first, second),
             "only_first": list(comparison.only_first),
             "only_second": list(comparison.only_second),

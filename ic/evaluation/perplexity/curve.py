@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ic.display.numbers import tokens
-from ic.evaluation.statistics import mean_interval
+from ic.evaluation.statistics import mean_columns
 from ic.evaluation.suite import Row
 
 # What `position` says: one bucket of positions, or all of a length together.
@@ -39,8 +39,7 @@ def _rows_of(cell: Row) -> Iterator[Row]:
         count = edges[end] - edges[first]
         nats = [sum(each["nats"][first:end]) for each in measured]
         sizes = [sum(each["bytes"][first:end]) for each in measured]
-        nll = math.fsum(nats) / len(nats) / count
-        low, high = mean_interval([each / count for each in nats]) or (None, None)
+        nll = mean_columns("nll", [each / count for each in nats])
         bits = [each / math.log(2) / size for each, size in zip(nats, sizes, strict=True) if size]
         yield {
             "what": "perplexity",
@@ -52,10 +51,8 @@ def _rows_of(cell: Row) -> Iterator[Row]:
             "to_token": edges[end],
             "n": len(nats),
             "n_tokens": count * len(nats),
-            "nll": nll,
-            "nll_low_95": low,
-            "nll_high_95": high,
-            "perplexity": math.exp(nll),
+            **nll,
+            "perplexity": math.exp(nll["nll"]),
             "bits_per_byte": math.fsum(bits) / len(bits) if bits else None,
         }
 

@@ -63,7 +63,7 @@ def run_ablation(config: AblationConfig) -> int:
 
     def write() -> list[dict[str, Any]]:
         ordered = [rows[run.identity] for run in plan if run.identity in rows]
-        write_results(output, asdict(options), ordered)
+        write_results(output, asdict(options), ordered, public=True)
         return ordered
 
     def on_end(index: int, outcome: FitOutcome) -> None:

@@ -70,7 +70,7 @@ def run_scaling(config: ScalingConfig) -> int:
     for number, (case, devices) in enumerate(runs, 1):
         rows.append(_row(options, case, devices, gpus))
         compare(rows, options.baseline)
-        write_results(output, asdict(options), rows)
+        write_results(output, asdict(options), rows, public=True)
         console.print(f"{number}/{len(runs)} {scaling_line(rows[-1])}", markup=False)
     show_scaling(
         rows, options.baseline, Console(width=None if console.is_terminal else _TABLE_WIDTH)

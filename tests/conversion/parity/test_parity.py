@@ -34,6 +34,18 @@ def report(folders: dict[str, Path]) -> Row:
     return measure_parity(options(folders, "llama", "mla"))
 
 
+def test_what_may_be_published_names_no_folder_of_the_machine(
+    report: Row, folders: dict[str, Path]
+) -> None:
+    output = folders["reports"] / "llama_mla"
+    assert report["models"]["original"]["source"] == "llama"
+    assert report["config"]["original"] == "llama"
+    here = str(folders["reports"].parent)
+    texts = [file for kind in ("json", "jsonl", "md", "csv") for file in output.rglob(f"*.{kind}")]
+    assert len(texts) > 10
+    assert [str(file) for file in texts if here in file.read_text()] == []
+
+
 def rows_of(results: Row, what: str, **wanted: Any) -> list[Row]:
     rows = [row for row in results["rows"] if row["what"] == what]
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]

@@ -1,7 +1,8 @@
 """What may be published of a command, a path or any other text that a run has written down.
 
-A model card leaves the machine that wrote it. Where the files lay there, who the user is and what
-the host is called are nobody's business, and a key that a command holds even less.
+A model card, a conversion and a measurement leave the machine that wrote them. Where the files lay
+there, who the user is and what the host is called are nobody's business, and a key that a command
+holds even less.
 """
 
 from __future__ import annotations
