@@ -170,7 +170,7 @@ class Measurements:
 def _speed_points(file: str, data: dict[str, Any]) -> Iterator[SpeedPoint]:
     """The rows of a results file that trained a model whose shape the file knows."""
     config = data.get("config") or {}
-    for row in data["rows"]:
+    for row in data.get("rows", ()):
         trained = row.get("model") or config.get("model")
         if row.get("mfu") and isinstance(trained, dict):
             shape = {**trained, **trained.get("shape", {})}

@@ -17,9 +17,8 @@ from scipy import stats
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ic.errors import UsageError
 from ic.evaluation.comparison.answers import find_answers
-from ic.evaluation.comparison.compare import compare, in_common
+from ic.evaluation.comparison.compare import compare
 from ic.evaluation.perplexity.grid import Config, windows
 from ic.evaluation.perplexity.suite import PerplexitySuite
 from ic.evaluation.runner import run_suite
@@ -289,14 +288,15 @@ def test_command(
 def test_answers_are_read_without_the_texts(
     options: Config, make_model: Callable[..., MLAForCausalLM], tmp_path: Path
 ) -> None:
-    """`compare` builds a suite with no options; it finds no scores here, and says so."""
+    """`compare` builds a suite with no options; it finds losses here, and no scores."""
     for seed, name in ((0, "a"), (1, "b")):
         model = make_model(vocab_size=320, rms_norm_eps=1e-6 * (1 + seed))
         folder = tmp_path / name / "perplexity"
         run_suite(model, TOKENIZER, PerplexitySuite(options), folder / "samples.jsonl")
-    sides = in_common(find_answers(tmp_path / "a"), find_answers(tmp_path / "b"))
-    with pytest.raises(UsageError, match="perplexity: no sample has a score of both models"):
-        compare(*sides)
+    comparison = compare(find_answers(tmp_path / "a"), find_answers(tmp_path / "b"))
+    assert comparison.groups == []
+    compared = [(curve.task, curve.length_tokens, curve.whole.n) for curve in comparison.curves]
+    assert compared == [("full", 256, 3), ("sliding 64", 256, 3)]
 
 
 @pytest.mark.parametrize(
