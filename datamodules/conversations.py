@@ -29,7 +29,9 @@ _ASSETS = Path(__file__).parent / "assets"
 _SPLITS = {"train_files": "train", "val_files": "validation", "test_files": "test"}
 
 
-def read_records(sources: list[str], setting: str) -> Iterator[tuple[str, Record]]:
+def read_records(
+    sources: list[str], setting: str, option: str | None = None
+) -> Iterator[tuple[str, Record]]:
     """Pairs of where a record stands and the record, in the order of the files.
 
     Args:
@@ -37,25 +39,28 @@ def read_records(sources: list[str], setting: str) -> Iterator[tuple[str, Record
             `datasets.save_to_disk` wrote (of several splits, the one that `setting` names), or
             `bundled:NAME` for a file that comes with the project.
         setting: `train_files`, `val_files` or `test_files`, for the messages.
+        option: whole name of the option that names the sources, for the messages; by default
+            `setting` of `data`.
 
     Raises:
         ValueError: nothing there, another format, or a line that is not a JSON object.
     """
+    option = option or f"data.{setting}"
     for source in sources:
         if source.startswith(BUNDLED):
             source = str(_bundled(source, setting))
         if Path(source).is_dir():
             yield from _read_folder(Path(source), setting)
             continue
-        for file in resolve_files([source], f"data.{setting}"):
-            kind = detect_format([file], "auto", f"data.{setting}")
+        for file in resolve_files([source], option):
+            kind = detect_format([file], "auto", option)
             if kind == "jsonl":
                 yield from _read_jsonl(file)
             elif kind == "parquet":
                 yield from _read_parquet(file)
             else:
                 raise ValueError(
-                    f"data.{setting}: {file} is text; give .jsonl, .parquet or a `datasets` folder"
+                    f"{option}: {file} is text; give .jsonl, .parquet or a `datasets` folder"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Sequences of text to measure a model on, from the user's files.
+"""Sequences of text and of conversations to measure a model on, from the user's files.
 
 Legend: M rows, T tokens.
 """
@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ic.conversion.options import ConvertOptions
+from ic.datamodules.conversations import (
+    apply_template,
+    check_template,
+    column_of,
+    messages_of,
+    read_records,
+)
 from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
 from ic.errors import UsageError
 from ic.evaluation.framing import encode, frame_prompt
@@ -48,19 +56,77 @@ def open_texts(options: CalibrationOptions) -> TextFiles:
     return TextFiles(paths, file_format, options.text_column, "file", "")
 
 
+def calibration_rows(tokenizer: PreTrainedTokenizerBase, options: ConvertOptions) -> Tensor:
+    """`calibration_rows` sequences of `calibration_tokens` token ids, (M, T) int64: of text, of
+    conversations, or of text and then as many or one fewer of conversations.
+
+    Raises:
+        ValueError: no files are given, they hold too little, or cannot be read.
+    """
+    rows = options.calibration_rows
+    if not options.calibration_chats:
+        return read_rows(open_texts(options), tokenizer, options)
+    if not options.calibration:
+        return read_chats(tokenizer, options, rows)
+    if rows < 2:
+        raise UsageError(
+            f"calibration_rows={rows}: calibration and calibration_chats share the rows, so at "
+            "least 2; or leave one of them out"
+        )
+    chats = read_chats(tokenizer, options, rows // 2)
+    return torch.cat((read_rows(open_texts(options), tokenizer, options, -(-rows // 2)), chats))
+
+
+def read_chats(tokenizer: PreTrainedTokenizerBase, options: ConvertOptions, rows: int) -> Tensor:
+    """Sequences of `calibration_tokens` token ids, (M, T) int64, each of whole conversations in the
+    tokenizer's chat template and the beginning of one more.
+
+    Raises:
+        ValueError: a tokenizer without a chat template, a row that is no conversation, or too few
+            of them.
+    """
+    setting, tokens = "calibration_chats", options.calibration_tokens
+    check_template(tokenizer, setting)
+    found: list[list[int]] = []
+    joined: list[int] = []
+    seen = 0
+    for where, record in read_records(options.calibration_chats, "train_files", setting):
+        messages = messages_of(column_of(record, "messages", where), where, "messages")
+        ids, _ = apply_template(tokenizer, messages, where)
+        seen += len(ids)
+        joined += ids
+        if len(joined) >= tokens:
+            # The next row begins with the next conversation.
+            found.append(joined[:tokens])
+            joined = []
+        if len(found) == rows:
+            return torch.tensor(found)
+    raise UsageError(
+        f"{setting}: the conversations hold {seen:,} tokens and fill {len(found)} of {rows} rows "
+        f"of calibration_tokens={tokens}, each of which begins with a conversation; give more of "
+        "them, or fewer or shorter rows (calibration_rows, calibration_tokens)"
+    )
+
+
 def read_rows(
-    texts: TextFiles, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
+    texts: TextFiles,
+    tokenizer: PreTrainedTokenizerBase,
+    options: CalibrationOptions,
+    rows: int | None = None,
 ) -> Tensor:
-    """`calibration_rows` sequences of `calibration_tokens` token ids, (M, T) int64.
+    """Sequences of text of `calibration_tokens` token ids, (M, T) int64.
 
     One from the middle of each long document first, then their other parts; what is shorter is
     joined. Each row begins with the tokenizer's own first token, if it adds one.
+
+    Args:
+        rows: how many; by default `calibration_rows`.
 
     Raises:
         ValueError: the files hold too little text, or cannot be read.
     """
     first = torch.as_tensor(frame_prompt(tokenizer, "plain").before)
-    rows, tokens = options.calibration_rows, options.calibration_tokens
+    rows, tokens = rows or options.calibration_rows, options.calibration_tokens
     own = tokens - len(first)
     if own < 1:
         raise UsageError(
@@ -75,9 +141,9 @@ def read_rows(
             break
     else:
         raise UsageError(
-            f"calibration: the files hold {seen:,} tokens, and calibration_rows={rows} of "
+            f"calibration: the files hold {seen:,} tokens, and {rows} rows of "
             f"calibration_tokens={tokens} are {rows * tokens:,}; give more text, or fewer or "
-            f"shorter rows (first file: {texts.files[0]})"
+            f"shorter rows (calibration_rows; first file: {texts.files[0]})"
         )
     chosen = [row for turn in by_round for row in turn][:rows]
     return torch.stack([torch.cat((first, row)) for row in chosen])

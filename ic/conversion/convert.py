@@ -26,7 +26,7 @@ from ic.checkpoint.gguf_file import GGUFFile
 from ic.checkpoint.hugging_face import INDEX, weight_files
 from ic.checkpoint.source import Source, find_source
 from ic.checkpoint.weights import DTYPES, check_sizes
-from ic.conversion.calibration import open_texts, read_rows
+from ic.conversion.calibration import calibration_rows
 from ic.conversion.families import FAMILIES, read_geometry
 from ic.conversion.layout import Layout, choose_layout
 from ic.conversion.options import PARITY, ConvertOptions
@@ -124,7 +124,7 @@ def prepare(options: ConvertOptions) -> Prepared:
                 f"calibration_tokens={options.calibration_tokens}: the model has "
                 f"{config.max_position_embeddings:,} positions"
             )
-        rows_MT = read_rows(open_texts(options), tokenizer, options)
+        rows_MT = calibration_rows(tokenizer, options)
     _check_parity(options, config.max_position_embeddings, tokenizer)
     return Prepared(source, config, layout, tokenizer, rows_MT)
 
@@ -274,7 +274,8 @@ def _record(
     source, layout, geometry = prepared.source, prepared.layout, prepared.layout.geometry
     rows = prepared.rows_MT
     described = describe_run(asdict(options), public=True)
-    files = data_files(options.calibration, [Path.cwd()]) if options.calibration else None
+    named = [*options.calibration, *options.calibration_chats]
+    files = data_files(named, [Path.cwd()]) if named else None
     record = {
         "options": described.pop("config"),
         **described,

@@ -44,8 +44,10 @@ class ConvertOptions:
             there is but one KV head.
         calibration: files of text to measure keys, values and queries on: paths or globs of text,
             JSON Lines or parquet, compressed or not.
-        calibration_rows: sequences that are taken from it, of different documents where it has
-            them.
+        calibration_chats: files of conversations, such as an instruct model will read: JSON Lines
+            or parquet with `messages`, in the tokenizer's chat template. They serve alone, or give
+            half of the rows, and `calibration` the others.
+        calibration_rows: sequences that are taken, of different documents where there are as many.
         calibration_tokens: tokens of each.
         format: auto (by suffix), text, jsonl or parquet.
         text_column: key or column that holds the text.
@@ -71,6 +73,7 @@ class ConvertOptions:
     cache: float | None = None
     rope_dim: int | None = None
     calibration: list[str] = field(default_factory=list)
+    calibration_chats: list[str] = field(default_factory=list)
     calibration_rows: int = 32
     calibration_tokens: int = 2048
     format: str = "auto"

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ic.checkpoint.card.publishable import publishable, published_command
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ic.checkpoint.card.history import QUANTISATION, data_files
-from ic.checkpoint.card.publishable import publishable, published_command
 from ic.checkpoint.export import copy_tokenizer, open_weights, write_export
 from ic.checkpoint.export_folder import check_output
 from ic.checkpoint.folder import load_config

@@ -23,9 +23,10 @@ from transformers import (
 from ic.checkpoint import export
 from ic.checkpoint.folder import load_model
 from ic.config.pretrained_model import read_shape
-from ic.conversion.calibration import open_texts, read_rows
+from ic.conversion.calibration import calibration_rows
 from ic.conversion.options import ConvertOptions
 from ic.errors import UsageError
+from ic.files.json_lines import write_rows
 from ic.inference.model_facts import model_end_tokens
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.gqa import FAMILIES
@@ -210,7 +211,7 @@ REFUSED = {
     "no text": ("rank=8 calibration=[]", r"calibration is empty: name files of text"),
     "too little text": (
         "rank=8 calibration_rows=9999",
-        r"files hold [\d,]+ tokens, and calibration_rows=9999",
+        r"files hold [\d,]+ tokens, and 9999 rows of calibration_tokens=128",
     ),
     "more than the model's positions": (
         "rank=8 calibration_tokens=513",
@@ -227,6 +228,16 @@ REFUSED = {
         r"the models have 512 positions .*; parity=null leaves it out",
     ),
     "no such text": ("rank=8 calibration=[none.txt]", r"calibration: there is no file 'none.txt'"),
+    "too few chats": (
+        "rank=8 calibration_chats=[chats.jsonl]",
+        r"calibration_chats: the conversations hold [\d,]+ tokens and fill 0 of 16 rows of "
+        r"calibration_tokens=128, ",
+    ),
+    "no chats": (
+        "rank=8 calibration_chats=[text.jsonl]",
+        r'text.jsonl:1: no "messages"; the columns are text',
+    ),
+    "no such chats": ("rank=8 calibration_chats=[x.jsonl]", r"calibration_chats: .* 'x.jsonl'"),
     "tokenizer": ("rank=8 tokenizer=none", r"tokenizer='none': write bytes, or a folder"),
     "no GPU": ("rank=8 accelerator=gpu", r"accelerator=gpu: PyTorch sees no CUDA GPU"),
 }
@@ -238,6 +249,8 @@ def test_options_that_do_not_fit(
 ) -> None:
     if "GPU" in case and torch.cuda.is_available():
         pytest.skip("there is one")
+    write_chats(Path("chats.jsonl"), 1)
+    write_rows(Path("text.jsonl"), [{"text": "no conversation"}])
     given, message = REFUSED[case]
     options = {
         "source": str(trained),
@@ -358,12 +371,68 @@ def test_one_long_document_gives_every_row(tmp_path: Path) -> None:
         calibration_rows=60,
         calibration_tokens=17,
     )
-    rows_MT = read_rows(open_texts(options), ByteTokenizer(), options)
+    rows_MT = calibration_rows(ByteTokenizer(), options)
     assert rows_MT.shape == (60, 17)
     assert len({tuple(row) for row in rows_MT.tolist()}) == 60
     options.calibration_rows = 600
-    with pytest.raises(UsageError, match=r"files hold 2,000 tokens, and calibration_rows=600"):
-        read_rows(open_texts(options), ByteTokenizer(), options)
+    with pytest.raises(UsageError, match=r"files hold 2,000 tokens, and 600 rows of"):
+        calibration_rows(ByteTokenizer(), options)
+
+
+def write_chats(file: Path, count: int = 40) -> Path:
+    write_rows(
+        file,
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": f"What comes after {n}?"},
+                    {"role": "assistant", "content": f"{n + 1} comes after {n}."},
+                ]
+            }
+            for n in range(count)
+        ),
+    )
+    return file
+
+
+def test_chats_calibrate_in_the_models_own_template(ic: Run, trained: Path, tmp_path: Path) -> None:
+    chats, tokenizer = write_chats(tmp_path / "chats.jsonl"), ByteTokenizer()
+    options = ConvertOptions(
+        source="x",
+        output="y",
+        rank=1,
+        calibration_chats=[str(chats)],
+        calibration_rows=5,
+        calibration_tokens=128,
+    )
+    rows_MT = calibration_rows(tokenizer, options)
+    assert rows_MT.shape == (5, 128)
+    rendered = [
+        tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=False)
+        for line in chats.read_text().splitlines()
+    ]
+    begins = {
+        tuple(tokenizer(text, add_special_tokens=False)["input_ids"][:30]) for text in rendered
+    }
+    # Each row begins with a conversation, in order, and none begins two rows.
+    assert len({tuple(row) for row in rows_MT[:, :30].tolist()} & begins) == 5
+    first = tokenizer("".join(rendered), add_special_tokens=False)["input_ids"][:128]
+    assert rows_MT[0].tolist() == first
+    # Beside text they are half of the rows, the last ones.
+    options.calibration, options.format = [str(TEXT)], "text"
+    both_MT = calibration_rows(tokenizer, options)
+    assert torch.equal(both_MT[3:], rows_MT[:2])
+    assert tokenizer.decode(both_MT[0][1:]) in TEXT.read_text()
+    folder = convert(
+        *(ic, trained, tmp_path / "chats", "rank=8", "calibration=[]"),
+        *(f"calibration_chats=[{chats}]", "calibration_rows=4", "calibration_tokens=64"),
+    )
+    record = json.loads((folder / "conversion.json").read_text())
+    assert record["calibration"] == {"rows": 4, "tokens": 64}
+    assert [each["name"] for each in record["calibration_files"]["named"]] == ["chats.jsonl"]
+    options.calibration_rows = 1
+    with pytest.raises(UsageError, match="calibration_rows=1: .* share the rows, so at least 2"):
+        calibration_rows(tokenizer, options)
 
 
 def test_a_report_beside_the_result(

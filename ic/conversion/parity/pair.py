@@ -296,10 +296,7 @@ def measured_parts(
 
 
 def check_talks(
-    config: ParityConfig,
-    parts: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    positions: int,
+    config: ParityConfig, parts: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, positions: int
 ) -> None:
     """Refuse instructions and conversations that do not fit with their answers.
 
@@ -329,9 +326,7 @@ def _check_instructions(
         )
 
 
-def _check_turns(
-    config: ParityConfig, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> None:
+def _check_turns(config: ParityConfig, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
     longest = 0
     for asked in conversations(config):
         messages = [

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from ic.conversion.parity.intervals import mean_columns
 from torch import Tensor
 
 from ic.conversion.parity.instructions import Message, conversations, prompt_after
-from ic.conversion.parity.intervals import mean_columns
 from ic.conversion.parity.options import ParityOptions
 from ic.conversion.parity.pair import Pair
 from ic.evaluation.statistics import mean_interval
