@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ic.checkpoint.card.publishable import publishable, published_command
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +26,7 @@ from ic.checkpoint.weights import Weights
 from ic.datamodules.tokenizers import build_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
+from ic.files.publishable import publishable, published_command
 from ic.files.results import describe_run
 from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions

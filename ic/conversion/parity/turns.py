@@ -12,13 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ic.conversion.parity.intervals import mean_columns
 from torch import Tensor
 
 from ic.conversion.parity.instructions import Message, conversations, prompt_after
 from ic.conversion.parity.options import ParityOptions
 from ic.conversion.parity.pair import Pair
-from ic.evaluation.statistics import mean_interval
+from ic.evaluation.statistics import mean_columns, mean_interval
 from ic.inference.caches import new_cache, piece_tokens
 from ic.inference.greedy import GreedyDecoder
 from ic.inference.model_facts import end_tokens
