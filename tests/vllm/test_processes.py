@@ -92,6 +92,15 @@ def test_stock_vllm_loads_a_plain_export(tmp_path: Path) -> None:
     assert worst_of_a_process(model, exported, {}, VLLM_PLUGINS="none") < 1e-4
 
 
+def test_two_ranks_share_the_heads(tmp_path: Path) -> None:
+    model = saved_model(tmp_path / "model", num_attention_heads=4)
+    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    # One core each: vLLM itself gives every rank a NUMA node, and there may be one.
+    cores = "|".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": cores}
+    assert worst_of_a_process(model, tmp_path / "model", options, **bound) < 1e-4
+
+
 def test_the_http_server_streams_an_answer(tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
     model = saved_model(tmp_path / "model", vocab_size=VOCABULARY)
