@@ -122,12 +122,12 @@ def test_a_reader_that_is_too_slow(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_frees_its_pages(server: Served, stream: bool) -> None:
-    before = server.metrics()[ABORTED]
-    with connect(server, **LONG, stream=stream):
-        assert server.wait_for("ic:num_requests_running", 1)["ic:cache_pages_used"] > 0
-    server.wait_for(ABORTED, before + 1)
-    server.wait_until_idle()
+def test_a_client_that_goes_frees_its_pages(strict: Served, stream: bool) -> None:
+    before = strict.metrics()[ABORTED]
+    with connect(strict, **LONG, stream=stream):
+        assert strict.wait_for("ic:num_requests_running", 1)["ic:cache_pages_used"] > 0
+    strict.wait_for(ABORTED, before + 1)
+    strict.wait_until_idle()
 
 
 def test_a_server_that_ends_finishes_its_answers(folder: Path) -> None:
