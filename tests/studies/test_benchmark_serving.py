@@ -78,7 +78,10 @@ def test_bounds() -> None:
     embedding = 320 * 2048
     assert 0 <= weight_bytes(model) - 2 * (num_parameters(config) - embedding) < 10_000
     assert cache_bytes(model) == 16 * (192 + 64) * 2
-    assert cache_bytes(model, "fp8") == cache_bytes(model, "int8") == 16 * (192 + 64 + 4)
+    for kind in ("fp8", "int8"):
+        config.set_cache_dtype(kind)
+        assert cache_bytes(model) == 16 * (192 + 64 + 4)
+    config.cache_dtype = "auto"
     bounds = Bounds(model, weight_bytes(model), cache_bytes(model), 2.98e12, 989.4e12)
     assert bounds.decode_tokens_per_s(1, 4096) == pytest.approx(2022, rel=0.01)
     assert bounds.decode_tokens_per_s(1, 131072) == pytest.approx(1189, rel=0.01)

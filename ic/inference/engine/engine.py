@@ -77,8 +77,7 @@ class Engine:
             )
         if graphs is None:
             graphs = on_gpu and model.model.operators.attention.capabilities.graph_capture
-        cache_dtype = options.cache_dtype
-        codes = code_dtype(model.config.cache_dtype if cache_dtype == "auto" else cache_dtype)
+        codes = code_dtype(model.config.cache_dtype)
         pages = num_pages(model, options, codes)
         self._pool = PagePool(pages)
         self._scheduler = Scheduler(

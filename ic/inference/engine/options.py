@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ic.errors import check_choice
-from ic.model.options import CACHE_DTYPES
-
 # The kernels address pages of a multiple of 16 tokens.
 PAGE_MULTIPLE = 16
 
@@ -19,8 +16,6 @@ class EngineOptions:
         cache_tokens: tokens that the paged cache holds, over all requests; null takes what fits
             into nine tenths of the GPU's memory beside the model, and on a CPU four times the
             model's positions, up to 65,536 tokens.
-        cache_dtype: auto (the model's own), fp8 (e4m3) or int8, with a float32 scale for each
-            token.
         page_tokens: tokens of a page, a multiple of 16. Prompts share whole pages.
         max_batch: most requests that run at once; more wait.
         prefill_chunk_tokens: longest piece of a prompt that one step processes. It bounds the
@@ -33,7 +28,6 @@ class EngineOptions:
     """
 
     cache_tokens: int | None = None
-    cache_dtype: str = "auto"
     page_tokens: int = 64
     max_batch: int = 64
     prefill_chunk_tokens: int = 8192
@@ -41,7 +35,6 @@ class EngineOptions:
     cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
-        check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         if self.page_tokens < PAGE_MULTIPLE or self.page_tokens % PAGE_MULTIPLE:
             raise ValueError(
                 f"page_tokens={self.page_tokens}: must be a multiple of {PAGE_MULTIPLE}, at least "

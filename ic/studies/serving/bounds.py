@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ic.inference.engine.options import EngineOptions
 from ic.kernels.benchmark_timing import measure_ceilings
 from ic.machine.gpus import find_gpu
 from ic.model import MLAForCausalLM
@@ -49,12 +48,8 @@ class Bounds:
         return flops * tokens_per_s / self.peak_flops
 
 
-def measure_bounds(model: MLAForCausalLM, cache_dtype: str) -> Bounds | None:
-    """The bounds of a model; None if it is not on a GPU.
-
-    Args:
-        cache_dtype: as `EngineOptions` has it.
-    """
+def measure_bounds(model: MLAForCausalLM) -> Bounds | None:
+    """The bounds of a model; None if it is not on a GPU."""
     if model.device.type != "cuda":
         return None
     ceilings = measure_ceilings(model.device)
@@ -63,7 +58,7 @@ def measure_bounds(model: MLAForCausalLM, cache_dtype: str) -> Bounds | None:
     return Bounds(
         model,
         weight_bytes(model),
-        cache_bytes(model, cache_dtype),
+        cache_bytes(model),
         ceilings["copy_tb_per_s"] * 1e12,
         None if gpu is None else gpu.peak_bf16_flops,
     )
@@ -77,8 +72,8 @@ def weight_bytes(model: MLAForCausalLM) -> int:
     return sum(x.numel() * x.element_size() for x in tensors.values() if tied or x is not embedding)
 
 
-def cache_bytes(model: MLAForCausalLM, cache_dtype: str = EngineOptions.cache_dtype) -> int:
+def cache_bytes(model: MLAForCausalLM) -> int:
     """Bytes of one token in the caches of all layers."""
     config = model.config
-    codes = code_dtype(config.cache_dtype if cache_dtype == "auto" else cache_dtype)
+    codes = code_dtype(config.cache_dtype)
     return config.num_hidden_layers * token_bytes(config, model.dtype, codes)

@@ -91,7 +91,7 @@ def _open(options: ServingBenchmarkOptions) -> tuple[Side, Prompts, Bounds | Non
     vocab_size = min(options.vocab_size or loaded.tokenizer.vocab_size, rows)
     prompts = Prompts(options, vocab_size, text)
     ours = isinstance(loaded.model, MLAForCausalLM)
-    bounds = measure_bounds(loaded.model, options.engine.cache_dtype) if ours else None
+    bounds = measure_bounds(loaded.model) if ours else None
     if options.loop == "generate":
         return GenerateSide(loaded), prompts, bounds
     return EngineSide(loaded, options.engine), prompts, bounds

@@ -27,7 +27,8 @@ def load(model: MLAForCausalLM, name: str = "tiny") -> Loaded:
     return Loaded(model, ByteTokenizer(), name, None, Path(name))
 
 
-def engine_of(model: MLAForCausalLM, **options: Any) -> Engine:
+def engine_of(model: MLAForCausalLM, cache_dtype: str = "auto", **options: Any) -> Engine:
+    model.config.set_cache_dtype(cache_dtype)
     return Engine(load(model), EngineOptions(**SMALL_PAGES | options))
 
 

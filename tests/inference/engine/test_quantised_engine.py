@@ -72,7 +72,7 @@ def test_the_scale_of_a_token_matters(make_model: Make) -> None:
 
 
 def test_a_model_with_a_quantised_cache(make_model: Make) -> None:
-    """`auto` is what the model was loaded with."""
+    """The engine's pages hold what the model was loaded with."""
     model = make_model(**SIZES, cache_dtype="int8")
     for layer in engine_of(model)._runner.cache.layers:
         assert layer.pages.dtype == torch.int8
