@@ -19,6 +19,7 @@ import errno
 import importlib
 import importlib.metadata
 import os
+import select
 import shutil
 import sys
 import time
@@ -46,6 +47,8 @@ from ic.terminal import is_first_process, launched_rank, quieten
 FAILED_EXIT_CODE = 1
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
+# What a shell reports of a program that SIGPIPE ended.
+CLOSED_PIPE_EXIT_CODE = 141
 # How long a process waits with a refusal that the first of several processes may make, too.
 _FIRST_SPEAKS_S = 5.0
 # A folder or file given by the user that is not there or may not be used.
@@ -150,26 +153,60 @@ def find_verb(args: list[str]) -> tuple[Verb, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 0, 2 for bad input, 130 after Ctrl-C, 1 for anything unforeseen."""
+    """Entry point; exits with 0, 2 for bad input, 130 after Ctrl-C, 141 where nobody reads what is
+    printed any more, as `head` ends, and 1 for anything unforeseen.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(args)
+        code = _exit_code(args)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it may be closed from the start
+                stream.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        # Rich makes a SystemExit of it.
+        broken = any(isinstance(each, BrokenPipeError) for each in (error, error.__context__))
+        if not (_drop_unread() or isinstance(error, SystemExit)) or not broken:
+            raise
+        code = CLOSED_PIPE_EXIT_CODE
+    sys.exit(code)
+
+
+def _exit_code(args: list[str]) -> int:
+    """Run a command line; what is wrong with it, or failed, is printed."""
+    try:
+        return _run(args)
     except RunFailedError as error:
-        code = _say(error, FAILED_EXIT_CODE)
+        return _say(error, FAILED_EXIT_CODE)
     except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if lacks_memory(error) and not isinstance(error, ValueError):
-            code = _say(error, FAILED_EXIT_CODE, _no_memory(error))
-        elif isinstance(error, ValueError | OSError):
-            code = _complain(error)
-        else:
-            raise
+            return _say(error, FAILED_EXIT_CODE, _no_memory(error))
+        if isinstance(error, ValueError | OSError):
+            return _complain(error)
+        raise
     except (KeyboardInterrupt, SystemExit) as error:
         if not _is_interrupt(error):
             raise
         notes = getattr(error, "__notes__", [])
         print("; ".join(["ic: interrupted", *notes]), file=sys.stderr)
-        code = INTERRUPTED_EXIT_CODE
-    sys.exit(code)
+        return INTERRUPTED_EXIT_CODE
+
+
+def _drop_unread() -> bool:
+    """Whether nobody reads standard output or error any more. What is left for it is dropped, which
+    the interpreter would otherwise try to write when it ends, and complain.
+    """
+    dropped = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            number = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # none, or no file
+            continue
+        asked = select.poll()
+        asked.register(number, 0)
+        if any(found & (select.POLLERR | select.POLLHUP) for _, found in asked.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            dropped = True
+    return dropped
 
 
 def _is_interrupt(error: BaseException) -> bool:
@@ -223,21 +260,21 @@ def _say(error: Exception, code: int, text: str | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        _show(_verb_list())
+        print(_verb_list())
         return 0
     if args[0] == "--version":
-        _show(_versions())
+        print(_versions())
         return 0
     if args[0].partition("=")[0] == "--completion":
-        _show(_completion(args))
+        print(_completion(args))
         return 0
     verb, rest = find_verb(args)
     flags, overrides = split_flags(rest, verb.positional)
     if "version" in flags:
-        _show(_versions())
+        print(_versions())
         return 0
     if "help" in flags:
-        _show(_help(verb, overrides))
+        print(_help(verb, overrides))
         return 0
     if "multirun" in flags:
         from ic.studies.sweep import run_sweep
@@ -246,17 +283,9 @@ def _run(args: list[str]) -> int:
     overrides = verb.complete(spell_values(verb.module.Config, overrides))
     config, text = compose_config(verb.name, verb.module.Config, overrides)
     if "print_config" in flags:
-        _show(text.rstrip("\n"))
+        print(text.rstrip("\n"))
         return 0
     return verb.run(config)
-
-
-def _show(text: str) -> None:
-    """Print to the end, or as much as whoever reads it wants: `head` closes the pipe."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verb_list() -> str:

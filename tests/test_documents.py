@@ -125,7 +125,8 @@ def test_job_scripts_say_what_to_fill_in(script: Path) -> None:
 def test_exit_codes_are_the_codes() -> None:
     page = (ROOT / "docs/exit-codes.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.M)}
-    own = {USAGE_EXIT_CODE, TO_BE_CONTINUED_EXIT_CODE, INTERRUPTED_EXIT_CODE, TERMINATED_EXIT_CODE}
+    own = {USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE, CLOSED_PIPE_EXIT_CODE}
+    own |= {TO_BE_CONTINUED_EXIT_CODE, TERMINATED_EXIT_CODE}
     assert documented == {0, 1, *own, 128 + signal.SIGKILL}
     assert INTERRUPTED_EXIT_CODE == 128 + signal.SIGINT
     assert TERMINATED_EXIT_CODE == 128 + signal.SIGTERM
