@@ -12,7 +12,7 @@ import pytest
 
 from ic.callbacks.checkpoint import INTERRUPTED_EXIT_CODE
 from ic.callbacks.requeue import TERMINATED_EXIT_CODE, TO_BE_CONTINUED_EXIT_CODE
-from ic.cli import USAGE_EXIT_CODE, find_verb
+from ic.cli import CLOSED_PIPE_EXIT_CODE, USAGE_EXIT_CODE, find_verb
 from ic.config.compose import compose_config
 from ic.config.flags import split_flags
 from ic.config.sweep import sweep_jobs

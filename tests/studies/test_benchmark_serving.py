@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,20 @@ def test_a_run_on_the_engine(
     assert "was measured with seed=0, and this is seed=1" in capsys.readouterr().err
 
 
+def test_no_cell_fits(ic: Run, folder: Path, capsys: Capture, tmp_path: Path) -> None:
+    """It is an error, before the weights are loaded where the configuration tells."""
+    args = ("benchmark", "serving", f"checkpoint={folder}", "accelerator=cpu", "output_tokens=16")
+    args += ("batches=[1]", "output=none.json")
+    assert ic(*args, "contexts=[128]", "engine.cache_tokens=64") == 2
+    assert "no cell fits, and none was measured: 1 request at 128: The cache of this engine" in (
+        capsys.readouterr().err
+    )
+    assert json.loads((tmp_path / "none.json").read_text())["rows"][0]["error"]
+    (folder / "model.safetensors").unlink()
+    assert ic(*args, "contexts=[512,300]") == 2
+    assert "contexts=[512, 300]: the model has 256 positions" in capsys.readouterr().err
+
+
 def test_the_loop_of_transformers(ic: Run, folder: Path, tmp_path: Path) -> None:
     args = ("batches=[2]", "contexts=[40]", "output_tokens=8", "repeats=1", "loop=generate")
     out = f"output={tmp_path}/out.json"
@@ -167,9 +182,12 @@ def test_the_loop_of_transformers(ic: Run, folder: Path, tmp_path: Path) -> None
 
 
 class Server(BaseHTTPRequestHandler):
-    """Streams `max_tokens` letters, two in a piece; refuses prompts of more than 100 tokens."""
+    """Streams `max_tokens` letters, two in a piece; refuses prompts of more than 100 tokens, and
+    with 429 as many requests as `busy` has entries.
+    """
 
     asked: list[dict[str, Any]]
+    busy: list[str]
 
     def do_GET(self) -> None:
         if self.headers["Authorization"] != "Bearer secret":
@@ -179,6 +197,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(body)
+        with suppress(IndexError):
+            return self._say(429, {"error": {"message": self.busy.pop()}})
         if len(body["prompt"]) > 100:
             return self._say(400, {"error": {"message": "too long"}})
         self.send_response(200)
@@ -206,7 +226,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    Server.asked = []
+    Server.asked, Server.busy = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/v1"
@@ -234,6 +254,17 @@ def test_a_server(
     assert (len(body["prompt"]), body["max_tokens"], body["model"]) == (48, 16, "tiny")
     assert body["ignore_eos"] is body["stream"] is True
     assert all(0 <= token < 256 for token in body["prompt"])
+    assert ic(*args, f"url={url}", "contexts=[200]", "output=long.json") == 2
+    assert "no cell fits" in capsys.readouterr().err
+    Server.busy = ["too many"]
+    assert ic(*args, f"url={url}", "contexts=[64]", "batches=[3,1]", "output=busy.json") == 1
+    assert "1 of 2 cells failed (3 requests at 64): see error in busy.json" in (
+        capsys.readouterr().err
+    )
+    row, failed = json.loads((tmp_path / "busy.json").read_text())["rows"]
+    assert (row["batch"], row["n"], failed["batch"]) == (1, 2, 3)
+    assert failed["error"].endswith('answers 429: {"error": {"message": "too many"}}')
+    assert ic(*args, f"url={url}", "contexts=[64]", "batches=[3,1]", "output=busy.json") == 0
     assert ic(*args, "url=http://127.0.0.1:9/v1", "output=other.json") == 2
     assert "no server answers there" in capsys.readouterr().err
 

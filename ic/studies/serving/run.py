@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 
 from ic.datamodules.tokenizers import build_tokenizer
+from ic.errors import RunFailedError
 from ic.files.results import commit, device, read_json, write_results
-from ic.inference.loading import Loaded, load_source
+from ic.inference.loading import Loaded, open_source
 from ic.inference.options import InferenceOptions, LoadOptions
 from ic.model import MLAForCausalLM
 from ic.studies.serving.bounds import Bounds, measure_bounds
@@ -30,22 +31,27 @@ def benchmark_serving(options: ServingBenchmarkOptions) -> int:
     """Measure every cell that the results file lacks -> 0.
 
     Raises:
-        ValueError: no such model or server, prompts that cannot be made, or a results file of
-            other options, another machine or another commit.
-        RunFailedError: the server failed in the middle; what was measured is kept.
+        ValueError: no such model or server, prompts that cannot be made, a results file of other
+            options, another machine or another commit, or no cell that fits.
+        RunFailedError: the server failed at some cells; the others are measured.
     """
     output = Path(options.output)
     rows = _measured(output, options)
     done = {(row["batch"], row["context_tokens"]) for row in rows}
     cells = [(b, c) for c in options.contexts for b in options.batches if (b, c) not in done]
     console = Console()
+    failed: list[str] = []
     if cells:
         side, prompts, bounds = _open(options)
         try:
             for batch, context in cells:
-                row = {"batch": batch, "context_tokens": context}
+                row: dict[str, Any] = {"batch": batch, "context_tokens": context}
                 with console.status(f"{said(row)} tokens, {len(rows)} cells measured"):
-                    row |= _measure(side, prompts, bounds, options, batch, context)
+                    try:
+                        row |= _measure(side, prompts, bounds, options, batch, context)
+                    except RunFailedError as error:
+                        row["error"] = str(error)
+                        failed.append(said(row))
                 rows = sorted([*rows, row], key=lambda x: (x["context_tokens"], x["batch"]))
                 write_results(output, asdict(options), rows)
                 console.print(_line(row), highlight=False, soft_wrap=True)
@@ -54,14 +60,25 @@ def benchmark_serving(options: ServingBenchmarkOptions) -> int:
     print_rows(rows, console)
     picture = output.with_suffix(".png")
     draw(rows, picture)
-    console.print(f"results: {output}, {picture}", soft_wrap=True, highlight=False)
+    measured = {(row["batch"], row["context_tokens"]) for row in rows if "error" not in row}
+    files = f"{output}, {picture}" if measured else str(output)
+    console.print(f"results: {files}", soft_wrap=True, highlight=False)
+    if failed:
+        raise RunFailedError(
+            f"{len(failed)} of {len(cells)} cells failed ({'; '.join(failed)}): see error in "
+            f"{output}. The same command measures them again"
+        )
+    if measured.isdisjoint((b, c) for c in options.contexts for b in options.batches):
+        reasons = "; ".join(f"{said(row)}: {row['error']}" for row in rows if "error" in row)
+        raise ValueError(f"no cell fits, and none was measured: {reasons}")
     return 0
 
 
 def _measured(output: Path, options: ServingBenchmarkOptions) -> list[dict[str, Any]]:
     """Rows of the results file, if it is of the same measurement."""
     found = read_json(output)
-    if not found:
+    rows = [row for row in found["rows"] if "error" not in row] if found else []
+    if not rows:
         return []
     here = {"commit": commit(), "device": device()}
     wanted = {k: v for k, v in asdict(options).items() if k not in _OF_CELLS}
@@ -73,7 +90,7 @@ def _measured(output: Path, options: ServingBenchmarkOptions) -> list[dict[str, 
                 f"{output} was measured with {key}={there[key]}, and this is {key}={value}: give "
                 "another output, or delete the file"
             )
-    return [row for row in found["rows"] if "error" not in row]
+    return rows
 
 
 def _open(options: ServingBenchmarkOptions) -> tuple[Side, Prompts, Bounds | None]:
@@ -100,7 +117,13 @@ def _open(options: ServingBenchmarkOptions) -> tuple[Side, Prompts, Bounds | Non
 def _load(options: ServingBenchmarkOptions) -> Loaded:
     assert options.checkpoint is not None
     shared = {each.name: getattr(options, each.name) for each in fields(LoadOptions)}
-    return load_source(InferenceOptions(checkpoint=options.checkpoint, **shared))
+    opened = open_source(InferenceOptions(checkpoint=options.checkpoint, **shared))
+    if min(options.contexts) > opened.positions:
+        raise ValueError(
+            f"contexts={options.contexts}: the model has {opened.positions} positions, and none of "
+            "them fits; give shorter ones"
+        )
+    return opened.load()
 
 
 def _measure(
@@ -144,7 +167,7 @@ def _measure(
 def _line(row: dict[str, Any]) -> str:
     """What is shown of a cell as soon as it is measured."""
     if "error" in row:
-        return f"{said(row)}: not measured"
+        return f"{said(row)}: not measured: {row['error']}"
     return (
         f"{said(row)}: first token after {row['time_to_first_token_p50_s']:.3g} s, then "
         f"{1e3 * row['time_per_output_token_p50_s']:.3g} ms per token (medians)"

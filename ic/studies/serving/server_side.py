@@ -55,7 +55,14 @@ class ServerSide:
             headers=self._headers, timeout=self._timeout, limits=limits
         ) as client:
             asked = [self._stream(client, prompt, output_tokens) for prompt in prompts]
-            return list(await asyncio.gather(*asked))
+            # All end before the next cell begins, though one fails.
+            ended = await asyncio.gather(*asked, return_exceptions=True)
+        found: list[RequestTimes] = []
+        for each in ended:
+            if isinstance(each, BaseException):
+                raise each
+            found.append(each)
+        return found
 
     async def _stream(
         self, client: httpx2.AsyncClient, prompt: Sequence[int], output_tokens: int

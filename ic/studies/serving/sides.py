@@ -24,6 +24,7 @@ class Side(Protocol):
 
         Raises:
             ValueError: what cannot be answered at this size; other cells can.
+            RunFailedError: who answers failed.
         """
 
     def close(self) -> None:
