@@ -30,11 +30,8 @@ from ic.conversion.calibration import calibration_rows
 from ic.conversion.families import FAMILIES, read_geometry
 from ic.conversion.layout import Layout, choose_layout
 from ic.conversion.options import PARITY, ConvertOptions
-from ic.conversion.parity.options import LOGITS, SUITES
-from ic.conversion.parity.pair import check_talks, measured_parts
-from ic.conversion.parity.texts import draw_texts
+from ic.conversion.parity.check import check_report
 from ic.conversion.stream import Stream
-from ic.datamodules.text_files import expand_folders, resolve_files
 from ic.datamodules.tokenizers import build_tokenizer, load_tokenizer
 from ic.errors import UsageError
 from ic.files.atomic_write import write_json
@@ -125,7 +122,7 @@ def prepare(options: ConvertOptions) -> Prepared:
                 f"{config.max_position_embeddings:,} positions"
             )
         rows_MT = calibration_rows(tokenizer, options)
-    _check_parity(options, config.max_position_embeddings, tokenizer)
+    check_report(options.parity_config(), config.max_position_embeddings, tokenizer)
     return Prepared(source, config, layout, tokenizer, rows_MT)
 
 
@@ -215,36 +212,6 @@ def _unchanged(model: Any, config: MLAConfig, dtype: torch.dtype) -> dict[str, T
     if config.tie_word_embeddings:
         del kept["lm_head.weight"]
     return kept
-
-
-def _check_parity(
-    options: ConvertOptions, positions: int, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Refuse a report that could not be written once the model is there.
-
-    Raises:
-        ValueError: texts that are not there or too short or few, lengths beyond the model's
-            positions, or instructions that do not fit or that there is no chat template for.
-    """
-    parity = options.parity_config()
-    if parity is None:
-        return
-    resolve_files(expand_folders(parity.text, "parity.text"), "parity.text")
-    for name, needing in (("lengths", {LOGITS}), ("retrieval_lengths", set(SUITES))):
-        if needing & set(parity.measured) and (longest := max(getattr(parity, name))) > positions:
-            raise UsageError(
-                f"parity.{name}={getattr(parity, name)}: the model has {positions:,} positions, "
-                f"and {longest:,} tokens do not fit; choose shorter ones, or parity=null"
-            )
-    try:
-        parts, _ = measured_parts(parity, tokenizer)
-        check_talks(parity, parts, tokenizer, positions)
-        if LOGITS in parts:
-            draw_texts(parity, tokenizer)
-    except ValueError as error:
-        raise UsageError(
-            f"the report, whose options begin with parity.: {error}; parity=null leaves it out"
-        ) from error
 
 
 def _tokenizer(source: Source, options: ConvertOptions) -> PreTrainedTokenizerBase:

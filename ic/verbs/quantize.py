@@ -79,6 +79,7 @@ def run(config: Config) -> int:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ic.conversion.calibration import open_texts, read_rows
+    from ic.conversion.parity.check import check_report
     from ic.conversion.parity.progress import steps
     from ic.conversion.parity.report import HEAD, headline
     from ic.conversion.parity.run import measure_parity
@@ -91,16 +92,19 @@ def run(config: Config) -> int:
 
     check_accelerator(config.accelerator)
     prepared = prepare(config)
+    positions = prepared.config.max_position_embeddings
+    parity = config.parity_config()
     rows_MT = None
+    if parity is not None or config.rounding == GPTQ:
+        tokenizer = prepared.tokenizer or load_tokenizer(prepared.source.path)
+        check_report(parity, positions, tokenizer)
     if config.rounding == GPTQ:
         texts = open_texts(config)
-        positions = prepared.config.max_position_embeddings
         if config.calibration_tokens > positions:
             raise UsageError(
                 f"calibration_tokens={config.calibration_tokens}: the model has {positions:,} "
                 "positions; choose fewer"
             )
-        tokenizer = prepared.tokenizer or load_tokenizer(prepared.source.path)
         rows_MT = read_rows(texts, tokenizer, config)
     announce(prepared.source)
     moments = None
@@ -119,7 +123,6 @@ def run(config: Config) -> int:
     console, output = Console(), Path(config.output)
     for line in _summary(quantised, config):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    parity = config.parity_config()
     if parity is None:
         return 0
     results = measure_parity(parity)

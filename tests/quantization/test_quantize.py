@@ -150,6 +150,7 @@ def test_refusals(
     llama = tmp_path / "llama"
     llama.mkdir()
     (llama / "config.json").write_text('{"model_type": "llama"}')
+    Path("short.txt").write_text("too short")
     capsys.readouterr()
     cases: list[tuple[list[str], str]] = [
         (["scheme=fp4"], "scheme='fp4': did you mean fp8? choose one of fp8, int8, int4"),
@@ -164,6 +165,10 @@ def test_refusals(
         (["keep=[gate_proj]"], "gate_proj and up_proj in one product: keep both or neither"),
         (["keep=['re:.*']"], "leaves no layer to quantise"),
         (["parity.lengths=[512]", "parity.parts=[logits]"], "text=[]: name long texts"),
+        (["parity.text=[/nope.txt]"], "parity.text: there is no file '/nope.txt'"),
+        (["parity.text=[short.txt]", "parity.parts=[logits]"], "options begin with parity.: "),
+        (["parity.parts=[passkey]", "parity.retrieval_lengths=[9999]"], "9,999 tokens do not fit"),
+        (["parity.parts=[speed]", "parity.speed_tokens=[9999]"], "10,015 tokens do not fit"),
         (["output=out/fp8"], "output=out/fp8 exists"),
     ]
     for overrides, message in cases:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ic.conversion.parity.options import NIAH, PASSKEY, SUITES, ParityConfig
-from ic.conversion.parity.pair import OpenedPair, Pair, Side
+from ic.conversion.parity.pair import Pair, Side
 from ic.datamodules.text_files import TextFiles, detect_format, expand_folders, resolve_files
 from ic.evaluation.answered import cell_fields
 from ic.evaluation.comparison.answers import SuiteAnswers, answer_of
@@ -38,23 +41,33 @@ class Retrieval:
     comparison: Comparison
 
 
-def build_suites(config: ParityConfig, opened: OpenedPair) -> dict[str, dict[str, Suite[Any]]]:
+def build_suites(
+    config: ParityConfig,
+    parts: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    positions: Mapping[str, int],
+) -> dict[str, dict[str, Suite[Any]]]:
     """For each side the suites that are asked for, at the lengths that it has positions for.
+
+    Args:
+        parts: that are measured.
+        tokenizer: of both sides.
+        positions: of each side, by its name.
 
     Raises:
         ValueError: what a suite cannot ask these models.
     """
-    haystack = _haystack(config) if NIAH in opened.parts else None
+    haystack = _haystack(config) if NIAH in parts else None
     found: dict[str, dict[str, Suite[Any]]] = {}
-    for name, positions in opened.positions.items():
-        lengths = _lengths(config, positions)
+    for name, most in positions.items():
+        lengths = _lengths(config, most)
         suites: dict[str, Suite[Any]] = {}
-        if PASSKEY in opened.parts:
+        if PASSKEY in parts:
             suites[PASSKEY] = PasskeySuite(config.passkey_options(lengths))
         if haystack is not None:
             suites[NIAH] = NiahSuite(config.niah_options(lengths), haystack)
         for suite in suites.values():
-            suite.check(opened.tokenizer, positions)
+            suite.check(tokenizer, most)
         found[name] = suites
     return found
 

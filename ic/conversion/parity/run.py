@@ -53,7 +53,9 @@ def measure_parity(config: ParityConfig, *, notes: tuple[str, ...] = ()) -> dict
     folder = ParityFolder(config.output)
     opened = open_pair(config, folder)
     texts = draw_texts(config, opened.tokenizer) if LOGITS in opened.parts else None
-    suites = build_suites(config, opened) if {PASSKEY, NIAH} & set(opened.parts) else None
+    suites = None
+    if {PASSKEY, NIAH} & set(opened.parts):
+        suites = build_suites(config, opened.parts, opened.tokenizer, opened.positions)
     pair = opened.load(folder)
     rows: list[Row] = []
     comparison: Comparison | None = None
