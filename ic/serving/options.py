@@ -83,7 +83,8 @@ class ServeOptions(LoadOptions, _Source):
         access_log: print a line per request; of backend=engine.
         vllm_python: Python of the environment in which vLLM is installed; null is this one.
         vllm_arguments: further arguments of vLLM's server, such as [--max-model-len,32768].
-        dry_run: print vLLM's command, and do not run it.
+        dry_run: print vLLM's command, and do not run it. A Python that `vllm_python` names is
+            checked all the same; without one vLLM may be missing here.
 
     Raises:
         ValueError: a value out of its range, or an option of the other backend.

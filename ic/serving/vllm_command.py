@@ -24,6 +24,7 @@ TOKEN = "VLLM_API_KEY"
 _MODEL_TYPE = "infinite_context"
 # vLLM chooses the class of a model by this list, which a run's checkpoints do not have.
 _ARCHITECTURE = json.dumps({"architectures": ["MLAForCausalLM"]}, separators=(",", ":"))
+_CACHE_ARGUMENT = "--kv-cache-dtype"
 # Arguments of vLLM's that options of ours give: what is checked of these must be what is run.
 _OURS = {
     "--model": "source=",
@@ -82,7 +83,8 @@ def vllm_command(config: ServeOptions) -> list[str]:
     """The command line of vLLM's server.
 
     Raises:
-        UsageError: a source or a tokenizer that vLLM does not load.
+        UsageError: a source, a tokenizer or a cache that vLLM does not load or have, or an
+            argument that is given twice.
         CheckpointError: a folder without weights in safetensors.
     """
     source = find_source(config.source)
@@ -93,8 +95,8 @@ def vllm_command(config: ServeOptions) -> list[str]:
         )
     if config.tokenizer == "bytes":
         raise UsageError("tokenizer=bytes: vLLM needs a folder that holds a tokenizer")
-    for argument in config.vllm_arguments:
-        if (name := argument.partition("=")[0].replace("_", "-")) in _OURS:
+    for name in _names(config):
+        if name in _OURS:
             raise UsageError(f"vllm_arguments: {name} is given by {_OURS[name]}; leave it out")
     weight_files(source.path)
     return [
@@ -105,9 +107,43 @@ def vllm_command(config: ServeOptions) -> list[str]:
         f"--port={config.port}",
         f"--dtype={config.dtype}",
         *([] if config.tokenizer is None else [f"--tokenizer={config.tokenizer}"]),
+        *_cache_arguments(config, source.path),
         *([f"--hf-overrides={_ARCHITECTURE}"] if _lacks_architecture(source.path) else []),
         *config.vllm_arguments,
     ]
+
+
+def _names(config: ServeOptions) -> list[str]:
+    """What `vllm_arguments` begin with, which vLLM takes with dashes and with underscores."""
+    return [each.partition("=")[0].replace("_", "-") for each in config.vllm_arguments]
+
+
+def _cache_arguments(config: ServeOptions, folder: Path) -> list[str]:
+    """What vLLM is told that its cache holds: what was asked for, else what the folder says.
+
+    Raises:
+        UsageError: a cache that vLLM does not have, or two that are asked for.
+    """
+    asked = config.cache_dtype
+    if _CACHE_ARGUMENT in _names(config):
+        if asked != "auto":
+            raise UsageError(
+                f"cache_dtype={asked} gives vLLM its {_CACHE_ARGUMENT}, which vllm_arguments give "
+                "too; leave one of them out"
+            )
+        return []
+    saved = json.loads((folder / CONFIG).read_text()).get("cache_dtype", "auto")
+    if asked == "int8":
+        raise UsageError(
+            "cache_dtype=int8: vLLM has no such cache for latents; choose fp8 or backend=engine"
+        )
+    if asked == "auto" and saved == "int8":
+        raise UsageError(
+            f"source={config.source} asks for an int8 cache, which vLLM does not have for latents; "
+            "set cache_dtype=fp8, choose backend=engine, or for the model's own precision "
+            f"vllm_arguments=[{_CACHE_ARGUMENT},auto]"
+        )
+    return [f"{_CACHE_ARGUMENT}=fp8"] if "fp8" in (asked, saved) else []
 
 
 def _lacks_architecture(folder: Path) -> bool:

@@ -30,9 +30,10 @@ def check(config: ServeOptions) -> None:
     if _backend(config) == "vllm":
         config.refuse_engine_options()
         command = vllm_command(config)
+        if config.vllm_python is not None or not config.dry_run:
+            check_vllm(command[0])
         if config.dry_run:
             return
-        check_vllm(command[0])
     else:
         config.refuse_vllm_options()
         if missing := [name for name in _NEEDED if find_spec(name) is None]:

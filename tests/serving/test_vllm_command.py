@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,42 @@ def test_an_export_says_what_it_is(ic: Run, capsys: Capture, folder: Path, tmp_p
     assert "hf-overrides" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("saved", "given", "told"),
+    [
+        (None, [], []),
+        (None, ["cache_dtype=fp8"], ["--kv-cache-dtype=fp8"]),
+        ("fp8", [], ["--kv-cache-dtype=fp8"]),
+        ("int8", ["cache_dtype=fp8"], ["--kv-cache-dtype=fp8"]),
+        ("fp8", ["vllm_arguments=[--kv-cache-dtype=auto]"], ["--kv-cache-dtype=auto"]),
+        ("int8", ["vllm_arguments=[--kv-cache-dtype=auto]"], ["--kv-cache-dtype=auto"]),
+        ("int8", [], None),
+    ],
+)
+def test_the_cache_that_is_asked_for(
+    ic: Run,
+    capsys: Capture,
+    folder: Path,
+    tmp_path: Path,
+    saved: str | None,
+    given: list[str],
+    told: list[str] | None,
+) -> None:
+    """By the option, else by the folder, as `quantize cache=` saves it; None is refused."""
+    source = shutil.copytree(folder, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config |= {} if saved is None else {"cache_dtype": saved}
+    (source / "config.json").write_text(json.dumps(config))
+    code = ic("serve", f"source={source}", "backend=vllm", "dry_run=true", *given)
+    shown = capsys.readouterr()
+    if told is None:
+        assert code == 2
+        assert "asks for an int8 cache, which vLLM does not have" in shown.err
+        return
+    assert code == 0
+    assert [each for each in shlex.split(shown.out) if "cache" in each.partition("=")[0]] == told
+
+
 def test_the_model_s_type_is_that_of_its_class() -> None:
     assert MLAConfig.model_type == vllm_command._MODEL_TYPE
     assert MLAForCausalLM.__name__ in vllm_command._ARCHITECTURE
@@ -68,7 +106,10 @@ def test_the_token_is_in_the_environment_alone() -> None:
         (["engine.max_batch=5"], "engine is for backend=engine"),
         (["attention=triton"], "attention is for backend=engine"),
         (["port=0"], "vLLM's server needs a port"),
+        (["cache_dtype=int8"], "cache_dtype=int8: vLLM has no such cache"),
+        (["cache_dtype=fp8", "vllm_arguments=[--kv_cache_dtype=auto]"], "leave one of them out"),
         (["vllm_python=/no/python"], "vllm_python=/no/python: No such file"),
+        (["vllm_python=/no/python", "dry_run=true"], "vllm_python=/no/python: No such file"),
         ([], "vLLM is not installed"),
     ],
 )
