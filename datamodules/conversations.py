@@ -161,11 +161,32 @@ def apply_template(
         raise ValueError(f"{where}: {error}") from error
     except (TemplateError, TypeError) as error:
         roles = ", ".join(message["role"] for message in messages)
+        taken = ", ".join(_roles(tokenizer)) or "none that is known"
         raise ValueError(
-            f"{where}: the tokenizer's chat template refuses this conversation ({error}); its "
-            f"roles are {roles}"
+            f"{where}: the tokenizer's chat template refuses this conversation ({error}), whose "
+            f"roles are {roles}; the template takes the roles {taken}"
         ) from error
     return list(out["input_ids"]), list(out["assistant_masks"]) if mask else []
+
+
+def _roles(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Which of the roles that are in use a chat template takes where they are wont to stand."""
+    wont = {
+        "system": ["system", "user"],
+        "developer": ["developer", "user"],
+        "user": ["user"],
+        "assistant": ["user", "assistant"],
+        "tool": ["user", "assistant", "tool"],
+    }
+    found = []
+    for role, roles in wont.items():
+        messages = [{"role": each, "content": "a"} for each in roles]
+        try:
+            tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, TypeError, ValueError):
+            continue
+        found.append(role)
+    return found
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

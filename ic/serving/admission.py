@@ -62,6 +62,7 @@ class Place:
                 f"The request asks for {size} answers, prompts times 'n', but this server works "
                 f"on {self._admission.limit} at once at most. Send several requests.",
                 "n",
+                "invalid_value",
             )
         self._admission.change(size - self._size)
         self._size = size

@@ -78,7 +78,7 @@ class Prompts:
         try:
             ids, _ = apply_template(self._tokenizer, messages, "messages", prompt=True)
         except ValueError as error:
-            raise invalid(str(error), "messages") from None
+            raise invalid(str(error), "messages", "invalid_value") from None
         name = f"chatcmpl-{uuid.uuid4().hex}"
         form = ChatForm(name, self._name, self._texts)
         return Work(self._requests(name, [ids], body, "messages"), form, body.choices)
@@ -90,14 +90,8 @@ class Prompts:
             if isinstance(prompt, str):
                 prompts.append(text_ids(self._tokenizer, prompt))
                 text = prompt
-            elif wrong := [token for token in prompt if not 0 <= token < self._vocab_size]:
-                raise invalid(
-                    f"Invalid 'prompt': token {wrong[0]} is none of the model's, which are 0 to "
-                    f"{self._vocab_size - 1}.",
-                    "prompt",
-                    "invalid_value",
-                )
             else:
+                self._check_tokens(prompt, "prompt")
                 prompts.append(prompt)
                 text = str(self._tokenizer.decode(prompt)) if body.echo else ""
             echoed += [text if body.echo else ""] * body.choices
@@ -105,11 +99,31 @@ class Prompts:
         form = CompletionForm(name, self._name, self._texts, echoed)
         return Work(self._requests(name, prompts, body, "prompt"), form, body.choices)
 
+    def _check_tokens(self, tokens: list[int], param: str) -> None:
+        """Raises:
+        ApiError: a token that the model does not have.
+        """
+        if wrong := [token for token in tokens if not 0 <= token < self._vocab_size]:
+            raise invalid(
+                f"Invalid '{param}': token {wrong[0]} is none of the model's, which are 0 to "
+                f"{self._vocab_size - 1}.",
+                param,
+                "invalid_value",
+            )
+
     def _requests(
         self, name: str, prompts: list[list[int]], body: CompletionBody | ChatBody, param: str
     ) -> list[Request]:
+        self._check_tokens(body.stop_token_ids or [], "stop_token_ids")
         found: list[Request] = []
         for prompt in prompts:
+            if not prompt:
+                raise invalid(
+                    f"Invalid '{param}': empty, or without a token. Expected text or token ids "
+                    "that make at least one token.",
+                    param,
+                    "invalid_value",
+                )
             tokens = tuple(prompt)
             asked = body.asked_tokens(self._context_tokens - len(tokens))
             if len(tokens) + asked > self._context_tokens:
@@ -123,8 +137,5 @@ class Prompts:
                 )
             for choice in range(body.choices):
                 sampling = body.sampling(choice, asked)
-                try:
-                    found.append(Request(f"{name}-{len(found)}", tokens, sampling))
-                except ValueError as error:
-                    raise invalid(str(error), param, "invalid_value") from None
+                found.append(Request(f"{name}-{len(found)}", tokens, sampling))
         return found

@@ -151,7 +151,9 @@ def _prompts(value: Any) -> list[Prompt]:
         ):
             return list(value)
     raise PydanticCustomError(
-        "prompt", "Expected a string, an array of strings, of token ids or of arrays of token ids."
+        "prompt",
+        "Expected a string, or an array of strings, of token ids or of arrays of token ids, with "
+        "at least one entry.",
     )
 
 
@@ -229,11 +231,19 @@ class ChatBody(Drawing):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def asked_tokens(self, room_tokens: int) -> int:
-        given = [each for each in (self.max_completion_tokens, self.max_tokens) if each is not None]
-        return min(given) if given else max(room_tokens, 1)
+        # `check` lets both through where they are equal. Neither may be 0.
+        return self.max_completion_tokens or self.max_tokens or max(room_tokens, 1)
 
     def check(self) -> None:
         super().check()
+        named = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(named) > 1:
+            raise invalid(
+                f"'max_completion_tokens' is {self.max_completion_tokens} and 'max_tokens', its "
+                f"older name, {self.max_tokens}: give one of them, or both with the same value.",
+                "max_completion_tokens",
+                "invalid_value",
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid(
                 "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",

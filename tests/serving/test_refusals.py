@@ -16,6 +16,7 @@ from ic.serving.requests import ChatBody, CompletionBody, parse
 from tests.serving.served import NAME, Served, served
 
 TOKEN = "a-token-of-sixteen-or-more"
+CODES = {"model_not_found", "invalid_value", "context_length_exceeded"}
 HELLO = [{"role": "user", "content": "hi"}]
 
 
@@ -98,6 +99,7 @@ def test_a_completion_s_body(body: dict[str, Any], param: str, code: str | None)
         ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", None),
         ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"messages": HELLO, "max_completion_tokens": 0}, "max_completion_tokens", "invalid_value"),
+        ({"messages": HELLO, "max_completion_tokens": 5, "max_tokens": 6}, "max_completion_tokens", "invalid_value"),
         ({"messages": HELLO, "prompt": "a"}, "prompt", "unknown_parameter"),
     ],
 )  # fmt: skip
@@ -126,6 +128,8 @@ def test_what_asks_for_nothing_is_taken() -> None:
     )
     assert body.sampling(0, 5).temperature == 1.0
     assert body.sampling(0, 5).stop == ()
+    both = {"messages": HELLO, "max_completion_tokens": 5, "max_tokens": 5}
+    assert parse(ChatBody, json.dumps(both).encode()).asked_tokens(100) == 5
     # A value is that which asks for nothing, not one that Python takes for it.
     assert parse(CompletionBody, b'{"prompt": "a", "min_tokens": 0, "length_penalty": 1.0}')
     with pytest.raises(ApiError, match="min_tokens"):
@@ -153,6 +157,8 @@ def test_a_body_that_is_no_json(server: Served, body: bytes, says: str) -> None:
     )
     assert response.status_code == 400
     assert says in told(response)["message"]
+    named = told(response)["param"] is not None
+    assert told(response)["code"] == ("invalid_value" if named else None)
 
 
 @pytest.mark.parametrize(
@@ -164,8 +170,11 @@ def test_a_body_that_is_no_json(server: Served, body: bytes, says: str) -> None:
         ({"logprobs": 21}, 400, "logprobs", "less than or equal to 20"),
         ({"stop": [""]}, 400, "stop", "empty string"),
         ({"top_k": -2}, 400, "top_k", ">= 0"),
-        ({"prompt": ""}, 400, "prompt", "empty array"),
+        ({"prompt": ""}, 400, "prompt", "Expected text or token ids that make at least one"),
+        ({"prompt": [[]]}, 400, "prompt", "Expected text or token ids that make at least one"),
         ({"prompt": [5, 320]}, 400, "prompt", "token 320"),
+        ({"stop_token_ids": [5, 320]}, 400, "stop_token_ids", "token 320"),
+        ({"stop_token_ids": [-1]}, 400, "stop_token_ids", "which are 0 to 319"),
         ({"prompt": "a" * 4000, "max_tokens": 97}, 400, "prompt", "4097 tokens (4000 in the"),
         ({"n": 100, "prompt": ["a"] * 3}, 400, "n", "300 answers"),
     ],
@@ -177,14 +186,19 @@ def test_a_request_out_of_range(
         response = server.complete(**body, stream=stream)
         assert response.status_code == status
         assert told(response)["param"] == param
+        assert told(response)["code"] in CODES
         assert says in told(response)["message"]
 
 
 def test_a_role_that_the_template_refuses(server: Served) -> None:
-    response = server.post("/v1/chat/completions", {"messages": [{"role": "tool", "content": "a"}]})
+    messages = [{"role": "wizard", "content": "a"}]
+    response = server.post("/v1/chat/completions", {"messages": messages})
     assert response.status_code == 400
-    assert told(response)["param"] == "messages"
-    assert "role tool" in told(response)["message"]
+    error = told(response)
+    assert (error["param"], error["code"]) == ("messages", "invalid_value")
+    assert (
+        "roles are wizard; the template takes the roles system, user, assista" in error["message"]
+    )
 
 
 def test_routes_methods_and_types(server: Served) -> None:
@@ -198,6 +212,8 @@ def test_routes_methods_and_types(server: Served) -> None:
         response = httpx2.request(method, f"{server.url}{route}", headers=headers)
         assert response.status_code == status
         assert route in told(response)["message"]
+        assert told(response)["code"] is None
+        assert ("allow" in response.headers) == (status == 405)
     form = httpx2.post(f"{server.url}/v1/completions", data={"prompt": "a"})
     assert form.status_code == 415
     assert "application/json" in told(form)["message"]
