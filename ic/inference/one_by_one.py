@@ -21,12 +21,17 @@ from ic.inference.model_facts import end_tokens, positions_of
 
 @dataclass
 class _Answer:
-    """The request that is being answered."""
+    """The request that is being answered.
+
+    Attributes:
+        num_read: tokens of its prompt that the cache holds.
+    """
 
     request: Request
     detokenizer: Detokenizer
     slot: int
     cached_tokens: int
+    num_read: int
     drawn: list[int] = field(default_factory=list)
 
 
@@ -61,7 +66,7 @@ class OneByOne:
         """Whether `add` would take the request.
 
         Raises:
-            ValueError: longer than the model's positions.
+            ValueError: longer than the model's positions, or a token out of the vocabulary.
         """
         positions = positions_of(self._model.config)
         prompt, answer = len(request.prompt_ids), request.sampling.max_tokens
@@ -71,6 +76,7 @@ class OneByOne:
                 f"requested {prompt + answer} tokens ({prompt} in the prompt, {answer} in the "
                 "completion). Please reduce the length of the prompt or completion."
             )
+        request.sampling.check_vocabulary(self._model.config.get_text_config().vocab_size)
 
     def add(self, request: Request) -> None:
         """Take a request in.
@@ -96,25 +102,39 @@ class OneByOne:
 
     @torch.no_grad()
     def step(self) -> list[Output]:
-        """Read the next prompt, or continue the answer by one token."""
+        """Read a piece of the next prompt, or continue the answer by one token."""
         outputs, self._cancelled = self._cancelled, []
-        if self._answer is not None:
-            outputs.append(self._draw(self._answer, self._forward(self._answer.drawn[-1:])))
-        elif self._waiting:
-            request = self._waiting.popleft()
-            kept = self._keep_common(request.prompt_ids)
-            self._answer = _Answer(
-                request,
-                self._detokenizers.begin(request.sampling),
-                self._sampler.add(request.sampling, request.prompt_ids),
-                kept,
-            )
-            rest = list(request.prompt_ids[kept:])
-            piece = piece_tokens(self._model, self._chunk_tokens, len(request.prompt_ids))
-            for start in range(0, len(rest), piece):
-                logits_1V = self._forward(rest[start : start + piece])
-            outputs.append(self._draw(self._answer, logits_1V))
+        if self._answer is None and self._waiting:
+            self._answer = self._begin(self._waiting.popleft())
+        if (answer := self._answer) is not None:
+            logits_1V = self._forward(self._next_tokens(answer))
+            if answer.num_read == len(answer.request.prompt_ids):
+                outputs.append(self._draw(answer, logits_1V))
         return outputs
+
+    def tokens_read(self, request_id: str) -> int:
+        """Tokens of a prompt that are read; 0 unless it is at hand."""
+        answer = self._answer
+        return answer.num_read if answer is not None and answer.request.id == request_id else 0
+
+    def _begin(self, request: Request) -> _Answer:
+        kept = self._keep_common(request.prompt_ids)
+        return _Answer(
+            request,
+            self._detokenizers.begin(request.sampling),
+            self._sampler.add(request.sampling, request.prompt_ids),
+            cached_tokens=kept,
+            num_read=kept,
+        )
+
+    def _next_tokens(self, answer: _Answer) -> list[int]:
+        """The next piece of the prompt, which counts as read, or else the token drawn last."""
+        if answer.drawn:
+            return answer.drawn[-1:]
+        prompt, start = answer.request.prompt_ids, answer.num_read
+        piece = piece_tokens(self._model, self._chunk_tokens, len(prompt))
+        answer.num_read = min(start + piece, len(prompt))
+        return list(prompt[start : answer.num_read])
 
     def _forward(self, tokens: list[int]) -> Tensor:
         """Append tokens to the cache -> the logits (1, V) behind them."""

@@ -76,6 +76,28 @@ def test_the_prompts_have_their_beginning_in_common(tmp_path: Path) -> None:
     assert longer[0].cached_tokens == 61 + 3
 
 
+def test_a_prompt_is_read_in_pieces(tmp_path: Path) -> None:
+    loaded = load_source(cpu(save(MAKERS["llama"](), tmp_path / "llama")))
+    answers = OneByOne(loaded, 16)
+    ids = tuple(prompts(1, 40)[0].tolist())
+    answers.add(Request("a", ids, Sampling(max_tokens=2, ignore_end=True)))
+    seen = []
+    for _ in range(3):
+        outputs = answers.step()
+        seen.append((answers.tokens_read("a"), len(outputs)))
+    assert seen == [(16, 0), (32, 0), (40, 1)]
+    answers.cancel("a")
+    answers.step()
+    answers.add(Request("b", (7, *ids), Sampling(max_tokens=1, ignore_end=True)))
+    answers.step()
+    answers.cancel("b")  # in the middle of its prompt
+    assert [output.finish for output in answers.step()] == [Finish.CANCELLED]
+    assert not answers.has_work
+    found = run(answers, Request("c", ids, Sampling(max_tokens=1, ignore_end=True)))["c"]
+    fresh = run(OneByOne(loaded, 64), Request("c", ids, Sampling(max_tokens=1, ignore_end=True)))
+    assert found[0].token_ids == fresh["c"][0].token_ids
+
+
 def test_cancelled_and_too_long(tmp_path: Path) -> None:
     loaded = load_source(cpu(save(MAKERS["llama"](), tmp_path / "llama")))
     answers = open_answers(loaded, GenerateOptions(prompt="x"), None)
@@ -92,5 +114,7 @@ def test_cancelled_and_too_long(tmp_path: Path) -> None:
     assert said["b"] == Finish.LENGTH
     with pytest.raises(ValueError, match="maximum context length is"):
         answers.add(Request("d", (5,), Sampling(max_tokens=10**7)))
+    with pytest.raises(ValueError, match="Invalid 'stop_token_ids': token 1000000"):
+        answers.add(Request("d", (5,), Sampling(stop_token_ids=(10**6,))))
     with pytest.raises(ValueError, match=r"page_tokens=16: is of our engine"):
         open_answers(loaded, GenerateOptions(prompt="x", page_tokens=16), None)

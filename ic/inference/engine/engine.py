@@ -134,6 +134,7 @@ class Engine:
                 f"Invalid 'prompt': token {low if low < 0 else high} is not in the vocabulary of "
                 f"{vocabulary} tokens."
             )
+        request.sampling.check_vocabulary(vocabulary)
 
     def add(self, request: Request) -> None:
         """Take a request in; the next steps answer it.
@@ -187,6 +188,13 @@ class Engine:
         except BaseException:
             self._give_up()
             raise
+
+    def tokens_read(self, request_id: str) -> int:
+        """Tokens of a request's prompt whose passes are launched; 0 of an unknown one."""
+        active = self._active.get(request_id)
+        return (
+            0 if active is None else min(active.sequence.num_computed, active.sequence.num_prompt)
+        )
 
     def stats(self) -> EngineStats:
         """Counts, now and so far."""

@@ -77,6 +77,19 @@ class Sampling:
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, 0, MOST_LOGPROBS)
 
+    def check_vocabulary(self, vocabulary: int) -> None:
+        """Whether a model of so many tokens can draw those that are named.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        for token in self.stop_token_ids:
+            if token >= vocabulary:
+                raise ValueError(
+                    f"Invalid 'stop_token_ids': token {token} is not in the vocabulary of "
+                    f"{vocabulary} tokens."
+                )
+
 
 @dataclass(frozen=True)
 class Request:

@@ -11,6 +11,7 @@ from ic.inference.engine.engine import Engine
 from ic.inference.engine.options import EngineOptions
 from ic.inference.engine.request import Finish, Output, Request
 from ic.inference.generate.options import GenerateOptions
+from ic.inference.generate.reading import Reading
 from ic.inference.loading import Loaded
 from ic.inference.one_by_one import OneByOne
 from ic.model import MLAForCausalLM
@@ -32,6 +33,8 @@ class Answers(Protocol):
     def cancel(self, request_id: str) -> None: ...
 
     def step(self) -> list[Output]: ...
+
+    def tokens_read(self, request_id: str) -> int: ...
 
 
 def open_answers(
@@ -77,8 +80,9 @@ def _cache_tokens(options: GenerateOptions, lengths: Sequence[int], on_gpu: bool
     return max(needs[0], min(sum(needs[: options.max_batch]), _MOST_CPU_TOKENS))
 
 
-def answer(answers: Answers, request: Request) -> Iterator[str]:
-    """The text of one answer, as it comes. Whoever stops in between cancels it.
+def answer(answers: Answers, request: Request, options: GenerateOptions) -> Iterator[str]:
+    """The text of one answer, as it comes. Whoever stops in between cancels it. How much of a long
+    prompt is read is shown on standard error.
 
     Raises:
         ValueError: as `Engine.add`.
@@ -86,9 +90,15 @@ def answer(answers: Answers, request: Request) -> Iterator[str]:
     """
     answers.add(request)
     finish = None
+    reading = Reading(len(request.prompt_ids), options.prefill_chunk_tokens)
     try:
         while finish is None:
-            for output in answers.step():
+            outputs = answers.step()
+            if any(output.request_id == request.id for output in outputs):
+                reading.close()
+            else:
+                reading.show(answers.tokens_read(request.id))
+            for output in outputs:
                 if output.request_id == request.id:
                     finish = output.finish
                     if finish == Finish.ERROR:
@@ -96,6 +106,7 @@ def answer(answers: Answers, request: Request) -> Iterator[str]:
                     if output.text:
                         yield output.text
     finally:
+        reading.close()
         if finish is None:
             answers.cancel(request.id)
             while answers.has_work:

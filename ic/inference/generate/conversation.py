@@ -54,7 +54,7 @@ def converse(options: GenerateOptions, maker: PromptMaker, answers: Answers) -> 
                 print(f"{error} /reset begins anew.", flush=True)
                 continue
             number += 1
-            messages = [*asked, {"role": "assistant", "content": _write(answers, request)}]
+            messages = [*asked, {"role": "assistant", "content": _write(answers, request, options)}]
 
 
 def check_terminal() -> None:
@@ -68,10 +68,10 @@ def check_terminal() -> None:
         )
 
 
-def _write(answers: Answers, request: Request) -> str:
+def _write(answers: Answers, request: Request, options: GenerateOptions) -> str:
     """Show an answer as it comes, until it ends or Ctrl-C -> what was shown."""
     shown = ""
-    pieces = answer(answers, request)
+    pieces = answer(answers, request, options)
     with _interrupted() as is_interrupted:
         for text in pieces:
             print(text, end="", flush=True)

@@ -12,6 +12,21 @@ from ic.inference.options import InferenceOptions
 _PROMPT_TOKENS, _TURN_TOKENS = 64, 1024
 
 
+def check_utf8(name: str, text: str) -> None:
+    """Refuse bytes of the command line, or of standard input, that are no text: Python hands them
+    on as halves of surrogate pairs.
+
+    Raises:
+        ValueError: there are some.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: not valid UTF-8 at character {error.start + 1}; convert it"
+        ) from error
+
+
 @dataclass
 class _Prompts:
     """What is to be continued; classes of their own because help shows the last base first."""
@@ -137,6 +152,10 @@ class GenerateOptions(EngineOptions, _Draws, _Prompts, InferenceOptions):
         """Raises:
         ValueError: nothing is to be continued, or options that do not go with what is.
         """
+        for name, text in {"prompt": self.prompt, "system": self.system or ""}.items():
+            check_utf8(name, text)
+        for text in self.stop:
+            check_utf8("stop", text)
         if self.prompt and self.prompt_file is not None:
             raise ValueError("prompt and prompt_file are both given: give one of the two")
         if not self.prompt and self.prompt_file is None and not self.chat:

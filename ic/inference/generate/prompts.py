@@ -17,7 +17,7 @@ from ic.datamodules.conversations import (
     text_ids,
 )
 from ic.datamodules.json_rows import check_text, json_type
-from ic.inference.generate.options import GenerateOptions
+from ic.inference.generate.options import GenerateOptions, check_utf8
 
 # Keys of an answer, which a prompt may not have.
 ANSWER_KEYS = ("text", "finish", "prompt_tokens", "tokens", "logprobs", "error", "key")
@@ -75,12 +75,12 @@ class PromptMaker:
         """The one prompt that is asked for.
 
         Raises:
-            ValueError: it is empty, or its file is no text.
+            ValueError: it is empty, or no text.
             OSError: its file cannot be read.
         """
         options = self._options
         if options.prompt_file is None:
-            text = sys.stdin.read() if options.prompt == "-" else options.prompt
+            text = _standard_input() if options.prompt == "-" else options.prompt
             return Prompt(self.of_text(text, "prompt"), "prompt", {})
         where = f"prompt_file={options.prompt_file!r}"
         try:
@@ -97,7 +97,8 @@ class PromptMaker:
         """
         if not Path(file).is_file():
             raise ValueError(f"prompt_file={file!r}: no such file")
-        found = [self._of_line(where, dict(row)) for where, row in read_records([file], "prompt")]
+        records = read_records([file], "prompt_file", "prompt_file")
+        found = [self._of_line(where, dict(row)) for where, row in records]
         if not found:
             raise ValueError(f"prompt_file={file!r}: holds no prompt")
         return found
@@ -119,3 +120,16 @@ class PromptMaker:
             raise ValueError(f'{where}: "prompt" is {json_type(text)}; it must be text')
         check_text(text, where, "prompt")
         return Prompt(self.of_text(text, where), where, row)
+
+
+def _standard_input() -> str:
+    """Raises:
+    ValueError: it is no text.
+    """
+    where = "prompt=-: standard input"
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not valid UTF-8 ({error.reason}); convert it") from error
+    check_utf8(where, text)
+    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from rich.console import Console
 
 from ic.errors import RunFailedError
@@ -26,6 +27,7 @@ def generate(options: GenerateOptions) -> int:
     if options.is_conversation:
         check_terminal()
     opened = open_source(options)
+    options.sampling(0).check_vocabulary(opened.vocab_size)
     maker = PromptMaker(options, opened.tokenizer)
     if options.is_jsonl:
         return _answer_file(options, opened, maker)
@@ -35,7 +37,7 @@ def generate(options: GenerateOptions) -> int:
     prompt = maker.single()
     lengths = _lengths([prompt], options, opened)
     request = Request("0", prompt.ids, options.sampling(0))
-    for text in answer(open_answers(opened.load(), options, lengths), request):
+    for text in answer(open_answers(opened.load(), options, lengths), request, options):
         print(text, end="", flush=True)
     print(flush=True)
     return 0
@@ -62,7 +64,7 @@ def _answer_file(options: GenerateOptions, opened: Opened, maker: PromptMaker) -
 
 
 def _lengths(prompts: Sequence[Prompt], options: GenerateOptions, opened: Opened) -> list[int]:
-    """Tokens of each prompt with its answer.
+    """Tokens of each prompt with its answer. Says so if one is longer than what was trained.
 
     Raises:
         ValueError: more than the model has positions.
@@ -74,4 +76,11 @@ def _lengths(prompts: Sequence[Prompt], options: GenerateOptions, opened: Opened
                 f"{prompt.where} and max_new_tokens come to {length} tokens, but the model has "
                 f"{opened.positions} positions; shorten one of them"
             )
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    trained = opened.trained_length
+    if trained is not None and len(longest.ids) > trained:
+        rank_zero_info(
+            f"warning: {longest.where} has {len(longest.ids):,} tokens, and the model was trained "
+            f"at up to {trained:,}: what stands beyond may be lost on it"
+        )
     return lengths

@@ -369,6 +369,10 @@ def test_what_is_refused(make_model: Make) -> None:
         (ask("a", [1] * 90, 7), "The cache of this engine holds 96 tokens (cache_tokens)."),
         (ask("a", [1, 320], 7), "Invalid 'prompt': token 320 is not in the vocabulary of 320"),
         (ask("a", [-1], 7), "token -1 is not in the vocabulary"),
+        (
+            Request("a", (1,), Sampling(stop_token_ids=(319, 320))),
+            "Invalid 'stop_token_ids': token 320 is not in the vocabulary of 320",
+        ),
     ):
         with pytest.raises(ValueError, match="However|Invalid") as raised:
             engine.add(request)

@@ -68,6 +68,26 @@ def test_a_stop_string_ends_the_text(ic: Run, writer: Path, capsys: Capture) -> 
     assert capsys.readouterr().out == whole + "\n"
 
 
+def test_a_long_prompt(
+    ic: Run, writer: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of it is said, and that it is longer than what was trained."""
+    config = json.loads((writer / "config.json").read_text())
+    (writer / "config.json").write_text(json.dumps({**config, "trained_length": 199}))
+    monkeypatch.setattr("ic.inference.generate.reading._EVERY_S", 0.0)
+    args = ("generate", f"checkpoint={writer}", "accelerator=cpu", "max_new_tokens=2")
+    assert ic(*args, "prefill_chunk_tokens=80", f"prompt={'a' * 200}") == 0
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("reading the prompt: ")]
+    read = [line.removeprefix("reading the prompt: ").split()[0] for line in lines]
+    assert read == ["0", "80", "160", "200"]
+    assert "prompt has 200 tokens, and the model was trained at up to 199" in error
+    assert ic(*args, f"prompt={'a' * 199}") == 0
+    error = capsys.readouterr().err
+    assert "trained at" not in error
+    assert "reading" not in error
+
+
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "ab", "id": 7},
     {"messages": [{"role": "user", "content": "hi"}], "tag": "chat"},
@@ -158,6 +178,15 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "cache": (("prompt=a", "cache_dtype=fp4"), "cache_dtype='fp4': did you mean fp8?"),
     "logprobs": (("prompt=a", "logprobs=2"), "logprobs=2: is of answers to JSON lines"),
     "output": (("prompt=a", "output=x.jsonl"), "output=x.jsonl: is of answers to JSON lines"),
+    "stop token": (
+        ("prompt=a", "stop_token_ids=[3,320]"),
+        "Invalid 'stop_token_ids': token 320 is not in the vocabulary of 320 tokens.",
+    ),
+    "bytes": (("prompt=a\udcff\udcfeb",), "prompt: not valid UTF-8 at character 2; convert it"),
+    "bytes to stop": (("prompt=a", "stop=[b,\udcff]"), "stop: not valid UTF-8 at character 1"),
+    "empty": (("prompt_file=empty.jsonl",), "prompt_file: "),
+    "empty text": (("prompt_file=empty.txt",), "prompt_file='empty.txt' is empty"),
+    "no UTF-8": (("prompt_file=bytes.jsonl",), "bytes.jsonl: not valid UTF-8"),
     "no file": (("prompt_file=nowhere.jsonl",), "prompt_file='nowhere.jsonl': no such file"),
     "no text": (("prompt_file=nowhere.txt",), "nowhere.txt"),
     "two keys": (("prompt_file=both.jsonl",), 'both.jsonl:1: a line must have "prompt"'),
@@ -172,6 +201,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_refuses(ic: Run, writer: Path, capsys: Capture, case: str) -> None:
     args, message = BAD[case]
+    Path("empty.jsonl").touch()
+    Path("empty.txt").touch()
+    Path("bytes.jsonl").write_bytes(b'{"prompt": "a\xff"}\n')
     Path("both.jsonl").write_text('{"prompt": "a", "messages": []}\n')
     Path("taken.jsonl").write_text('{"prompt": "a", "text": 1}\n')
     Path("long.jsonl").write_text('{"prompt": "a"}\n' + json.dumps({"prompt": "a" * 300}) + "\n")
