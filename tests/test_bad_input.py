@@ -21,7 +21,7 @@ BAD = {
     "group": (["fit", "modell=mla_tiny"], "unknown key 'modell'; did you mean model"),
     "key of another verb": (
         ["evaluate", "checkpoint=x", "trainr.max_steps=2"],
-        "unknown key 'trainr.max_steps'; known: accelerator, attention, checkpoint, context_par",
+        "unknown key 'trainr.max_steps'; known: accelerator, attention, cache_dtype, checkpoint",
     ),
     "far from any key": (["fit", "zzz=1"], "unknown key 'zzz'; known: allow_config_change, callb"),
     "grammar": (
