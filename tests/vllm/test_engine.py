@@ -40,7 +40,8 @@ def test_default_prefix_hits_and_a_corrupted_row(serve: Callable[..., Served]) -
     assert served.worst(first) < CLOSE
     assert [answer.num_cached_tokens for answer in first] == [0] * len(asked)
     rotations = served.llm.apply_model(_far_rotations)[0]
-    far_1TF = torch.tensor([[2**20 - 1]])[..., None].double() * 1e4 ** (-torch.arange(32) / 32.0)
+    frequency_F = 1e4 ** (-torch.arange(32, dtype=torch.float64) / 32)
+    far_1TF = torch.tensor([[2**20 - 1]])[..., None] * frequency_F
     for found, exact in zip(rotations, (far_1TF.cos(), far_1TF.sin()), strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
 
