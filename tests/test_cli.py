@@ -54,7 +54,7 @@ def test_two_words_are_a_verb(ic: Run, capsys: Capture) -> None:
         "usage: python -m ic make_tokenizer [overrides]",
     }
     assert ic("benchmark", "prefrence") == 2
-    expected = "unknown verb 'benchmark prefrence'; did you mean benchmark preference?"
+    expected = "unknown verb 'benchmark prefrence'; did you mean benchmark preference or "
     assert expected in capsys.readouterr().err
     assert ic("benchmark", "kernels=[nothing]") == 2
     assert "nothing" in capsys.readouterr().err

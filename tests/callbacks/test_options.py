@@ -58,7 +58,7 @@ JUST = 1e-9
         (SamplesOptions, "samples", "every_n_validations", [1], [0]),
         (SamplesOptions, "samples", "max_new_tokens", [1], [0]),
         (SamplesOptions, "samples", "seed", [0], [-1]),
-        (SamplesOptions, "samples", "temperature", [0, 100.0], [-JUST, float("inf")]),
+        (SamplesOptions, "samples", "temperature", [0, 2], [-JUST, 2 + JUST, float("inf")]),
         (SamplesOptions, "samples", "top_p", [JUST, 1], [0, 1 + JUST]),
         (SlurmRequeueOptions, "requeue", "margin_s", [0], [-JUST]),
         (SlurmRequeueOptions, "requeue", "max_restarts", [0], [-1]),

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -124,11 +125,11 @@ def test_files_lie_beside_the_checkpoints(
     calls: list[int] = []
     answers = GreedyDecoder.answers
 
-    def counted(self: GreedyDecoder, ids_BT: Tensor, new_tokens: int) -> Tensor:
+    def counted(self: GreedyDecoder, ids_BT: Tensor, new_tokens: int, *rest: Any) -> Tensor:
         calls.append(ids_BT.shape[1])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return answers(self, ids_BT, new_tokens)
+        return answers(self, ids_BT, new_tokens, *rest)
 
     monkeypatch.setattr(GreedyDecoder, "answers", counted)
     assert ic("evaluate", RUN) == 130  # stopped in the second of three cells
