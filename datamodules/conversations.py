@@ -170,8 +170,8 @@ def apply_template(
 
 
 def _roles(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Which of the roles that are in use a chat template takes where they are wont to stand."""
-    wont = {
+    """Which of the roles that are in use a chat template takes in their usual places."""
+    usual = {
         "system": ["system", "user"],
         "developer": ["developer", "user"],
         "user": ["user"],
@@ -179,7 +179,7 @@ def _roles(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         "tool": ["user", "assistant", "tool"],
     }
     found = []
-    for role, roles in wont.items():
+    for role, roles in usual.items():
         messages = [{"role": each, "content": "a"} for each in roles]
         try:
             tokenizer.apply_chat_template(messages, tokenize=False)

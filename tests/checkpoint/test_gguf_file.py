@@ -193,7 +193,7 @@ def test_values_are_those_of_llama_cpps_reader(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "x.gguf"
     for order in (gguf.GGUFEndian.LITTLE, gguf.GGUFEndian.BIG):
-        writer = gguf.GGUFWriter(path, "llama", endianess=order)
+        writer = gguf.GGUFWriter(path, "llama", False, order)
         writer.add_context_length(8192)
         writer.add_array("nested", [["a", "bc"], ["d"]])
         writer.add_array("tokens", ["<s>", "naïve", ""])

@@ -49,7 +49,7 @@ def told(response: httpx2.Response) -> dict[str, Any]:
         ({"prompt": "a", "n": 129}, "n", "invalid_value"),
         ({"prompt": "a", "stop": 5}, "stop", "invalid_value"),
         ({"prompt": "a", "stop": ["x"] * 17}, "stop", "invalid_value"),
-        ({"prompt": "a", "temprature": 1}, "temprature", "unknown_parameter"),
+        ({"prompt": "a", "heat": 1}, "heat", "unknown_parameter"),
         ({"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
         ({"prompt": "a", "suffix": "b"}, "suffix", "unsupported_parameter"),
         ({"prompt": "a", "logit_bias": {"5": 3}}, "logit_bias", "unsupported_parameter"),
