@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm infra-env lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,16 @@ vllm: $(SERVING)/.run  ## run the real vLLM with our models on the CPU, and our 
 	$(SERVING)/bin/python -m pytest -m vllm --show-capture=stderr tests/vllm
 	$(SERVING)/bin/python -m pytest tests/model/test_parity.py tests/model/test_auto_classes.py tests/model/test_rows.py
 
+# Ansible, Helm and the linters of what deploys us: an environment of their own.
+INFRA ?= .venv-infra
+$(INFRA)/.run: constraints-infra.txt
+	$(PYTHON) -m venv $(INFRA)
+	@echo "installing into $(INFRA) ..."
+	$(INFRA)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-infra.txt
+	@touch $@
+
+infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters of ansible/ and deploy/
+
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,4 +117,4 @@ tables: $(VENV)/.run  ## regenerate the documents' tables and pictures from docs
 	$(BIN)/python -m ic tables
 
 clean:  ## remove runs, caches and the virtual environment
-	rm -rf runs multirun build dist *.egg-info $(VENV) $(SERVING) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs multirun build dist *.egg-info $(VENV) $(SERVING) $(INFRA) .pytest_cache .mypy_cache .ruff_cache
