@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm infra-env lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm infra-env hosts lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm and not hosts"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -97,6 +97,10 @@ $(INFRA)/.run: constraints-infra.txt
 	@touch $@
 
 infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters of ansible/ and deploy/
+
+hosts: $(VENV)/.dev $(INFRA)/.run  ## run the playbooks on machines with systemd that are made here (root)
+	.ci/packages mmdebstrap openssh-client
+	$(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
 
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
