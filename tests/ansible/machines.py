@@ -35,16 +35,16 @@ import psutil
 PROGRAMS = ("mmdebstrap", "unshare", "setpriv", "nsenter", "ssh", "ssh-keygen", "ssh-keyscan")
 SUITE = "bookworm"
 PACKAGES = (
-    "systemd systemd-sysv dbus openssh-server python3 python3-apt sudo iproute2 procps kmod gnupg "
+    "systemd,systemd-sysv,dbus,openssh-server,python3,python3-apt,sudo,iproute2,procps,kmod,gnupg,"
     # what a Python from elsewhere, which a test shares with a machine, links to
-    "ca-certificates libssl3 libffi8 libsqlite3-0 libreadline8 libncursesw6"
-).split()
+    "ca-certificates,libssl3,libffi8,libsqlite3-0,libreadline8,libncursesw6"
+)
 # What a machine has of the host: network, devices and seats are not its own.
 MASKED = "systemd-resolved systemd-networkd systemd-udevd systemd-logind getty@tty1 console-getty"
 OPTIONS = (
     "--variant=apt",
     "--skip=cleanup/apt/lists",
-    f"--include={','.join(PACKAGES)}",
+    f"--include={PACKAGES}",
     "--dpkgopt=force-unsafe-io",
     '--aptopt=Acquire::Languages "none"',
     f'--customize-hook=chroot "$1" systemctl mask {MASKED}',
