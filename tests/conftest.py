@@ -205,4 +205,5 @@ SHORT = (
     "data.context_length=256",
     "data.tokens_per_batch=512",
     "data.val_batches=1",
+    "report=false",  # it draws for half a second; tests/run/test_report.py asks for it
 )

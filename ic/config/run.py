@@ -47,6 +47,7 @@ class RunConfig:
             `auto` (fit) is `last` if there is one, and the beginning otherwise.
         overwrite: begin anew in a run directory that already holds checkpoints.
         allow_config_change: continue a run although its configuration has changed since.
+        report: write `report.html` and `curves.png` into the run's folder as `fit` ends.
         suite: suites by name, each with its options, that `callbacks.suites` evaluates; choose with
             suite=NAME or suite=[NAME,...]. Passkeys have the group `evaluation`.
         preference: the objective of data=preference; null with any other data.
@@ -75,6 +76,7 @@ class RunConfig:
     ckpt_path: str | None = field(default=None, metadata=MAY_CHANGE)
     overwrite: bool = field(default=False, metadata=MAY_CHANGE)
     allow_config_change: bool = field(default=False, metadata=MAY_CHANGE)
+    report: bool = field(default=True, metadata=MAY_CHANGE)
 
     @property
     def folder(self) -> RunFolder:

@@ -33,17 +33,21 @@ def write_results(
     config: dict[str, Any],
     rows: list[dict[str, Any]],
     command: str | None = None,
-    status: RunStatus | None = None,
     shown: dict[str, Any] | None = None,
     public: bool = False,
 ) -> None:
-    """Write `describe_run` and `rows`, whose keys name units; a run says its `status`, and a suite
-    how it is `shown` in a report.
+    """Write `describe_run` and `rows`, whose keys name units; a suite says how it is `shown` in a
+    report.
     """
-    said: dict[str, Any] = {} if status is None else {"status": status.value}
-    if shown is not None:
-        said["shown"] = shown
+    said: dict[str, Any] = {} if shown is None else {"shown": shown}
     write_json(path, {**describe_run(config, command, public), **said, "rows": rows})
+
+
+def results_of_run(
+    config: dict[str, Any], rows: list[dict[str, Any]], status: RunStatus
+) -> dict[str, Any]:
+    """What the results file of a run holds: `describe_run`, its status and `rows`."""
+    return {**describe_run(config), "status": status.value, "rows": rows}
 
 
 def set_status(path: Path, status: RunStatus) -> None:

@@ -26,6 +26,8 @@ class RunFolder:
         csv, tensorboard: the loggers' folders.
         metrics: the CSV logger's file.
         loss_curve: a picture of the losses in it.
+        curves: a picture of whatever else it holds by step.
+        report: one page about the run, to be sent.
         nccl: what NCCL's flight recorder left of a run that hung.
         profile: the profiler's folder.
         checkpoints: the folder of `step=<n>`, and of the links `last` and `best` to two of them.
@@ -48,6 +50,8 @@ class RunFolder:
         self.metrics = self.csv / "metrics.csv"
         self.tensorboard = path / "tensorboard"
         self.loss_curve = path / "loss.png"
+        self.curves = path / "curves.png"
+        self.report = path / "report.html"
         self.nccl = path / "nccl"
         self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"
@@ -84,6 +88,10 @@ class RunFolder:
         """
         return self.path / "evaluate" / f"step={step}"
 
+    def evaluated_steps(self) -> list[int]:
+        """Steps that the verb `evaluate` measured, in order."""
+        return _steps_in(self.path / "evaluate")
+
     def measured(self, verb: str, checkpoint: Path) -> Path:
         """Results of the verb `validate`, `test` or `predict` with a checkpoint."""
         return self.path / verb / f"{checkpoint.name}.json"
@@ -94,8 +102,7 @@ class RunFolder:
 
     def saved_steps(self) -> list[int]:
         """Steps of the whole checkpoints, in order."""
-        found = (_STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step=*"))
-        return sorted(int(match[1]) for match in found if match)
+        return _steps_in(self.checkpoints)
 
     def owns(self, checkpoint: Path) -> bool:
         """Whether this run wrote a checkpoint folder."""
@@ -248,6 +255,12 @@ def saved_step(folder: Path) -> int:
     step = _step_of(folder)
     assert step is not None, folder
     return step
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """Steps of the folders `step=<n>` in it, in order."""
+    found = (_step_of(path) for path in folder.glob("step=*"))
+    return sorted(step for step in found if step is not None)
 
 
 def _step_of(folder: Path) -> int | None:

@@ -93,11 +93,11 @@ def nothing_left(config: RunConfig, start: Start) -> str | None:
 
 
 def forget_results(run: RunFolder) -> None:
-    """Remove the links `last` and `best`, and what says that the run is finished.
+    """Remove the links `last` and `best`, what says that the run is finished, and its report.
 
     So a run that is begun anew can never resume the old one, nor be taken for it.
     """
-    for file in (run.last, run.best, run.results):
+    for file in (run.last, run.best, run.results, run.report, run.curves):
         file.unlink(missing_ok=True)
 
 

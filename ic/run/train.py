@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from ic.callbacks.after_training import evaluation_incomplete, interruption, measured_rows
 from ic.config.run import RunConfig
+from ic.files.atomic_write import write_json
 from ic.files.leftovers import clear_leftovers
-from ic.files.results import RunStatus, set_status, write_results
+from ic.files.results import RunStatus, results_of_run, set_status
+from ic.files.run_folder import RunFolder
 from ic.files.run_lock import locked
 from ic.model.cost import cache_bytes_per_token, num_parameters
 from ic.parallel.launch import ending_together, leads_the_run
@@ -72,9 +76,23 @@ def _train(config: RunConfig) -> int:
     cut_short = evaluation_incomplete(trainer)
     if trainer.is_global_zero and (interrupted is None or cut_short):
         status = RunStatus.EVALUATION_INCOMPLETE if cut_short else RunStatus.FINISHED
-        write_results(folder.results, asdict(config), measured_rows(trainer), status=status)
+        results = results_of_run(asdict(config), measured_rows(trainer), status)
+        # Before the results: a run that has those is finished, and nothing is made of it again.
+        if config.report:
+            _report(folder, results)
+        write_json(folder.results, results)
     if interrupted is not None:
         return interrupted.finish(trainer)
     if config.callbacks.checkpoint is not None:
         rank_zero_info(f"checkpoint: {folder.last}")
     return 0
+
+
+def _report(folder: RunFolder, results: Mapping[str, Any]) -> None:
+    """A report that cannot be written is a warning: the training that it tells of has ended."""
+    from ic.run.report.page import write_report  # draws, which a run without a report does not
+
+    try:
+        rank_zero_info(f"report: {write_report(folder, results)}")
+    except (OSError, ValueError) as error:
+        rank_zero_warn(f"no report is written: {error}; make it with report run={folder.path}")
