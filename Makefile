@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm serving-env vllm infra-env hosts lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,15 @@ infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters o
 hosts: $(VENV)/.dev $(INFRA)/.run  ## run the playbooks on machines with systemd that are made here (root)
 	.ci/packages mmdebstrap openssh-client
 	$(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
+
+$(VENV)/.docs: $(VENV)/.dev
+	@echo "installing what the site is made with ..."
+	$(INSTALL) -e ".[docs]"
+	@touch $@
+
+site: $(VENV)/.docs  ## build the documentation as a site in build/site, strictly, and check it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -n 0 -m site tests/site
 
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .

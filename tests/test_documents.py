@@ -23,7 +23,10 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+# Folders whose files commands name.
+NAMED = ("slurm", "ansible", "deploy", "notebooks", ".ci", "tests")
 
 
 @pytest.mark.parametrize("document", WITH_TABLES)
@@ -87,10 +90,30 @@ def test_commands_compose(command: str, after: str, folder: Path) -> None:
         compose_config(verb.name, verb.module.Config, overrides)
 
 
-def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+def test_files_of_commands_exist() -> None:
+    """`sbatch slurm/NAME.sbatch`, `ansible-playbook ansible/NAME.yml` and their kind."""
+    missing = []
     for document in DOCUMENTS:
-        named = re.findall(r"`make (\w+)`|^make (\w+)", document.read_text(), flags=re.M)
+        for block in re.findall(r"^ *```\w*\n(.*?)```", document.read_text(), flags=re.S | re.M):
+            for path in re.findall(rf"(?:^|[\s=])((?:{'|'.join(NAMED)})/[\w./-]+\.\w+)", block):
+                if not (ROOT / path).exists():
+                    missing.append(f"{document.name}: {path}")
+    assert not missing
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    """Once, in `nav` of mkdocs.yml; strictly built, the site refuses a page that is not."""
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    listed = re.findall(r"- (?:[^:\n]+: )?([\w./-]+\.md)$", nav, flags=re.M)
+    made = {"changelog.md", "contributing.md", "roadmap.md", "progress.md"}  # .ci/site_hooks.py
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+    assert sorted(page for page in listed if page not in made) == sorted(pages)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for document in DOCUMENTS:
+        named = re.findall(r"`make ([\w-]+)`|^make ([\w-]+)", document.read_text(), flags=re.M)
         for target in (quoted or first for quoted, first in named):
             assert target in targets, f"{document.name}: make {target}"
 

@@ -1,7 +1,7 @@
 """Second moments of what a layer reads, added up in float64.
 
 Queries, keys and values are linear in the input x of a layer's attention, biases included if x has
-a 1 behind it. So the moment of [x, 1] gives the moments of all of them, in any basis, and the text
+a 1 behind it. So the moment of `[x, 1]` gives the moments of all of them, in any basis, and the text
 goes through the model once.
 
 Legend: T tokens, D hidden.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Adds up [x, 1] [x, 1]^T over tokens.
+    """Adds up `[x, 1] [x, 1]^T` over tokens.
 
     Attributes:
         count: tokens so far.
@@ -32,5 +32,5 @@ class Moments:
 
     @property
     def second(self) -> Tensor:
-        """E[[x, 1] [x, 1]^T], (D + 1, D + 1) float64."""
+        """`E[[x, 1] [x, 1]^T]`, (D + 1, D + 1) float64."""
         return self._sum / self.count

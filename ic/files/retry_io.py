@@ -61,7 +61,7 @@ def retrying(operation: Callable[[], T]) -> T:
     transient; each new attempt is a warning in the log.
 
     Raises:
-        the last error of `operation`, unchanged.
+        Exception: the last error of `operation`, unchanged.
     """
     return Retrying(
         retry=retry_if_exception(is_transient),
