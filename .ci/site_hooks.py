@@ -1,8 +1,8 @@
 """What mkdocs needs to know of this repository: pages that lie outside docs/, and the reference.
 
 Pages of docs/ link to other files as one reads them in a checkout: `../CONTRIBUTING.md`, a source
-file, a folder, a notebook. On the site each such file is a page of its own, below `repository/`, and
-the link leads there. So no page has to be written twice, and none links to a host.
+file, a folder, a notebook. On the site each such file is a page of its own, below `repository/`,
+and the link leads there. So no page has to be written twice, and none links to a host.
 
 The reference of the code is a page for each folder of `ic`, made from its docstrings without
 importing anything.

@@ -1,8 +1,8 @@
 """Second moments of what a layer reads, added up in float64.
 
 Queries, keys and values are linear in the input x of a layer's attention, biases included if x has
-a 1 behind it. So the moment of `[x, 1]` gives the moments of all of them, in any basis, and the text
-goes through the model once.
+a 1 behind it. So the moment of `[x, 1]` gives the moments of all of them, in any basis, and the
+text goes through the model once.
 
 Legend: T tokens, D hidden.
 """
