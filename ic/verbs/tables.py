@@ -1,8 +1,8 @@
 """regenerate the documents' tables and pictures from docs/results
 
 So no figure in a document is typed by hand. What stands in `DOCUMENTS` between `<!-- table: NAME
--->` and `<!-- end -->` is rewritten, and so are the pictures of `docs/images` and what `plan` takes
-from measured runs (`ic/planning/measurements.json`); a test fails when one of them is stale.
+-->` and `<!-- end -->` is rewritten, and so are the pictures and diagrams of `docs/images` and what
+`plan` takes from measured runs (`ic/planning/measurements.json`); a test fails when one is stale.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ic.errors import UsageError
 from ic.evaluation.registry import suite_names
 from ic.files.atomic_write import replacing
 from ic.planning.measurements import MEASUREMENTS, Measurements
+from ic.studies.tables.deepseek import compression_table, design_table
+from ic.studies.tables.diagrams import DIAGRAMS
 from ic.studies.tables.headline import headline_table
 from ic.studies.tables.machine import (
     cache_table,
@@ -41,6 +43,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline_table,
     "training": training_table,
     "cache": cache_table,
+    "compression": compression_table,
+    "design": design_table,
     "plan": plan_table,
     "preference": preference_table,
     "scaling": scaling_table,
@@ -54,6 +58,7 @@ DOCUMENTS = (
     "docs/ablation.md",
     "docs/alignment.md",
     "docs/configuration.md",
+    "docs/deepseek_v3.md",
     "docs/parallel.md",
     "docs/planning.md",
     "docs/results.md",
@@ -96,6 +101,9 @@ def run(config: Config) -> int:
             partial.write_text(text)
     for picture in PICTURES:
         picture.draw()
+    for name, draw in DIAGRAMS.items():
+        with replacing(ROOT / "docs" / "images" / name) as partial:
+            partial.write_text(draw())
     with replacing(MEASUREMENTS) as partial:
         partial.write_text(Measurements.of_results(RESULTS).as_json())
     return 0
