@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,10 @@ class FolderCheckpoint(Checkpoint):
     A checkpoint is saved before the validation of its step, which a resumed run begins with; it
     needs the loops of `ic.training.loops`. The first Ctrl-C, on any rank, asks the run to stop
     after the current step and to save; the second ends it at once. `interrupted` tells afterwards.
+
+    Attributes:
+        saved_at: on rank 0, when the newest checkpoint of the run was on disk, in seconds since the
+            epoch; None before the first.
     """
 
     def __init__(self, config: CheckpointOptions) -> None:
@@ -57,6 +62,7 @@ class FolderCheckpoint(Checkpoint):
         self._asked_to_stop = False  # this rank
         self._agreement = Agreement(1)
         self.best_score: float | None = None
+        self.saved_at: float | None = None
         self._saved_step = -1
         self._links: set[str] = set()  # to move once the checkpoint of _saved_step is on disk
         self._rng_states: list[dict[str, Any]] | None = None  # of every rank, until the first batch
@@ -77,6 +83,8 @@ class FolderCheckpoint(Checkpoint):
             if problem is None and self._rng_states is not None:
                 # A kill may have come between a save and this.
                 self._remove_old(trainer.global_step, among_later=False)
+                if self.run.last.is_dir():
+                    self.saved_at = self.run.last.stat().st_mtime
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
             raise CheckpointError(problem)
@@ -274,6 +282,7 @@ class FolderCheckpoint(Checkpoint):
     def _move_links(self, trainer: Trainer) -> None:
         for name in sorted(self._links):
             self._point(name)
+        self.saved_at = time.time()
         self._remove_old(trainer.global_step)
 
     def _point(self, name: str) -> None:

@@ -51,6 +51,11 @@ class TrainingDivergedError(RunFailedError):
 class Guardrails(Callback):
     """Skips bad steps on all ranks alike; see the module's docstring.
 
+    Attributes:
+        num_rollbacks: of the run.
+        num_bad_steps: since this process began to train.
+        gradient_norm: of the newest step, over all ranks.
+
     Raises:
         TrainingDivergedError: a rollback is due, but no checkpoint is old enough or
             `max_rollbacks` is used up.
@@ -65,7 +70,9 @@ class Guardrails(Callback):
         self._micro_batches: list[dict[str, Any]] = []
         self._bad_in_a_row = 0
         self._first_bad_step = 0
-        self._num_rollbacks = 0
+        self.num_rollbacks = 0
+        self.num_bad_steps = 0
+        self.gradient_norm: float | None = None
         self._rollback_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,6 +109,7 @@ class Guardrails(Callback):
         batches, self._micro_batches, self._micro_losses = self._micro_batches, [], []
         norm = gradient_norm(pl_module)
         loss, norm_value, finite = _agree(own_loss, norm)
+        self.gradient_norm = norm_value
         # With a GradScaler infinite gradients are part of its search for a scale, and its to skip.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         reason = self._judge(loss, norm_value, finite, scaled)
@@ -114,6 +122,7 @@ class Guardrails(Callback):
         if not self._bad_in_a_row:
             self._first_bad_step = trainer.global_step
         self._bad_in_a_row += 1
+        self.num_bad_steps += 1
         for parameter in pl_module.parameters():
             parameter.grad = None
         self._rollback_due = self._bad_in_a_row >= self.config.max_in_a_row
@@ -136,7 +145,7 @@ class Guardrails(Callback):
             "losses": list(self._losses),
             "norms": list(self._norms),
             "context_length": self._context_length,
-            "num_rollbacks": self._num_rollbacks,
+            "num_rollbacks": self.num_rollbacks,
             "bad_in_a_row": self._bad_in_a_row,
             "first_bad_step": self._first_bad_step,
         }
@@ -145,7 +154,7 @@ class Guardrails(Callback):
         self._losses.extend(state_dict["losses"])
         self._norms.extend(state_dict["norms"])
         self._context_length = state_dict["context_length"]
-        self._num_rollbacks = state_dict["num_rollbacks"]
+        self.num_rollbacks = state_dict["num_rollbacks"]
         self._bad_in_a_row = state_dict["bad_in_a_row"]
         self._first_bad_step = state_dict["first_bad_step"]
 
@@ -211,9 +220,9 @@ class Guardrails(Callback):
                 f"{what}, and no checkpoint is older: save more often "
                 f"(callbacks.checkpoint.every_n_steps); {where}"
             )
-        if self._num_rollbacks >= self.config.max_rollbacks:
+        if self.num_rollbacks >= self.config.max_rollbacks:
             raise TrainingDivergedError(
-                f"{what} after {self._num_rollbacks} rollbacks (callbacks.guardrails."
+                f"{what} after {self.num_rollbacks} rollbacks (callbacks.guardrails."
                 f"max_rollbacks): lower optimizer.lr or mend the data; {where}"
             )
         rates = [[group["lr"] for group in each.param_groups] for each in trainer.optimizers]
@@ -225,7 +234,7 @@ class Guardrails(Callback):
         for optimizer, now in zip(trainer.optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, now, strict=True):
                 group["lr"] = rate
-        self._num_rollbacks += 1
+        self.num_rollbacks += 1
         self._bad_in_a_row = 0
         rank_zero_warn(f"{what}: weights and optimizer state are again those of step {good[-1]}")
         strategy.barrier("rollback")

@@ -5,6 +5,8 @@ Everything here reads host-side counters: nothing waits for the GPU.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,6 +21,8 @@ from torch.optim import Optimizer
 _STATM = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def storage_bytes(tensors: Iterable[Tensor | None], device: torch.device) -> int:
@@ -152,6 +156,19 @@ class ProcessMeter:
             _reset_peak_rss()
         self._lifetime_peak = host_peak_rss_bytes()
         self._start = host_rss_bytes()
+
+
+def memory_limit_bytes(device: torch.device) -> int:
+    """What a process may use: the GPU's memory, or the host's within the limits of its cgroups."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()]
+    with contextlib.suppress(OSError):  # no cgroups, or those of the first version
+        own = _CGROUP.read_text().rpartition("::")[2].strip().lstrip("/")
+        for group in (_CGROUPS / own, *(_CGROUPS / own).parents):
+            with contextlib.suppress(OSError, ValueError):  # the root has no limit, others "max"
+                limits.append(int((group / "memory.max").read_text()))
+    return min(limits)
 
 
 def _reset_peak_rss() -> bool:

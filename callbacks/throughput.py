@@ -78,6 +78,10 @@ class Throughput(Callback):
     of the whole run, also after a resume. A run that begins from another run's checkpoint has a
     record of its own: `first_step` says where.
 
+    Attributes:
+        tokens_seen: by all devices, since the run began.
+        is_paused: whether something else than training runs, which is not timed.
+
     Args:
         timer: for tests; by default CUDA events or the host's clock.
     """
@@ -96,7 +100,8 @@ class Throughput(Callback):
         self._seen: dict[int, int] = {}
         self._seen_here: dict[int, int] = {}  # since this process started, for its warm-up
         self._num_interrupted = 0
-        self._tokens_seen = 0
+        self.tokens_seen = 0
+        self.is_paused = False
         self._first_step = self._global_step = 0
         self._replicas = self._num_devices = 1
         self._model_config: MLAConfig | None = None
@@ -106,8 +111,11 @@ class Throughput(Callback):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the step that contains, or follows, the body out of the timing."""
-        self._step.interrupted = True
-        yield
+        self._step.interrupted = self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
@@ -146,7 +154,7 @@ class Throughput(Callback):
         rows, step.context_length = batch["input_ids"].shape
         tokens = rows * step.context_length * self._replicas
         step.tokens += tokens
-        self._tokens_seen += tokens
+        self.tokens_seen += tokens
         if self._model_config is not None:
             step.flops += tokens * train_flops_per_token(self._model_config, step.context_length)
         self._last_end = step.end = self._timer.mark()
@@ -190,7 +198,7 @@ class Throughput(Callback):
             "first_step": self._first_step,
             "seen": dict(self._seen),
             "num_interrupted": self._num_interrupted,
-            "tokens_seen": self._tokens_seen,
+            "tokens_seen": self.tokens_seen,
             "steps": torch.tensor([astuple(step) for step in self.steps], dtype=torch.float64),
         }
 
@@ -202,7 +210,7 @@ class Throughput(Callback):
         self._first_step = earlier["first_step"]
         self._seen = dict(earlier["seen"])
         self._num_interrupted = earlier["num_interrupted"]
-        self._tokens_seen = earlier["tokens_seen"]
+        self.tokens_seen = earlier["tokens_seen"]
         self.steps = [
             TimedStep(int(length), int(tokens), *rest)
             for length, tokens, *rest in earlier["steps"].tolist()
@@ -272,7 +280,7 @@ class Throughput(Callback):
             "num_steps": sum(self._seen.values()),
             "num_steps_interrupted": self._num_interrupted,
             "warmup_steps_per_context_length": self.config.warmup_steps,
-            "tokens_seen": self._tokens_seen,
+            "tokens_seen": self.tokens_seen,
             **summarise(self.steps, self._total_peak),
             "by_context_length": self._by_context_length(),
         }

@@ -22,7 +22,9 @@ from ic.callbacks.options import (
     SuiteEvaluationOptions,
     ThroughputOptions,
 )
+from ic.callbacks.prometheus_options import PrometheusOptions
 from ic.config.trainer import TrainerConfig
+from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.files.run_folder import RunFolder
 from ic.files.saved_config import MAY_CHANGE
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 class Surroundings(Protocol):
     """What a callback may ask of the run that it is made for: a `RunConfig`."""
 
+    name: str
+    run_id: str
     callbacks: CallbacksConfig
     evaluation: PasskeyGridConfig
     suite: dict[str, Any]
@@ -122,6 +126,19 @@ class SlurmRequeueConfig(SlurmRequeueOptions):
         return None
 
 
+class PrometheusConfig(PrometheusOptions):
+    def build(self, run: Surroundings) -> Callback:
+        """Raises UsageError without prometheus_client."""
+        try:
+            from ic.callbacks.prometheus import Prometheus
+        except ImportError as error:
+            raise UsageError(
+                f"callbacks=prometheus: {error}; install 'infinite-context[monitoring]', or leave "
+                "it out"
+            ) from error
+        return Prometheus(self, run.name, run.run_id)
+
+
 class PasskeyEvaluationConfig(PasskeyEvaluationOptions):
     def build(self, run: Surroundings) -> Callback:
         from ic.callbacks.evaluation import SuiteEvaluation
@@ -156,6 +173,7 @@ class CallbacksConfig:
     sees.
 
     Attributes:
+        prometheus: offers the run's metrics to Prometheus (docs/monitoring.md).
         passkey: evaluates the passkey grid of `evaluation`.
         suites: evaluates the suites that were chosen with `suite`.
         loss_curve: a picture of the losses, `loss.png` in the run's folder.
@@ -171,6 +189,7 @@ class CallbacksConfig:
     checkpoint: CheckpointConfig | None = field(default=None, metadata=MAY_CHANGE)
     profiler: ProfilerConfig | None = field(default=None, metadata=MAY_CHANGE)
     requeue: SlurmRequeueConfig | None = field(default=None, metadata=MAY_CHANGE)
+    prometheus: PrometheusConfig | None = field(default=None, metadata=MAY_CHANGE)
     passkey: PasskeyEvaluationConfig | None = None
     suites: SuiteEvaluationConfig | None = field(default=None, metadata=MAY_CHANGE)
     samples: SamplesConfig | None = field(default=None, metadata=MAY_CHANGE)

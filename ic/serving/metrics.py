@@ -1,4 +1,8 @@
-"""What Prometheus reads: vLLM's names, with `ic:` for `vllm:`, where both count alike."""
+"""What Prometheus reads: vLLM's names, with `ic:` for `vllm:`, where both count alike.
+
+Every sample has the labels of vLLM: `model_name`, the name that clients ask for, and `engine`, the
+number of a data-parallel rank, here always 0.
+"""
 
 from __future__ import annotations
 
@@ -61,18 +65,26 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
 )
 
 
+_LABELS = ("model_name", "engine")
+
+
 class _OfTheEngine(Collector):
     """Reads the engine's own counts when Prometheus asks."""
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], labels: tuple[str, str]) -> None:
         self._stats = stats
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats()
         for name, meaning, value in _GAUGES:
-            yield GaugeMetricFamily(name, meaning, value(stats))
+            gauge = GaugeMetricFamily(name, meaning, labels=_LABELS)
+            gauge.add_metric(self._labels, value(stats))
+            yield gauge
         for name, meaning, value in _COUNTERS:
-            yield CounterMetricFamily(name, meaning, value(stats))
+            counter = CounterMetricFamily(name, meaning, labels=_LABELS)
+            counter.add_metric(self._labels, value(stats))
+            yield counter
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # the engine need not be asked before there are clients
@@ -87,46 +99,51 @@ class Metrics:
 
     Args:
         stats: the engine's.
+        model_name: what clients call the model.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, stats: Callable[[], EngineStats], model_name: str) -> None:
         self.failures_in_a_row = 0
         self._last_failure = 0.0
         registry = CollectorRegistry()
-        registry.register(_OfTheEngine(stats))
+        self._labels = labels = (model_name, "0")
+        registry.register(_OfTheEngine(stats, labels))
         self._registry = registry
         self._first = Histogram(
             "ic:time_to_first_token_seconds",
             "from the request's arrival in the engine to its first token",
+            _LABELS,
             buckets=_FIRST_TOKEN_S,
             registry=registry,
-        )
+        ).labels(*labels)
         self._between = Histogram(
             "ic:inter_token_latency_seconds",
             "between two tokens of an answer",
+            _LABELS,
             buckets=_BETWEEN_TOKENS_S,
             registry=registry,
-        )
+        ).labels(*labels)
         self._whole = Histogram(
             "ic:e2e_request_latency_seconds",
             "from the request's arrival in the engine to its last token",
+            _LABELS,
             buckets=_WHOLE_S,
             registry=registry,
-        )
+        ).labels(*labels)
         self._finished = Counter(
             "ic:request_success",
             "answers that ended, by reason: stop, length, abort or error",
-            ("finished_reason",),
+            (*_LABELS, "finished_reason"),
             registry=registry,
         )
         self._responses = Counter(
             "ic:http_requests",
             "responses by route and HTTP status",
-            ("route", "status"),
+            (*_LABELS, "route", "status"),
             registry=registry,
         )
         for reason in ("stop", "length", "abort", "error"):
-            self._finished.labels(reason)
+            self._finished.labels(*labels, reason)
 
     def tokens(self, count: int, seconds: float, *, first: bool) -> None:
         """Tokens of an answer came, so long after the one before, or after the request."""
@@ -139,9 +156,9 @@ class Metrics:
     def finished(self, finish: Finish | None, began: float, now: float) -> None:
         """An answer ended; None where it was given up. Times are of `time.perf_counter`."""
         if finish is None or finish is Finish.CANCELLED:
-            self._finished.labels("abort").inc()
+            self._finished.labels(*self._labels, "abort").inc()
             return
-        self._finished.labels(str(finish)).inc()
+        self._finished.labels(*self._labels, str(finish)).inc()
         self._whole.observe(now - began)
         if finish is not Finish.ERROR:
             self.failures_in_a_row = 0
@@ -150,7 +167,7 @@ class Metrics:
             self._last_failure = now
 
     def response(self, route: str, status: int) -> None:
-        self._responses.labels(route, status).inc()
+        self._responses.labels(*self._labels, route, status).inc()
 
     def text(self) -> bytes:
         """In Prometheus's text format."""

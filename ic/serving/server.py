@@ -102,7 +102,7 @@ def ready(config: ServeOptions, token: str | None) -> Iterator[Server]:
         context = _context_tokens(config, positions_of(loaded.model.config), engine)
         prompts = Prompts(loaded, name, context)
         stack.callback(prompts.close)
-        service = Service(engine, prompts, limits)
+        service = Service(engine, prompts, limits, name)
         host, port = listening.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host
         settings = uvicorn.Config(

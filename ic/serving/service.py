@@ -26,11 +26,17 @@ _CLIENT_GONE = 499
 
 
 class Service:
-    """Answers with one engine, within the limits."""
+    """Answers with one engine, within the limits.
 
-    def __init__(self, engine: ThreadedEngine, prompts: Prompts, limits: LimitOptions) -> None:
+    Args:
+        name: what clients call the model.
+    """
+
+    def __init__(
+        self, engine: ThreadedEngine, prompts: Prompts, limits: LimitOptions, name: str
+    ) -> None:
         self.admission = Admission(limits.requests)
-        self.metrics = Metrics(engine.stats)
+        self.metrics = Metrics(engine.stats, name)
         self._engine = engine
         self._prompts = prompts
         self._limits = limits

@@ -73,8 +73,10 @@ class Served:
         return self.post("/v1/completions", {"prompt": "The key", "temperature": 0, **body})
 
     def metrics(self) -> dict[str, float]:
-        """Each sample by its name and labels."""
+        """Each sample by its name and labels, without those of the model and the engine."""
         text = self.http.get("/metrics").text
+        text = re.sub(rf'engine="0",|,?model_name="{NAME}"(?=[,}}])', "", text)
+        text = text.replace("{,", "{").replace("{}", "")
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in lines}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.served import PAGE_TOKENS, served
+from tests.serving.served import NAME, PAGE_TOKENS, served
 
 PROMPT = "x" * (PAGE_TOKENS * 4 + 1)
 
@@ -45,6 +45,13 @@ def test_the_counts_are_those_of_the_requests(folder: Path) -> None:
         # Prometheus's own parser reads it, and each metric says what it means.
         families = list(text_string_to_metric_families(text))
         assert all(family.documentation for family in families)
+        # Each sample has vLLM's labels, by which dashboards and scalers find it.
+        ours = [
+            (s.labels.get("model_name"), s.labels.get("engine"))
+            for f in families
+            for s in f.samples
+        ]
+        assert set(ours) == {(NAME, "0")}
 
         # Two answers of 300 tokens do not fit: one waits for the other, again and again.
         long = [f"{i}{PROMPT}" for i in range(2)]
