@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm and not hosts"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -110,6 +110,10 @@ $(VENV)/.docs: $(VENV)/.dev
 site: $(VENV)/.docs  ## build the documentation as a site in build/site, strictly, and check it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m pytest -n 0 -m site tests/site
+
+monitoring: $(VENV)/.dev  ## test the alerts, and run exporter, Prometheus, Alertmanager and a webhook together
+	.ci/packages prometheus prometheus-alertmanager prometheus-node-exporter
+	$(BIN)/python -m pytest -n 0 -m monitoring -rs --durations=0 --durations-min=1 tests/monitoring
 
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
