@@ -5,7 +5,17 @@ from __future__ import annotations
 from functools import partial, update_wrapper
 from pathlib import Path
 
-from ic.doctor import filesystem, gpu, machine, slurm, versions
+from ic.doctor import (
+    containers,
+    filesystem,
+    gpu,
+    gpu_services,
+    machine,
+    monitoring,
+    slurm,
+    slurm_node,
+    versions,
+)
 from ic.doctor.check import Check, examine, show
 from ic.doctor.options import DoctorOptions
 from ic.doctor.step_time import longest_step
@@ -28,11 +38,16 @@ def checks(config: DoctorOptions) -> list[Check]:
         gpu.driver,
         gpu.gpus,
         gpu.nccl,
+        gpu_services.gpu_services,
         output,
         machine.shared_memory,
         machine.limits,
         machine.clock,
         controller,
+        slurm_node.node,
+        containers.docker,
+        containers.k3s,
+        monitoring.monitoring,
     ]
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 
+from ic.doctor.ask import call, not_here
 from ic.doctor.check import Finding
 
-TIMEOUT_S = 30
 GOOD_KILL_WAIT_S = 5
 SIGNAL_S = 300  # before the time limit: `--signal` of slurm/*.sbatch
 
@@ -21,14 +20,9 @@ def controller(step_s: float | None = None) -> Iterator[Finding]:
         step_s: seconds of a run's longest step, if one is known.
     """
     if shutil.which("scontrol") is None:
-        yield Finding(
-            "SLURM",
-            "warn",
-            "no scontrol: not a machine of a SLURM cluster",
-            "sbatch files need one; everything else works without",
-        )
+        yield not_here("SLURM", "setup_slurm.yml")
         return
-    ping = _call("scontrol", "ping")
+    ping = call("scontrol", "ping")
     if ping.returncode or "UP" not in ping.stdout:
         said = " ".join((ping.stdout + ping.stderr).split())
         if "configuration source" in said:
@@ -43,12 +37,13 @@ def controller(step_s: float | None = None) -> Iterator[Finding]:
             "slurmctld",
             "fail",
             said or "no answer",
-            "check SLURM_CONF, the network to the controller, and that slurmctld runs",
+            "check SLURM_CONF, the network to the controller, and that slurmctld runs; "
+            "ansible/setup_slurm.yml starts it",
         )
     else:
         yield Finding("slurmctld", "ok", ping.stdout.strip().splitlines()[0])
-        configuration = _call("scontrol", "show", "config").stdout
-        shown = _call("scontrol", "show", "partition", "--oneliner").stdout
+        configuration = call("scontrol", "show", "config").stdout
+        shown = call("scontrol", "show", "partition", "--oneliner").stdout
         yield from settings(configuration)
         yield from partitions(shown)
         if step_s is not None:
@@ -140,23 +135,14 @@ def munge(option: str | None = None) -> Finding:
     if shutil.which("munge") is None:
         return Finding("munge", "warn", "no munge command", "install munge where jobs start")
     options = [] if option is None else [option]
-    made = _call("munge", "-n", *options)
-    read = _call("unmunge", *options, given=made.stdout)
+    made = call("munge", "-n", *options)
+    read = call("unmunge", *options, given=made.stdout)
     if made.returncode or read.returncode:
         said = (made.stderr or read.stderr or read.stdout).strip().splitlines()
         return Finding(
             "munge",
             "fail",
             said[0] if said else "fails",
-            "start munged, and give every node the same /etc/munge/munge.key",
+            "start munged, and give every node the same key; ansible/setup_slurm.yml does both",
         )
     return Finding("munge", "ok", "credential made and read")
-
-
-def _call(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, input=given, capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {TIMEOUT_S} s")

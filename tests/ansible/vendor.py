@@ -23,7 +23,7 @@ class Vendor:
     """Packages, signed by a key made here, below an address of this host.
 
     Attributes:
-        url: of the repository, a flat one.
+        url: of the repository, which is a flat one and has a suite "stable", too.
         key_url: of its public key.
         fingerprint: of its key.
     """
@@ -39,14 +39,19 @@ class Vendor:
         (self.folder / "key.asc").write_text(self._gpg("--armor", "--export"))
         self.url = self.key_url = ""
 
-    def add(self, name: str, version: str, files: dict[str, str] | None = None) -> None:
-        """A package; files that begin with `#!` are programs, and `*.service` units of systemd."""
+    def add(
+        self, name: str, version: str, files: dict[str, str] | None = None, script: str = ""
+    ) -> None:
+        """A package; files that begin with `#!` are programs, `script` runs when it is installed."""
         tree = self.folder.parent / "tree" / f"{name}-{version}"
         (tree / "DEBIAN").mkdir(parents=True)
         (tree / "DEBIAN" / "control").write_text(
             f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
             "Maintainer: Vendor <vendor@example.org>\nDescription: stands for the vendor's\n"
         )
+        if script:
+            (tree / "DEBIAN" / "postinst").write_text(f"#!/bin/sh\n{script}\n")
+            (tree / "DEBIAN" / "postinst").chmod(0o755)
         for path, text in (files or {}).items():
             file = tree / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,7 @@ class Vendor:
         _run("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(package))
 
     def publish(self) -> None:
-        """Write the index of all packages and sign it."""
+        """Write the index of all packages and sign it: of a flat one, and of stable main."""
         entries = []
         for package in sorted(self.folder.glob("*.deb")):
             content = package.read_bytes()
@@ -67,12 +72,18 @@ class Vendor:
                 f"Size: {len(content)}\nSHA256: {digest}\n"
             )
         index = "\n".join(entries).encode()
-        (self.folder / "Packages").write_bytes(index)
-        (self.folder / "Release").write_text(
-            f"Origin: Vendor\nSHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} Packages\n"
+        self._sign(self.folder, "Packages", index)
+        self._sign(self.folder / "dists" / "stable", "main/binary-amd64/Packages", index)
+
+    def _sign(self, folder: Path, name: str, index: bytes) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(index)
+        (folder / "Release").write_text(
+            "Origin: Vendor\nSuite: stable\nComponents: main\nArchitectures: amd64\n"
+            f"SHA256:\n {hashlib.sha256(index).hexdigest()} {len(index)} {name}\n"
         )
-        (self.folder / "InRelease").unlink(missing_ok=True)
-        self._gpg("--clearsign", "-o", str(self.folder / "InRelease"), str(self.folder / "Release"))
+        (folder / "InRelease").unlink(missing_ok=True)
+        self._gpg("--clearsign", "-o", str(folder / "InRelease"), str(folder / "Release"))
 
     @contextmanager
     def served(self) -> Iterator[Vendor]:

@@ -220,7 +220,7 @@ def test_a_controller_that_is_down(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (unconfigured.what, unconfigured.status) == ("SLURM", "warn")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     (none,) = slurm.controller()
-    assert (none.what, none.status) == ("SLURM", "warn")
+    assert (none.what, none.status) == ("SLURM", "ok")
 
 
 def test_a_check_that_falls_over_is_one_failure() -> None:
