@@ -189,6 +189,8 @@ class SuiteEvaluation(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, NeverFails):
                 logger.log_picture(tag, picture, trainer.global_step)
+                table = SuiteEvaluation._folder(trainer, suite).table(suite.picture)
+                logger.log_csv(f"{tag}_table", table, trainer.global_step)
 
     @staticmethod
     def _folder(trainer: Trainer, suite: Suite[Any]) -> SuiteFolder:

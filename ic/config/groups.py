@@ -12,7 +12,7 @@ from hydra.types import RunMode
 
 from ic.config.callbacks import CallbacksConfig, ContextLengthConfig, PasskeyEvaluationConfig
 from ic.config.data import DATA_SCHEMAS
-from ic.config.logger import LoggerConfig, WandbConfig
+from ic.config.logger import LoggerConfig, MLflowConfig, WandbConfig
 from ic.config.model import BaseModelConfig, ModelConfig
 from ic.config.objective import DistillationConfig, PreferenceConfig
 from ic.config.pretrained_model import PretrainedModelConfig
@@ -54,6 +54,7 @@ def register_schemas(verb: str, schema: type) -> None:
         ("callbacks/passkey", "passkey_callback_schema", PasskeyEvaluationConfig),
         ("logger", "logger_schema", LoggerConfig),
         ("logger/wandb", "wandb_schema", WandbConfig),
+        ("logger/mlflow", "mlflow_schema", MLflowConfig),
         ("evaluation", "grid_schema", PasskeyGridConfig),
     ):
         store.store(group=group, name=name, node=node)

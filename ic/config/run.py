@@ -83,6 +83,15 @@ class RunConfig:
         """`<output_dir>/<name>/<run_id>`, absolute."""
         return RunFolder((Path(self.output_dir) / self.name / self.run_id).absolute())
 
+    @property
+    def stage(self) -> str:
+        """What the run does, in a word."""
+        if self.distillation is not None:
+            return "distill"
+        if self.preference is not None:
+            return "preference"
+        return {"sft": "sft", "text": "pretrain"}.get(self.data.name, self.data.name)
+
     def __post_init__(self) -> None:
         for key in ("name", "run_id"):
             value = getattr(self, key)

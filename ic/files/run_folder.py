@@ -25,6 +25,7 @@ class RunFolder:
         predictions: answers of the verb `predict`.
         csv, tensorboard: the loggers' folders.
         metrics: the CSV logger's file.
+        tracking: what the trackers W&B and MLflow are told, and how far they have been.
         loss_curve: a picture of the losses in it.
         curves: a picture of whatever else it holds by step.
         report: one page about the run, to be sent.
@@ -49,6 +50,7 @@ class RunFolder:
         self.csv = path / "csv"
         self.metrics = self.csv / "metrics.csv"
         self.tensorboard = path / "tensorboard"
+        self.tracking = path / "tracking"
         self.loss_curve = path / "loss.png"
         self.curves = path / "curves.png"
         self.report = path / "report.html"

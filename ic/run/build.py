@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import yaml
 from lightning import LightningDataModule, Trainer, seed_everything
 from transformers import PreTrainedTokenizerBase
 
+from ic.callbacks.throughput import Throughput
 from ic.checkpoint.folder import FolderCheckpointIO, load_config
 from ic.config.run import RunConfig
 from ic.config.trainer import TrainerConfig
@@ -22,7 +24,9 @@ from ic.machine.devices import check_accelerator, check_devices, num_devices, ru
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
 from ic.model.backends import Backends
-from ic.run.resume import Start
+from ic.run.resume import Start, begins_again
+from ic.tracking.tracker import Tracker
+from ic.training.find_callback import find_callback
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.loops import use_resumable_loops
 
@@ -132,7 +136,14 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
     callbacks, loggers = [], []
     if start is not None:
         callbacks = config.callbacks.build(config)
-        loggers = config.logger.build(config.name, config.run_id, config.folder, start.first_step)
+        loggers = config.logger.build(
+            config.name,
+            config.run_id,
+            config.folder,
+            start.first_step,
+            stage=config.stage,
+            goes_on=start.continues or begins_again(config),
+        )
     trainer = Trainer(
         default_root_dir=config.folder.path,
         callbacks=callbacks,
@@ -163,6 +174,10 @@ def build_trainer(config: RunConfig, io: FolderCheckpointIO, start: Start | None
         # FSDP's gathered parameters, once made in inference mode, could not be trained.
         inference_mode=config.strategy.name not in ("fsdp", "fsdp2"),
     )
+    throughput = find_callback(trainer, Throughput)
+    for logger in trainer.loggers:
+        if isinstance(logger, Tracker) and throughput is not None:
+            logger.count_tokens = partial(getattr, throughput, "tokens_seen")
     return use_resumable_loops(trainer)
 
 

@@ -69,6 +69,16 @@ def starting_checkpoint(config: RunConfig) -> Start:
     return Start(checkpoint, continues)
 
 
+def begins_again(config: RunConfig) -> bool:
+    """Whether a run that was stopped before its first checkpoint takes the same steps again."""
+    run, job = config.folder, SlurmJob.current()
+    if run.last.exists() or not run.config.is_file() or is_finished(run.results):
+        return False
+    if config.overwrite and (job is None or not job.restart_count):
+        return False
+    return not list(changed_keys(read_config(run.config), config))
+
+
 def nothing_left(config: RunConfig, start: Start) -> str | None:
     """What to say of a run that has trained all its steps and measured everything; else None."""
     run, step = config.folder, start.first_step

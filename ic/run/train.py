@@ -23,6 +23,9 @@ from ic.run.copied import restore_links
 from ic.run.notices import notices, trained
 from ic.run.resume import forget_results, nothing_left, starting_checkpoint
 from ic.tracking.never_fails import NeverFails
+from ic.tracking.outcome import log_outcome
+from ic.tracking.provenance import provenance
+from ic.tracking.tracker import Tracker
 
 
 def train(config: RunConfig) -> int:
@@ -65,14 +68,21 @@ def _train(config: RunConfig) -> int:
         f"{cache_bytes_per_token(model_config):,} bytes of bf16 cache per token, "
         f"run in {folder.path}"
     )
+    trackers = [each for each in trainer.loggers if isinstance(each, Tracker)]
+    if trackers and trainer.is_global_zero:
+        start_of_run = provenance(asdict(config), config.stage, with_diff=config.logger.diff)
+        for tracker in trackers:
+            tracker.begin(start_of_run)
     with ending_together(trainer.strategy), naming_lost_ranks():
         trainer.fit(
             run.module, datamodule=run.datamodule, ckpt_path=start.checkpoint, weights_only=True
         )
+    interrupted = interruption(trainer)
+    if trainer.is_global_zero:
+        log_outcome(trackers, folder, trainer.global_step)
     for logger in trainer.loggers:
         if isinstance(logger, NeverFails):
-            logger.close()
-    interrupted = interruption(trainer)
+            logger.close(finished=interrupted is None)
     cut_short = evaluation_incomplete(trainer)
     if trainer.is_global_zero and (interrupted is None or cut_short):
         status = RunStatus.EVALUATION_INCOMPLETE if cut_short else RunStatus.FINISHED

@@ -54,8 +54,15 @@ class NeverFails(Logger):
     def log_written(self, tag: str, text: str, step: int) -> None:
         """Show a text, where the logger can."""
 
-    def close(self) -> None:
-        """End what it began, so that the next run in this process begins its own."""
+    def log_csv(self, tag: str, table: Path, step: int) -> None:
+        """Show a table that lies in a CSV file, where the logger can."""
+
+    def close(self, finished: bool) -> None:
+        """End what it began, so that the next run in this process begins its own.
+
+        Args:
+            finished: the run is at its end, and is not to be continued.
+        """
 
     def _attempt(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the operation returns; None if it fails or is not tried."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import random
-import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ic.doctor import slurm
+from ic.files.json_lines import read_rows
 from tests.conftest import SHORT
 from tests.slurm.cluster import Cluster
 
@@ -159,13 +159,13 @@ def test_a_signal_to_one_rank_requeues_and_resumes_exactly(
     assert losses_of(run) == undisturbed
     assert jobs.accounts(job) == ["REQUEUED", "COMPLETED"]
 
-    # W&B writes a file a process; `wandb sync` joins those of one id, in the order of their start.
-    files = list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    assert {path.name for path in files} == {f"run-debug-{job}.wandb"}
-    assert {re.sub(r"offline-run-\d+_\d+-", "", path.parent.name) for path in files} == {
-        f"debug-{job}"
-    }
+    # One run of W&B's, with every step once and the ids of the job.
+    kept = read_rows(run / "tracking/wandb/spool.jsonl")
+    steps = [m["step"] for m in kept if m["kind"] == "metrics" and "train/loss" in m["values"]]
+    assert steps == list(range(STEPS))
+    tags = [m["values"] for m in kept if m["kind"] == "tags" and "slurm.job_id" in m["values"]]
+    assert [each["slurm.job_id"] for each in tags] == [str(job)] * 2
+    assert tags[1]["slurm.restarts"] == "1"
 
 
 def test_a_node_that_fails_is_survived(jobs: Jobs, undisturbed: dict[int, tuple[str, str]]) -> None:

@@ -19,8 +19,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ic.files.run_folder import RunFolder
 from ic.tracking.csv_logger import read_metrics
-from ic.tracking.loggers import TensorBoard
 from ic.tracking.never_fails import NeverFails
+from ic.tracking.tensorboard import TensorBoard
 from tests.conftest import SHORT
 
 

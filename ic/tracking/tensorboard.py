@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases for a run."""
+"""TensorBoard for a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread  # type: ignore[import-untyped]
@@ -43,21 +43,6 @@ class TensorBoard(NeverFails, TensorBoardLogger):
 
     def _begin_anew(self) -> None:
         self._experiment = None
-
-
-class WeightsAndBiases(NeverFails, WandbLogger):
-    """Weights & Biases."""
-
-    def log_picture(self, tag: str, picture: Path, step: int) -> None:
-        self._attempt(self.log_image, tag, [str(picture)], step)
-
-    def log_written(self, tag: str, text: str, step: int) -> None:
-        self._attempt(lambda: self.log_text(tag, columns=["text"], data=[[text]], step=step))
-
-    @rank_zero_only
-    def close(self) -> None:
-        if self._experiment is not None:
-            self._attempt(self._experiment.finish)
 
 
 def _keep_quiet(kind: type[threading.Thread]) -> None:

@@ -1,0 +1,46 @@
+"""The address of an MLflow server. Imports no MLflow: help and refusals come at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from urllib.parse import urlsplit
+
+from ic.errors import UsageError
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+_HINT = "give a server's address, such as http://127.0.0.1:5000, where `make mlflow` starts one"
+
+
+def check_server(key: str, uri: str) -> None:
+    """Raises:
+    UsageError: the address is none of a server.
+    """
+    try:
+        parts = urlsplit(uri)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        usable = False
+    if not usable:
+        raise UsageError(f"{key}={uri}: no address of an MLflow server; {_HINT}")
+
+
+def server_uri(key: str, given: str | None) -> str:
+    """The address given, or that of the environment.
+
+    Args:
+        key: the option, for an error.
+
+    Raises:
+        UsageError: there is neither, the environment's is no address, or MLflow's client is not
+            installed.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise UsageError(
+            f"{key}: MLflow's client is not installed here; pip install 'infinite-context[mlflow]'"
+        )
+    uri = given or os.environ.get(VARIABLE)
+    if not uri:
+        raise UsageError(f"{key} is not set, and neither is {VARIABLE}: {_HINT}")
+    check_server(key if given else VARIABLE, uri)
+    return uri
