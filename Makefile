@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring chart lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 
 test: $(VENV)/.dev  ## run the tests on two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring and not tracking"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -123,6 +124,22 @@ monitoring: $(VENV)/.dev  ## test the alerts, and run exporter, Prometheus, Aler
 	.ci/packages prometheus prometheus-alertmanager prometheus-node-exporter
 	$(BIN)/python -m pytest -n 0 -m monitoring -rs --durations=0 --durations-min=1 tests/monitoring
 
+# MLflow's server brings 900 MB that training does without: an environment of its own.
+MLFLOW ?= .venv-mlflow
+MLFLOW_VERSION := $(shell sed -n 's/^mlflow-skinny==//p' constraints.txt)
+$(MLFLOW)/.run: constraints.txt
+	$(PYTHON) -m venv $(MLFLOW)
+	@echo "installing MLflow's server into $(MLFLOW) (900 MB) ..."
+	$(MLFLOW)/bin/python -m pip install --quiet --disable-pip-version-check mlflow==$(MLFLOW_VERSION)
+	@touch $@
+
+mlflow: $(MLFLOW)/.run  ## start an MLflow server on SQLite at http://127.0.0.1:5000, data in mlflow/
+	mkdir -p mlflow
+	MLFLOW_DISABLE_TELEMETRY=true $(MLFLOW)/bin/mlflow server --backend-store-uri sqlite:///mlflow/mlflow.db --artifacts-destination mlflow/artifacts --host 127.0.0.1 --port 5000 --workers 1
+
+tracking: $(VENV)/.dev $(MLFLOW)/.run  ## register, promote and serve with a real MLflow server that is killed, too
+	MLFLOW_SERVER=$(abspath $(MLFLOW))/bin/mlflow $(BIN)/python -m pytest -n 0 -m tracking -rs tests/tracking
+
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -142,4 +159,4 @@ tables: $(VENV)/.run  ## regenerate the documents' tables and pictures from docs
 	$(BIN)/python -m ic tables
 
 clean:  ## remove runs, caches and the virtual environment
-	rm -rf runs multirun build dist *.egg-info $(VENV) $(SERVING) $(INFRA) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs multirun build dist *.egg-info $(VENV) $(SERVING) $(MLFLOW) $(INFRA) .pytest_cache .mypy_cache .ruff_cache
