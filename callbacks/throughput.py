@@ -108,11 +108,6 @@ class Throughput(Callback):
         self._peak: tuple[float, str] | None = None
         self._earlier: dict[str, Any] = {}  # of the run's earlier starts
 
-    @property
-    def tokens_seen(self) -> int:
-        """Tokens of the whole run so far, of all replicas."""
-        return self._tokens_seen
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the step that contains, or follows, the body out of the timing."""
