@@ -272,6 +272,7 @@ def _about(trainer: Trainer) -> dict[str, str]:
         "device": device_name(trainer.strategy.root_device),
         "strategy": type(trainer.strategy).__name__,
         "precision": str(trainer.precision),
-        "job": job.job_id if job else "",
+        # Not `job`: that is Prometheus's own label, which honor_labels would let this one replace.
+        "slurm_job": job.job_id if job else "",
         "torch": str(torch.__version__),
     }

@@ -122,6 +122,8 @@ def test_every_value_is_what_its_callback_measured(capsys: pytest.CaptureFixture
     assert set(last) == {*OF_THE_RUN, *OF_THE_RANK, "ic_train_info"}
     assert all(own == labels for name, (_, own) in last.items() if name != "ic_train_info")
     about = last["ic_train_info"][1]
+    # Labels that Prometheus gives to a target itself, and honor_labels would let go.
+    assert not {"job", "instance"} & set(about)
     assert (about["node"], about["device"], about["world_size"]) == (
         socket.gethostname(),
         "cpu",

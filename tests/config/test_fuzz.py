@@ -100,7 +100,7 @@ def check(verb: str, schema: type, choices: list[str], keys: Iterator[tuple[str,
     return tried
 
 
-ON = ["model/adapter=lora", "logger=wandb", "callbacks=profiler"]
+ON = ["model/adapter=lora", "logger=wandb", "callbacks=profiler", "callbacks.prometheus={}"]
 
 
 @pytest.mark.parametrize("data", DATA)
