@@ -99,7 +99,7 @@ $(INFRA)/.run: constraints-infra.txt
 infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters of ansible/ and deploy/
 
 hosts: $(VENV)/.dev $(INFRA)/.run  ## run the playbooks on machines with systemd that are made here (root)
-	.ci/packages mmdebstrap openssh-client
+	.ci/packages mmdebstrap openssh-client gnupg
 	$(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
 
 # Helm comes within a package of .venv-infra.
