@@ -56,7 +56,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not vllm and not hosts and not monitoring and not tracking and not images"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py
@@ -67,6 +67,9 @@ compile: $(VENV)/.dev  ## compile every kernel ahead of time for sm_75 to sm_100
 
 load: $(VENV)/.dev  ## send crowds of clients to servers that are killed (two minutes)
 	$(BIN)/python -m pytest -n 0 -m load tests/serving
+
+router: $(VENV)/.dev  ## send clients through the router of `ab` to servers that fail (a minute)
+	$(BIN)/python -m pytest -n 0 -m router tests/serving/ab
 
 slurm: $(VENV)/.dev  ## run the sbatch files on a SLURM started here (root; see docs/slurm.md)
 	$(BIN)/python -m pytest -m slurm -rs

@@ -3,10 +3,11 @@
 A verb is a file of `ic/verbs`, found by its name, beside a root configuration `conf/NAME.yaml`. The
 file holds a docstring (its line in the list of verbs), the dataclass `Config` and `run(config)`,
 which returns the exit code; a function `complete(overrides)` adds those that files named by others
-stand for, and a tuple `POSITIONAL` names the keys of paths that may stand without their names. The
-first line of the YAML is a comment with an example. Neither may import PyTorch before `run` is
-called, so that help and errors come at once. `verbs/benchmark_serving.py` is written as two words,
-`benchmark serving`, because `benchmark` is a verb of its own.
+stand for, a tuple `POSITIONAL` names the keys of paths that may stand without their names, and
+`LOADS_PYTORCH = False` says that it does without PyTorch. The first line of the YAML is a comment
+with an example. Neither may import PyTorch before `run` is called, so that help and errors come at
+once. `verbs/benchmark_serving.py` is written as two words, `benchmark serving`, because `benchmark`
+is a verb of its own.
 
 Errors end here: bad input is one readable line on stderr and exit code 2.
 """
@@ -109,11 +110,13 @@ class Verb:
     def run(self, config: Any) -> int:
         if (check := getattr(self.module, "check", None)) is not None:
             check(config)  # what can be refused before PyTorch is loaded
-        if "torch" not in sys.modules and is_first_process():
+        loads_pytorch = getattr(self.module, "LOADS_PYTORCH", True)
+        if loads_pytorch and "torch" not in sys.modules and is_first_process():
             folder = getattr(config, "folder", None)
             where = "" if folder is None else f" in {folder.path}"
             print(f"{self.words}{where}: loading PyTorch ...", file=sys.stderr, flush=True)
-        quieten()
+        if loads_pytorch:
+            quieten()
         try:
             return int(self.module.run(config))
         except (KeyboardInterrupt, SystemExit) as error:

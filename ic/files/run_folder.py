@@ -204,6 +204,27 @@ class ComparisonFolder:
         self.perplexity = path / "perplexity.png"
 
 
+class ExperimentFolder:
+    """What the verbs of `ab` write of one experiment.
+
+    Attributes:
+        path: the folder itself.
+        outcomes: the router's log.
+        state: the split that the router keeps to, and what was rolled back.
+        results: rows of the report.
+        document: the report, in words and as a table.
+        picture: the differences over the requests.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path = Path(path)
+        self.outcomes = path / "outcomes.jsonl"
+        self.state = path / "split.json"
+        self.results = path / "report.json"
+        self.document = path / "report.md"
+        self.picture = path / "report.png"
+
+
 class ParityFolder:
     """What the verb `parity` writes of an original and its conversion.
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from ic.serving.error_responses import answer_errors
 from ic.serving.errors import ApiError, failed, shutting_down
 from ic.serving.guard import OPEN, Guard
 from ic.serving.requests import ChatBody, CompletionBody
@@ -72,9 +71,7 @@ def build_app(service: Service, name: str, context_tokens: int, token: Token | N
     app.add_api_route(
         "/v1/chat/completions", service.chat, methods=["POST"], openapi_extra=_body(ChatBody)
     )
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    answer_errors(app)
     routes = (OPEN, "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
     return Guard(app, token, service.metrics, routes)
 
@@ -83,21 +80,3 @@ def _body(kind: type[CompletionBody] | type[ChatBody]) -> dict[str, Any]:
     """What /openapi.json says of a body; the route reads it itself, within the limits."""
     schema = kind.model_json_schema()
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Of the router: no such route, or another method."""
-    assert isinstance(error, HTTPException)
-    message = f"{error.detail}: {request.method} {request.url.path}"
-    told = ApiError(error.status_code, message, headers=dict(error.headers or {}))
-    return await _api_error(request, told)
-
-
-async def _unforeseen(request: Request, error: Exception) -> Response:
-    """The server's log has the traceback."""
-    return await _api_error(request, failed())

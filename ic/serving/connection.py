@@ -12,7 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from ic.serving.errors import ApiError, invalid
-from ic.serving.service import ABORT
+
+# Where the state of a request has what cuts its client off.
+ABORT = "abort_connection"
 
 
 def connection_class(read_s: float, write_s: float) -> type[H11Protocol]:

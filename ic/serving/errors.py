@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 INVALID = "invalid_request_error"
+# nginx's number for a client that did not wait; it shows in metrics and logs alone.
+CLIENT_GONE = 499
 
 
 class ApiError(Exception):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ic.serving.errors import ApiError
-from ic.serving.metrics import Metrics
 from ic.serving.token import Token
 
 if TYPE_CHECKING:
@@ -20,6 +19,12 @@ OPEN = "/health"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+class Responses(Protocol):
+    """What counts responses."""
+
+    def response(self, route: str, status: int) -> None: ...
+
+
 class Guard:
     """ASGI middleware: refuses who has no token, before a byte of the body is read.
 
@@ -28,11 +33,12 @@ class Guard:
     that a page may send anywhere.
 
     Args:
+        metrics: what counts the responses, if they are counted here.
         routes: paths that are counted by their names; all others are counted together.
     """
 
     def __init__(
-        self, app: ASGIApp, token: Token | None, metrics: Metrics, routes: Collection[str]
+        self, app: ASGIApp, token: Token | None, metrics: Responses | None, routes: Collection[str]
     ) -> None:
         self._app = app
         self._token = token
@@ -46,7 +52,7 @@ class Guard:
         route = scope["path"] if scope["path"] in self._routes else "other"
 
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and self._metrics is not None:
                 self._metrics.response(route, message["status"])
             await send(message)
 

@@ -2,86 +2,22 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 
 import uvicorn
 
 from ic.inference.engine.threaded import ThreadedEngine
 from ic.inference.loading import load_source
 from ic.inference.model_facts import positions_of
-from ic.serving.admission import Admission
 from ic.serving.app import build_app
 from ic.serving.connection import connection_class
+from ic.serving.draining import LAST_WORDS_S, Server
 from ic.serving.listening import BACKLOG, listen
 from ic.serving.options import ServeOptions, served_name
 from ic.serving.prompts import Prompts
 from ic.serving.service import Service
 from ic.serving.token import Token
-
-# After the answers in work were given up, until their errors are sent.
-_LAST_WORDS_S = 5
-
-
-class Server(uvicorn.Server):
-    """Ends on SIGTERM and Ctrl-C when the answers in work are finished, up to a limit.
-
-    Attributes:
-        interrupted: whether it was Ctrl-C.
-
-    Args:
-        listening: the socket that clients connect to.
-        greeting: printed once they are answered.
-    """
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        listening: socket.socket,
-        admission: Admission,
-        drain_s: float,
-        greeting: str,
-    ) -> None:
-        super().__init__(config)
-        self.interrupted = False
-        self._listening = listening
-        self._admission = admission
-        self._drain_s = drain_s
-        self._greeting = greeting
-        self._deadline = 0.0
-
-    @property
-    def port(self) -> int:
-        return int(self._listening.getsockname()[1])
-
-    def serve_clients(self) -> None:
-        """Run until a signal comes, in the main thread, or `handle_exit` is called."""
-        self.run(sockets=[self._listening])
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(self._greeting, flush=True)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal takes no further request, the second gives up those in work."""
-        self.interrupted |= sig == signal.SIGINT
-        again = self._admission.draining
-        self._admission.draining = True
-        self._deadline = time.monotonic() + (0.0 if again else self._drain_s)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Asked ten times per second whether to end."""
-        leave = await super().on_tick(counter)
-        if not self._admission.draining:
-            return leave
-        late_s = time.monotonic() - self._deadline
-        if late_s >= 0:
-            self._admission.stopping.set()
-        return self._admission.in_work == 0 or late_s > _LAST_WORDS_S
 
 
 @contextmanager
@@ -113,7 +49,7 @@ def ready(config: ServeOptions, token: str | None) -> Iterator[Server]:
             server_header=False,
             access_log=config.access_log,
             log_level="info" if config.access_log else "warning",
-            timeout_graceful_shutdown=_LAST_WORDS_S,
+            timeout_graceful_shutdown=LAST_WORDS_S,
             backlog=BACKLOG,
         )
         greeting = (

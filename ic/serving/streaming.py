@@ -15,7 +15,8 @@ from ic.inference.engine.request import Output
 from ic.serving.errors import ApiError, ClientGoneError
 from ic.serving.prompts import Work
 from ic.serving.responses import Choice, Json
-from ic.serving.running import Running, Supervision
+from ic.serving.running import Running
+from ic.serving.supervision import Supervision
 
 
 async def chunks(

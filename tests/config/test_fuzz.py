@@ -122,7 +122,11 @@ def test_every_key_of_a_run(data: str) -> None:
 
 
 # What a verb asks for beside its required keys, or in a required key other than a file.
-GIVEN = {"benchmark_serving": ["checkpoint=x"], "quantize": ["scheme=int8"]}
+GIVEN = {
+    "ab_route": ["++versions={a:{urls:[http://x],weight:50},b:{urls:[http://y],weight:50}}"],
+    "benchmark_serving": ["checkpoint=x"],
+    "quantize": ["scheme=int8"],
+}
 OTHERS = [name for name, verb in find_verbs().items() if verb.module.Config is not RunConfig]
 
 
