@@ -93,10 +93,15 @@ class _FusedLayer:
             q_BTX = attention.q_b_proj(attention.q_a_layernorm(q_BTX))
         out_BTHV = attention.attend(q_BTX, kv_BTC, context, cache, is_fused=True)
         act_BTF, total_BTD = self.operators.norm_swiglu(
-            attention.o_proj(out_BTHV.flatten(2)), total_BTD, after.weight, after.eps,
+            self._apply(attention.o_proj, out_BTHV.flatten(2)), total_BTD, after.weight, after.eps,
             self.gate_up.weight_XD,
         )  # fmt: skip
-        return self.mlp.down_proj(act_BTF), total_BTD
+        return self._apply(self.mlp.down_proj, act_BTF), total_BTD
+
+    def _apply(self, layer: nn.Module, x_BTX: Tensor) -> Tensor:
+        """Of a layer that stands alone, which may be wrapped, quantised or biased."""
+        weight = plain_weight(layer)
+        return layer(x_BTX) if weight is None else self.operators.linear(x_BTX, weight)
 
 
 class FusedLayers:

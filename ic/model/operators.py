@@ -230,10 +230,10 @@ class LossOperators(ABC):
 
 
 class FusedOperators(ABC):
-    """A norm, the product behind it and SwiGLU, for layers whose weights of one input lie in one
-    matrix; without gradients.
+    """A norm, the product behind it, SwiGLU and the products after them, for layers whose weights
+    of one input lie in one matrix; without gradients.
 
-    Each adds `x_BTD` to `residual_BTD`, if there is one, normalises the sum as
+    Each with a norm adds `x_BTD` to `residual_BTD`, if there is one, normalises the sum as
     `NormOperators.add_rms_norm` does, and returns the sum beside the result.
     """
 
@@ -260,6 +260,10 @@ class FusedOperators(ABC):
         """silu(gate) * up (B, T, F), where gate and up are norm(sum) times the first and the second
         half of the weight; and the sum.
         """
+
+    @abstractmethod
+    def linear(self, x_BTD: Tensor, weight_XD: Tensor) -> Tensor:
+        """x weight^T (B, T, X)."""
 
 
 _PROVIDERS: dict[str, type] = {

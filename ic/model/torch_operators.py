@@ -157,6 +157,9 @@ class TorchOperators(
         gate, up = both.chunk(2, dim=-1)
         return F.silu(gate) * up, total_BTD
 
+    def linear(self, x_BTD: Tensor, weight_XD: Tensor) -> Tensor:
+        return F.linear(x_BTD, weight_XD)
+
 
 OPERATORS = TorchOperators()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS, is_combined
 from ic.kernels.triton_append_latent import append_latent
+from ic.kernels.triton_matvec import matvec
 from ic.kernels.triton_mla_attention import mla_attention
 from ic.kernels.triton_mla_attention_backward import split_width
 from ic.kernels.triton_mla_flash_decode import mla_decode
@@ -129,6 +130,10 @@ class TritonOperators(
         eps: float,
         weight_XD: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        if _is_one_row(x_BTD):
+            return matvec(
+                x_BTD, weight_XD, norm_weight=norm_weight_D, residual=residual_BTD, eps=eps
+            )
         if residual_BTD is None:
             normed_BTD, total_BTD = rms_norm(x_BTD, norm_weight_D, eps), x_BTD
         else:
@@ -143,8 +148,18 @@ class TritonOperators(
         eps: float,
         weight_2FD: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        if _is_one_row(x_BTD):
+            return matvec(
+                x_BTD, weight_2FD, norm_weight=norm_weight_D, residual=residual_BTD, eps=eps,
+                swiglu=True,
+            )  # fmt: skip
         both, total_BTD = self.norm_linear(x_BTD, residual_BTD, norm_weight_D, eps, weight_2FD)
         return silu_mul_halves(both), total_BTD
+
+    def linear(self, x_BTD: Tensor, weight_XD: Tensor) -> Tensor:
+        if _is_one_row(x_BTD):
+            return matvec(x_BTD.contiguous(), weight_XD)[0]
+        return F.linear(x_BTD, weight_XD)
 
     def check_rotation(self, config: MLAConfig) -> None:
         if not _is_power(config.qk_rope_head_dim):
@@ -206,6 +221,11 @@ class TritonOperators(
             cache_scale=cache_scale,
             check_indices=False,  # made for pages of this batch
         )
+
+
+def _is_one_row(x_BTD: Tensor) -> bool:
+    """Where a product reads its matrix once and computes next to nothing."""
+    return x_BTD.numel() == x_BTD.shape[-1]
 
 
 def _is_power(width: int) -> bool:

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ic.kernels import triton_append_latent as append
+from ic.kernels import triton_matvec as matvec
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
 from ic.kernels import triton_new_tokens as new_tokens
@@ -272,6 +273,19 @@ def compile_silu_mul(capability: int) -> dict[str, Any]:
     return compile_kernel(silu_mul.silu_mul_kernel, capability, pointers, constants, num_warps=4)
 
 
+def compile_matvec(capability: int, *, width: int, swiglu: bool) -> dict[str, Any]:
+    """With a norm and a sum before SwiGLU, as behind attention; alone otherwise."""
+    block_x, block_d, num_warps = matvec.matvec_tile(width, swiglu=swiglu)
+    constants = {
+        "HAS_RESIDUAL": swiglu, "HAS_NORM": swiglu, "SWIGLU": swiglu, "BLOCK_X": block_x,
+        "BLOCK_D": block_d, "PIECES": -(-width // block_d), "PDL": capability >= 90,
+    }  # fmt: skip
+    pointers = dict.fromkeys(("X", "RESIDUAL", "NORM", "W", "Y", "H"), "*bf16")
+    return compile_kernel(
+        matvec.matvec_kernel, capability, pointers, constants, num_warps=num_warps
+    )
+
+
 def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
     for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
@@ -292,6 +306,8 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         "new tokens bf16": lambda: compile_append(capability, 192, 64, "bf16", "ssmax"),
         "new tokens fp8": lambda: compile_append(capability, 192, 64, "fp8", "llama4"),
         "silu mul": lambda: compile_silu_mul(capability),
+        "matvec": lambda: compile_matvec(capability, width=5440, swiglu=False),
+        "matvec swiglu": lambda: compile_matvec(capability, width=2048, swiglu=True),
         "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
         "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
         "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),

@@ -68,11 +68,17 @@ def test_logits(make_model: Make, device: torch.device, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["plain", "llama4", "without temperature", "yarn", "low-rank query"]
-)
-def test_logits_on_our_kernels(make_model: Make, device: torch.device, case: str) -> None:
+    ("case", "rows"),
+    [
+        ("plain", 1), ("plain", 2), ("llama4", 2), ("without temperature", 2), ("yarn", 2),
+        ("low-rank query", 1), ("low-rank query", 2),
+    ],
+)  # fmt: skip
+def test_logits_on_our_kernels(
+    make_model: Make, device: torch.device, case: str, rows: int
+) -> None:
     plain, fused = both(make_model, device, **SWITCHES["all"] | CASES[case])
-    sizes, x = (4, 1, 3), draw(device, 2, 8)
+    sizes, x = (4, 1, 3), draw(device, rows, 8)
     caches = [plain.model.new_static_cache(16) for _ in range(2)]
     expected = decode(plain, x, sizes, caches[0])
     assert error(decode(fused, x, sizes, caches[1]), expected) < TOLERANCE
@@ -84,10 +90,10 @@ def test_launches(make_model: Make, device: torch.device) -> None:
     append, and SwiGLU is one.
     """
     plain, fused = both(make_model, device, **SWITCHES["all"])
-    x, layers = draw(device, 1, 2), plain.config.num_hidden_layers
+    layers = plain.config.num_hidden_layers
     ran = []
-    for model in (plain, fused):
-        cache = model.model.new_static_cache(16)
+    for model, rows in ((plain, 1), (fused, 2), (fused, 1)):
+        x, cache = draw(device, rows, 2), model.model.new_static_cache(16)
         model(x, past_key_values=cache)
         with Kernels() as kernels:
             model(x[:, :1], past_key_values=cache)
@@ -99,6 +105,11 @@ def test_launches(make_model: Make, device: torch.device) -> None:
     assert ran[1] == {
         "rms_norm": 1, "append_with_queries": layers, "mla_decode": layers,
         "add_rms_norm": 2 * layers, "silu_mul_halves": layers,
+    }  # fmt: skip
+    # Of one row also the norms and SwiGLU are in the products.
+    assert ran[2] == {
+        "matvec": 4 * layers, "append_with_queries": layers, "mla_decode": layers,
+        "add_rms_norm": 1,
     }  # fmt: skip
 
 
