@@ -4,6 +4,7 @@
     runs/mla_tiny/default/checkpoints   the same; or `last`, `best`, `step=100` in it
     export/mla_tiny                     an export, or another Hugging Face folder of safetensors
     model.gguf                          a file of llama.cpp's, or a folder that holds one alone
+    models:/mla_tiny@champion           a version in MLflow's registry, which is downloaded
 
 Only names of files are looked at here, so that a wrong path is refused at once; what they hold is
 checked by `ic.checkpoint.folder` and `ic.checkpoint.gguf_file`.
@@ -19,10 +20,11 @@ from pathlib import Path
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.hugging_face import CONFIG
 from ic.files.run_folder import RunFolder, run_of, saved_step
+from ic.tracking.registry import is_registered, registered_folder
 
 ALLOWED = (
     "a checkpoint folder, a run's folder, an export, a Hugging Face folder of a causal language "
-    "model or a .gguf file"
+    "model, a .gguf file or models:/NAME@ALIAS"
 )
 _SHOWN = 6  # names that an error lists
 
@@ -59,7 +61,10 @@ def find_source(given: str | Path) -> Source:
 
     Raises:
         CheckpointError: nothing that can be loaded; says what is there and what is allowed.
+        UsageError: no such model in the registry, or no registry.
     """
+    if is_registered(given):
+        return Source(registered_folder(str(given)))
     path = Path(given)
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which is not there")

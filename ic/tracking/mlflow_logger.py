@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from lightning.fabric.loggers.logger import _DummyExperiment
@@ -12,6 +11,7 @@ from ic.files.run_folder import RunFolder
 from ic.tracking.identity import Identity
 from ic.tracking.mlflow_sender import Delivered, MLflowSender
 from ic.tracking.never_fails import NeverFails
+from ic.tracking.server import fail_soon
 from ic.tracking.tracker import Tracker
 
 RUN_TAG = "ic.run"  # holds the key of the run's identity
@@ -75,13 +75,3 @@ class MLflow(Tracker, MLFlowLogger):
         super(NeverFails, self).experiment  # noqa: B018  # Lightning makes what is not there
         assert self._run_id is not None
         return client, self._run_id
-
-
-def fail_soon() -> None:
-    """Have MLflow's client give up on a server that does not answer within seconds, where the user
-    has not set otherwise; and tell nobody else that it is used.
-    """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -41,6 +41,16 @@ def server_uri(key: str, given: str | None) -> str:
         )
     uri = given or os.environ.get(VARIABLE)
     if not uri:
-        raise UsageError(f"{key} is not set, and neither is {VARIABLE}: {_HINT}")
+        raise UsageError(f"{key}: no address is given, and {VARIABLE} is not set: {_HINT}")
     check_server(key if given else VARIABLE, uri)
     return uri
+
+
+def fail_soon() -> None:
+    """Have MLflow's client give up on a server that does not answer within seconds, where the user
+    has not set otherwise; and tell nobody else that it is used.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
