@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,6 +30,12 @@ from tests.monitoring.files import MONITORING, ROOT, load
 PASSWORD = "of-the-webhook"
 # Long enough for a machine with other things to do; what is waited for comes within seconds.
 PATIENCE_S = 240
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def free_port() -> int:
@@ -218,7 +225,20 @@ def fit(stack: Stack, *overrides: str) -> Iterator[subprocess.Popen[bytes]]:
         *("data.num_workers=0", "trainer.max_steps=1000000", "trainer.val_check_interval=1000000"),
         *overrides,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = stack.folder / f"fit-{len(list(stack.folder.glob('fit-*')))}.log"
-    with running(command, log, cwd=stack.folder, env=environment) as process:
+    with running(command, log, cwd=stack.folder, env=ENVIRONMENT) as process:
         yield process
+
+
+@contextmanager
+def router(stack: Stack, server: str) -> Iterator[str]:
+    """A router in front of a server, which is both versions, by its address."""
+    versions = f"{{stable:{{urls:[{server}],weight:60}},canary:{{urls:[{server}],weight:40}}}}"
+    command = [
+        *(sys.executable, "-m", "ic", "ab", "route", f"versions={versions}", "port=0"),
+        f"output={stack.folder}/ab",
+    ]
+    log = stack.folder / "router.log"
+    with running(command, log, cwd=stack.folder, env=ENVIRONMENT):
+        found = until(lambda: re.search(r"http://127.0.0.1:\d+", log.read_text()), "the router")
+        yield found[0]

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from tests.monitoring.files import ALERTS, DASHBOARDS, Query, queries
-from tests.monitoring.stack import Stack, answering, fit, stack, until
+from tests.monitoring.stack import Stack, answering, fit, router, stack, until
 from tests.serving.served import Served, save_model, served
 
 pytestmark = pytest.mark.monitoring
@@ -121,14 +121,15 @@ def test_every_query_of_every_dashboard_finds_data(live: Stack, run: Any, tmp_pa
     sample = Path(__file__).with_name("dcgm.prom").read_bytes()
     with (
         served(save_model(tmp_path / "tiny"), cache_tokens=4096) as server,
-        asked(server),
+        router(live, server.url) as split,
+        asked(Served(split, None)),
         answering(lambda request: (200, sample)) as dcgm,
     ):
-        live.add_target("serving", int(server.url.rpartition(":")[2]))
+        for url in (server.url, split):
+            live.add_target("serving", int(url.rpartition(":")[2]))
         live.add_target("gpu", dcgm)
-        every = [each for each in queries() if "ic_router" not in each.expr]
-        assert len(every) > 50
-        for query in every:
+        assert len(queries()) > 50
+        for query in queries():
             name = f"{query.dashboard}, {query.panel}: {query.expr}"
             found = until(lambda query=query: answer(live, query), name)
             # No legend has a hole.
