@@ -40,6 +40,7 @@ _OWN_PAGES = {
 }
 _NOTEBOOKS = "notebooks"
 _REFERENCE = "reference"
+_RUNBOOKS = "runbooks"  # a page for each alert
 # Where mkdocs.yml has mkdocstrings look.
 _PACKAGE = ROOT / "build" / "reference"
 
@@ -73,7 +74,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in reference.items():
         files.append(File.generated(config, f"{_REFERENCE}/{name}.md", content=text))
     notebooks = sorted(_site_uri(path) for path in done if path.endswith(".ipynb"))
+    runbooks = sorted(f.src_uri for f in files if f.src_uri.startswith(f"{_RUNBOOKS}/"))
     config.nav += [  # type: ignore[operator]
+        *([{"Runbooks": runbooks}] if runbooks else []),
         {"Notebooks": [f"{_NOTEBOOKS}/index.md", *notebooks]},
         {"Reference": [f"{_REFERENCE}/{name}.md" for name in reference]},
     ]

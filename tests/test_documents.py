@@ -24,7 +24,9 @@ from tests.conftest import SMALL
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+# Whose tables name in backquotes the commands that show a line.
+LISTS = [ROOT / "ROADMAP.md", ROOT / "PROGRESS.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *LISTS, *PAGES]
 # Folders whose files commands name.
 NAMED = ("slurm", "ansible", "deploy", "notebooks", ".ci", "tests")
 
@@ -49,6 +51,8 @@ def commands() -> list[Any]:
     found = {}
     for document in DOCUMENTS:
         text = document.read_text()
+        if document in LISTS:
+            text = re.sub(r"`(python -m ic [^`]+)`", r"\n```\n\1\n```\n", text)
         for block in re.findall(r"^ *```\w*\n(.*?)```", text, flags=re.S | re.M):
             lines = re.sub(r"\\\n\s*", "", block).splitlines()
             for line, after in zip(lines, [*lines[1:], ""], strict=True):
@@ -101,12 +105,34 @@ def test_files_of_commands_exist() -> None:
     assert not missing
 
 
+def test_each_finished_line_names_a_command_that_is_there() -> None:
+    """A verb (composed above), a target of make or tests; and no line is finished and planned."""
+    progress = (ROOT / "PROGRESS.md").read_text()
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    lines = re.findall(r"^\| (?!done )(?!---)(.+) \| `([^`]+)` \|$", progress, flags=re.M)
+    rows = [line for line in progress.splitlines() if line.startswith("| ")]
+    assert len(lines) == len(rows) - progress.count("| done | shown by |") > 25
+    for line, command in lines:
+        if command.startswith("make "):
+            assert command.removeprefix("make ") in targets, command
+        elif command.startswith("python -m pytest "):
+            for path in command.split()[3:]:
+                assert (ROOT / path).exists(), command
+        else:
+            assert command.startswith("python -m ic "), line
+    phases = re.findall(r"^## (Phase \d: .+)$", progress, flags=re.M)
+    assert [phase[6] for phase in phases] == list("123456")
+    assert re.findall(r"^## (.+)$", (ROOT / "ROADMAP.md").read_text(), flags=re.M) == phases
+
+
 def test_every_page_is_in_the_sites_navigation() -> None:
     """Once, in `nav` of mkdocs.yml; strictly built, the site refuses a page that is not."""
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = re.findall(r"- (?:[^:\n]+: )?([\w./-]+\.md)$", nav, flags=re.M)
     made = {"changelog.md", "contributing.md", "roadmap.md", "progress.md"}  # .ci/site_hooks.py
+    # The hook lists the runbooks, a page for each alert.
     pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+    pages = [page for page in pages if not page.startswith("runbooks/")]
     assert sorted(page for page in listed if page not in made) == sorted(pages)
 
 
