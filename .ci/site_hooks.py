@@ -134,7 +134,10 @@ def _repository_path(uri: str) -> str | None:
     if uri.startswith("repository/"):
         path = uri.removeprefix("repository/")
         return path if (ROOT / path).is_file() else None
-    if uri.startswith((f"{_NOTEBOOKS}/", f"{_REFERENCE}/")):
+    if uri.startswith(f"{_NOTEBOOKS}/"):
+        path = uri.removesuffix(".md") + ".ipynb"
+        return path if (ROOT / path).is_file() else None
+    if uri.startswith(f"{_REFERENCE}/"):
         return None
     return f"docs/{uri}"
 
