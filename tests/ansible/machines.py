@@ -159,7 +159,7 @@ class Machine:
         enter = ["nsenter", "-t", str(init), "--mount", "--uts", "--ipc", "--pid", "--cgroup"]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
         done = subprocess.run(
-            [*enter, "--wd=/", "--", *command],
+            [*enter, "--", "env", "-C", "/", *command],
             env=environment,
             input=stdin,
             capture_output=True,
