@@ -119,7 +119,16 @@ class Containers:
     ) -> str:
         """Build a target of the Dockerfile on the stand-in -> the image's name."""
         name = f"localhost/{target}-{device}"
-        command = ["bud", "--layers", "--pull-never", "--network", "host", "--format", "docker"]
+        command = [
+            "bud",
+            "--layers",
+            "--force-rm",
+            "--pull-never",
+            "--network",
+            "host",
+            "--format",
+            "docker",
+        ]
         for base in bases():
             command += ["--build-context", f"{base}=container-image://{STAND_IN}"]
         # PyTorch's builds for CPUs may lie on this machine.
