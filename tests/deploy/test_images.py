@@ -310,13 +310,11 @@ def test_images_for_gpus(containers: Containers, few: Path, target: str) -> None
         assert_nothing_is_wrong(root, site_packages(root), compiler=True)
         (header,) = (root / "usr/include").glob("python3.*/Python.h")
         assert header.is_file()  # Triton's launcher includes it
-    ended = containers.run(image) if target == "serving" else containers.run(image, "--help")
-    assert ended.code == (2 if target == "serving" else 0), ended.error
-    compile_ = (
-        "-c",
-        "echo 'int main(){return 0;}' > /tmp/a.c && gcc /tmp/a.c -o /tmp/a && cat /tmp/a",
-    )
-    assert containers.run(image, *compile_, options=("--entrypoint", "sh")).code == 0
+    # No model is mounted, which the command line says by itself.
+    ended = containers.run(image, *(("--help",) if target == "training" else ()))
+    assert ended.code == (0 if target == "training" else 2), ended.error
+    build = "echo 'int main(void) {return 0;}' > /tmp/a.c && gcc /tmp/a.c -o /tmp/a"
+    assert containers.run(image, "-c", build, options=("--entrypoint", "sh")).code == 0
 
 
 def test_nothing_but_the_sources_is_sent_to_a_build(containers: Containers, tmp_path: Path) -> None:
