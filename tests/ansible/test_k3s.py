@@ -57,6 +57,12 @@ else:
 """
 
 
+@pytest.fixture(autouse=True)
+def machines_end(lab: Lab) -> Iterator[None]:
+    yield
+    lab.stop()
+
+
 class Release:
     """Files of two releases of K3s below an address, and the folder that stands for its cluster."""
 
@@ -146,8 +152,6 @@ def test_cluster(lab: Lab, release: Release) -> None:
     a2.call("systemctl", "stop", "k3s-agent")
     found = examined(a2, "containers.k3s")["K3s"]
     assert (found["status"], found["found"]) == ("fail", "k3s-agent is inactive (dead)")
-    for name in ("s1", "a1", "a2"):
-        lab.kill(name)
 
 
 def check_files(s1: Machine, a1: Machine) -> None:
@@ -219,7 +223,6 @@ def test_files_of_another_release(lab: Lab, release: Release, tmp_path: Path) ->
         machine.call("sh", "-c", "ls /usr/local/bin /etc/rancher 2>/dev/null || true")
         == "/usr/local/bin:"
     )
-    lab.kill("s1")
 
 
 def test_files_that_lie_here(lab: Lab, release: Release, tmp_path: Path) -> None:
@@ -252,7 +255,6 @@ def test_files_that_lie_here(lab: Lab, release: Release, tmp_path: Path) -> None
     registries = yaml.safe_load(machine.read("/etc/rancher/k3s/registries.yaml"))
     assert registries["mirrors"]["docker.io"]["endpoint"] == ["https://mirror.example.org"]
     assert lab.play(PLAYBOOK, inventory).changed() == 0
-    lab.kill("s1")
 
 
 def test_groups_that_are_no_cluster(lab: Lab) -> None:
@@ -267,5 +269,3 @@ def test_groups_that_are_no_cluster(lab: Lab) -> None:
     assert refused(lab.play(PLAYBOOK, inventory)).startswith(
         "s1 is in the group slurm_compute and in k3s_server or k3s_agents."
     )
-    lab.kill("s1")
-    lab.kill("s2")

@@ -41,6 +41,12 @@ def ask(address: str, path: str) -> Any:
         return json.loads(answer.read())
 
 
+@pytest.fixture(autouse=True)
+def machines_end(lab: Lab) -> Iterator[None]:
+    yield
+    lab.stop()
+
+
 class Webhook:
     """Receives what Alertmanager sends."""
 
@@ -130,8 +136,6 @@ def test_two_machines(lab: Lab, webhook: Webhook, tmp_path: Path) -> None:
         assert (play.changed("watch"), play.changed("node")) == (3, 1)
         assert node.call("systemctl", "is-active", "prometheus-node-exporter") == "active"
         assert "of_old" not in watch.call("ls", "/etc/prometheus/rules")
-    lab.kill("watch")
-    lab.kill("node")
 
 
 def check_services(watch: Machine, listen: dict[str, str]) -> None:
@@ -224,5 +228,3 @@ def test_exporter_that_prometheus_cannot_reach(lab: Lab) -> None:
     both = [lab.machines["watch"], lab.machines["node"]]
     said = refused(lab.play(PLAYBOOK, lab.inventory({"monitoring": both})))
     assert said.startswith("The group monitoring has 2 machines (watch, node)")
-    lab.kill("watch")
-    lab.kill("node")
