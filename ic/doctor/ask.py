@@ -15,13 +15,15 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def call(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command; one that gives no answer in 30 s has failed, with that as its message."""
+    """Run a command; one that is not there or gives no answer in 30 s has failed with that."""
     try:
         return subprocess.run(
             command, input=given, capture_output=True, text=True, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no answer in {TIMEOUT_S} s")
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"no {command[0]} here")
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:

@@ -11,6 +11,9 @@ from pathlib import Path
 from ic.doctor.ask import call, not_here, said, stopped, unit
 from ic.doctor.check import Finding
 
+# Where the playbook puts it; sudo and cron do not always look there.
+K3S = "/usr/local/bin/k3s"
+
 
 def docker() -> Iterator[Finding]:
     """Docker's daemon, and NVIDIA's runtime on a machine with GPUs."""
@@ -60,13 +63,13 @@ def k3s() -> Iterator[Finding]:
     if name == "k3s-agent":
         yield Finding("K3s", "ok", "the agent runs; ask a server for its state")
         return
-    ready = call("k3s", "kubectl", "get", "--raw", "/readyz")
+    ready = call(K3S, "kubectl", "get", "--raw", "/readyz")
     if ready.returncode:
         fix = "as root; journalctl -u k3s says why, and ansible/setup_k3s.yml starts it"
         yield Finding("K3s", "fail", f"the API does not answer: {said(ready)}", fix)
         return
     yield Finding("K3s", "ok", "the API is ready")
-    asked = call("k3s", "kubectl", "get", "runtimeclass", "nvidia", "--output=name")
+    asked = call(K3S, "kubectl", "get", "runtimeclass", "nvidia", "--output=name")
     if asked.returncode:
         yield Finding(
             "K3s's runtime class",
@@ -83,7 +86,7 @@ def k3s() -> Iterator[Finding]:
 def allocatable(node: str) -> Finding:
     """How many GPUs pods may ask for on this node, against those that the driver sees."""
     path = r"--output=jsonpath={.status.allocatable.nvidia\.com/gpu}"
-    offered = call("k3s", "kubectl", "get", "node", node, path)
+    offered = call(K3S, "kubectl", "get", "node", node, path)
     seen = len(call("nvidia-smi", "--list-gpus").stdout.splitlines())
     found = f"{offered.stdout.strip() or 0} of {seen} GPUs for pods"
     if offered.returncode == 0 and offered.stdout.strip() == str(seen):

@@ -162,3 +162,4 @@ def test_command_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "TIMEOUT_S", 0.1)
     done = ask.call(shutil.which("sleep") or "sleep", "60")
     assert (done.returncode, ask.said(done)) == (1, "no answer in 0.1 s")
+    assert ask.said(ask.call("no-such-program")) == "no no-such-program here"
