@@ -123,7 +123,9 @@ def _site_uri(path: str) -> str:
         return path.removesuffix(".ipynb") + ".md"
     if path == _NOTEBOOKS:
         return f"{_NOTEBOOKS}/index.md"
-    return f"repository/{path.removesuffix('.md')}.md"
+    # mkdocs leaves out what begins with a dot, such as .github/.
+    seen = "/".join(part.lstrip(".") for part in path.split("/"))
+    return f"repository/{seen.removesuffix('.md')}.md"
 
 
 def _repository_path(uri: str) -> str | None:
