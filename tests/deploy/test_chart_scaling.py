@@ -53,11 +53,10 @@ class PlainText(MetricsHandler):
 def exporter(ranks: dict[int, tuple[float, ...]], prefix: str) -> Iterator[int]:
     """A pod's /metrics as vLLM or our engine writes it -> its port."""
     registry = CollectorRegistry()
-    labels = ("model_name", "engine") if prefix == "vllm" else ()
     for position, name in enumerate(NAMES):
-        gauge = Gauge(f"{prefix}:{name}", "of a rank", labels, registry=registry)
+        gauge = Gauge(f"{prefix}:{name}", "of a rank", ("model_name", "engine"), registry=registry)
         for rank, values in ranks.items():
-            (gauge.labels("mla", str(rank)) if labels else gauge).set(values[position])
+            gauge.labels("mla", str(rank if prefix == "vllm" else 0)).set(values[position])
     handler = (MetricsHandler if prefix == "vllm" else PlainText).factory(registry)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -214,7 +213,7 @@ def test_keda_counts_every_rank_once(tmp_path: Path) -> None:
 
 
 def test_the_autoscaler_reads_what_the_rules_record(tmp_path: Path) -> None:
-    """Of our own engine, whose metrics have no labels of their own."""
+    """Of our own engine, which has one rank for each pod."""
     found = documents("cpu-engine")
     groups = one(found, "PrometheusRule")["spec"]["groups"]
     groups[0]["interval"] = "1s"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.deploy.charts import EXAMPLES, INFRA, SERVING, TRAINING, example, helm, rendered
+from tests.deploy.charts import (
+    EXAMPLES,
+    INFRA,
+    ROOT,
+    SERVING,
+    TRAINING,
+    documents,
+    example,
+    helm,
+    one,
+    rendered,
+)
 
 pytestmark = pytest.mark.chart
 VALIDATE = Path(__file__).with_name("validate.py")
@@ -62,7 +75,7 @@ FAULTS = [
     ("scale-to-zero", 'threshold: "32"', "threshold: 32", "32 is not of type 'string'"),
     ("scale-to-zero", "readiness: 900s", "readyness: 900s", "readyness"),
     ("two-nodes", "onJobFailureReasons:", "onFailureReasons:", "onFailureReasons"),
-    ("two-nodes", "completionMode: Indexed", "completionMode: indexed", "Kubernetes 1.29"),
+    ("two-nodes", "podFailurePolicy:", "podFailurePolicies:", "Kubernetes 1.29"),
     ("two-nodes", "podMetricsEndpoints:", "endpoints:", "endpoints"),
 ]  # fmt: skip
 
@@ -70,10 +83,10 @@ FAULTS = [
 def test_a_fault_is_found(tmp_path: Path) -> None:
     files = []
     for index, (name, right, wrong, _) in enumerate(FAULTS):
-        text = rendered(example(name))
-        assert right in text
+        objects = rendered(example(name)).split("\n---\n")
+        wanted = next(each for each in objects if right in each)
         files.append(tmp_path / f"{index}.yaml")
-        files[-1].write_text(text.replace(right, wrong, 1))
+        files[-1].write_text(wanted.replace(right, wrong, 1))
     found = validate(*files)
     assert found.returncode == 1
     for index, (_, _, wrong, told) in enumerate(FAULTS):
@@ -90,3 +103,18 @@ def test_a_package_is_whole(chart: Path, tmp_path: Path) -> None:
     path = next(each for each in EXAMPLES if each.parents[1] == chart)
     packed = helm("template", "demo", archive, "--namespace", "models", "-f", path)
     assert packed.stdout == rendered(path)
+
+
+def test_rules_and_dashboards_are_those_of_deploy_monitoring() -> None:
+    found = documents("one-gpu")
+    monitoring = ROOT / "deploy" / "monitoring"
+    rules = {path.stem: yaml.safe_load(path.read_text()) for path in monitoring.glob("rules/*.yml")}
+    assert len(rules) >= 2
+    for name, content in rules.items():
+        assert one(found, "PrometheusRule", f"demo-infinite-context-{name}")["spec"] == content
+    dashboards = {path.stem: path.read_text() for path in monitoring.glob("dashboards/*.json")}
+    assert len(dashboards) >= 2
+    for name, text in dashboards.items():
+        config = one(found, "ConfigMap", f"demo-infinite-context-dashboard-{name}")
+        assert json.loads(config["data"][f"{name}.json"]) == json.loads(text)
+        assert config["metadata"]["labels"]["grafana_dashboard"] == "1"

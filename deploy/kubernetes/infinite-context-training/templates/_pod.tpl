@@ -77,8 +77,7 @@ spec:
         - trainer.devices={{ .Values.gpusPerNode | default 1 }}
         - trainer.accelerator={{ eq (int .Values.gpusPerNode) 0 | ternary "cpu" "gpu" }}
         {{- if .Values.monitoring.podMonitor.enabled }}
-        - callbacks.prometheus.host=0.0.0.0
-        - callbacks.prometheus.port={{ .Values.monitoring.podMonitor.port }}
+        - "callbacks.prometheus={host: '0.0.0.0', port: {{ .Values.monitoring.podMonitor.port }}}"
         {{- end }}
       env:
         - {name: MASTER_ADDR, value: {{ include "ic.master" . }}}
