@@ -16,7 +16,7 @@ from ic.doctor.check import Finding
 ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTION = "infinite-context"
 # Optional to install, but these decide what runs on a GPU.
-OPTIONAL = ("triton", "liger-kernel", "wandb")
+OPTIONAL = ("triton", "liger-kernel", "wandb", "mlflow-skinny")
 
 
 def python_version() -> Iterator[Finding]:
