@@ -22,6 +22,7 @@ from ic.config.trainer import TrainerConfig
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import suite_config, suite_names
 from ic.model.options import AdapterOptions
+from ic.serving.cost.options import PriceOptions
 from ic.training.options import OptimizerOptions
 
 MODEL_SCHEMAS: dict[str, type[BaseModelConfig]] = {
@@ -56,6 +57,7 @@ def register_schemas(verb: str, schema: type) -> None:
         ("logger/wandb", "wandb_schema", WandbConfig),
         ("logger/mlflow", "mlflow_schema", MLflowConfig),
         ("evaluation", "grid_schema", PasskeyGridConfig),
+        ("cost", "prices_schema", PriceOptions),
     ):
         store.store(group=group, name=name, node=node)
     for suite in suite_names():
