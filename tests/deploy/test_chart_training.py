@@ -1,14 +1,25 @@
-"""What the training chart renders, and what it makes of our exit codes."""
+"""What the training chart renders, and whether a run ends and goes on as it expects."""
 
 from __future__ import annotations
 
+import csv
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.deploy.charts import Document, documents, of_kind, one
+from tests.deploy.charts import ROOT, Document, documents, of_kind, one
 
 pytestmark = pytest.mark.chart
+MOST_TRIES = 6000  # at 50 ms
 
 
 def job_of(name: str, *settings: str) -> Document:
@@ -143,3 +154,96 @@ def test_every_rank_is_read() -> None:
         "callbacks.prometheus={host: '0.0.0.0', port: 9400}"
         in container(job_of("two-nodes"))["args"]
     )
+
+
+@contextmanager
+def pods(folder: Path, job: Document) -> Iterator[list[subprocess.Popen[str]]]:
+    """A process for each pod, with its command and its environment, on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (folder / "runs").mkdir(exist_ok=True)
+    found = []
+    try:
+        for index in range(job["completions"]):
+            server = container(job)
+            assert "output_dir=/runs" in server["args"]
+            args = [each.replace("=/runs", f"={folder / 'runs'}") for each in server["args"]]
+            there = variables(job, index)
+            here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+            found.append(
+                subprocess.Popen(
+                    [sys.executable, *server["command"][1:], *args],
+                    cwd=folder,
+                    env={
+                        **os.environ,
+                        **there,
+                        **here,
+                        "HOME": str(folder),
+                        "OMP_NUM_THREADS": "1",
+                    },
+                    stdout=(folder / f"log-{index}").open("a"),
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        yield found
+    finally:
+        for process in found:
+            process.kill()
+            process.wait()
+
+
+def reached(run: Path) -> int:
+    """The last step in the run's metrics, -1 without one."""
+    found = [-1]
+    for path in run.rglob("metrics.csv"):
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        found += [int(row["step"]) for row in rows if (row["step"] or "").isdecimal()]
+    return max(found)
+
+
+def saved(run: Path) -> int:
+    """The step of the newest checkpoint, -1 without one."""
+    steps = [re.fullmatch(r"step=(\d+)", path.name) for path in run.rglob("step=*")]
+    return max((int(step[1]) for step in steps if step), default=-1)
+
+
+def until_it_trains(
+    run: Path, beyond: int, processes: list[subprocess.Popen[str]], folder: Path
+) -> None:
+    for _ in range(MOST_TRIES):
+        for index, process in enumerate(processes):
+            assert process.poll() is None, (folder / f"log-{index}").read_text()
+        if reached(run) > beyond:
+            return
+        time.sleep(0.05)
+    raise AssertionError((folder / "log-0").read_text())
+
+
+def test_a_run_of_two_nodes_is_evicted_and_goes_on(tmp_path: Path) -> None:
+    """Two pods as two processes; one is told to end, as by a drain, and the set is started again."""
+    overrides = [
+        "experiment=mla_tiny",
+        "data.num_workers=0",
+        "trainer.log_every_n_steps=1",
+        "trainer.max_time=null",
+        "trainer.max_steps=100000",
+        "logger.tensorboard=false",
+    ]
+    listed = ",".join(f'"{each}"' for each in overrides)
+    off = "monitoring.podMonitor.enabled=false"
+    job = job_of("two-nodes", f"overrides=[{listed}]", "gpusPerNode=0", off)
+    run, step = tmp_path / "runs" / "mla_tiny" / "demo", 0
+    for evicted in (1, 0):
+        with pods(tmp_path, job) as both:
+            until_it_trains(run, step, both, tmp_path)
+            both[evicted].send_signal(signal.SIGTERM)
+            codes = [process.wait() for process in both]
+        told = (tmp_path / "log-0").read_text()
+        assert codes == [143, 0], told
+        assert set_does(codes[0]) == "RestartJobSetAndIgnoreMaxRestarts"
+        assert saved(run) > step, told
+        step = saved(run)
+    assert told.count("loading PyTorch") == 2
+    steps = [int(each) for each in re.findall(r"^step (\d+)/", told, re.M)]
+    assert steps == sorted(set(steps)), steps  # no step was taken anew
