@@ -1,4 +1,4 @@
-"""Six figures that say what this project does, for a reader who has a minute."""
+"""Seven figures that say what this project does, for a reader who has a minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURE = 131072
 
 def headline_table() -> str:
     """What was measured, the figure, and the results file that it stands in."""
-    lines = [_retrieval(), _training(), _healed(), _cache(), _decoding(), _demo()]
+    lines = [_retrieval(), _training(), _healed(), _cache(), _decoding(), _serving(), _demo()]
     return "\n".join(markdown(["measured", "result", "file"], lines, left=3))
 
 
@@ -99,6 +99,25 @@ def _decoding() -> list[str]:
         f"{data['device']}",
         f"{ours['median_us']:.0f} µs, {ours['percent_of_copy']:.0f} % of the bandwidth of a copy; "
         f"{beside}",
+        f"`{file}`",
+    ]
+
+
+def _serving() -> list[str]:
+    file = "serving-mla_1b.json"
+    data = load(file)
+    found = {(row["batch"], row["context_tokens"]): row for row in data["rows"]}
+    speeds = [
+        f"{row['decode_tokens_per_s']:,.0f} at {tokens(row['context_tokens'])}, batch {row['batch']} "
+        f"({100 * row['share_of_bound']:.0f} %)"
+        for row in (found[1, 4096], found[64, 4096], found[16, 131072])
+    ]
+    long = found[1, 131072]
+    return [
+        "Tokens per second of the engine with the 1B's shape (and share of what a copy of weights "
+        f"and cache would allow), {data['device']}",
+        f"{', '.join(speeds)}; the first token of {tokens(long['context_tokens'])} after "
+        f"{long['time_to_first_token_p50_s']:.1f} s",
         f"`{file}`",
     ]
 
