@@ -14,8 +14,14 @@ _HINT = "give a server's address, such as http://127.0.0.1:5000, where `make mlf
 
 def check_server(key: str, uri: str) -> None:
     """Raises:
-    UsageError: the address is none of a server.
+    UsageError: the address is none of a server, or holds a password, which errors and the run's
+        configuration would show.
     """
+    if "@" in uri:
+        raise UsageError(
+            f"{key}: the address holds a user or a password; leave them out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     try:
         parts = urlsplit(uri)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

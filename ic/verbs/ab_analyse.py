@@ -8,6 +8,7 @@ from pathlib import Path
 from ic.serving.ab.options import check_level
 
 POSITIONAL = ("log",)
+LOADS_PYTORCH = False
 
 
 @dataclass

@@ -57,6 +57,14 @@ def test_what_is_no_server(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         server_uri("uri", None)
 
 
+@pytest.mark.parametrize("uri", ["http://me:hidden@h:5000", "me:hidden@h", "http://hidden@h:x"])
+def test_passwords_of_a_server_are_not_shown(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UsageError, match="set MLFLOW_TRACKING_USERNAME and") as found:
+        server_uri("uri", None)
+    assert "hidden" not in str(found.value)
+
+
 def test_a_server_that_nobody_named() -> None:
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set"):
         find_source("models:/tiny@champion")

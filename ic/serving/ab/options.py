@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
@@ -50,18 +51,37 @@ class VersionOptions:
     weight: float = 0.0
 
     def __post_init__(self) -> None:
+        if any("@" in url for url in self.urls):
+            raise ValueError("urls: an address holds a password; clients send their token")
         if not self.urls or len(set(self.urls)) < len(self.urls):
             raise ValueError(f"urls={self.urls}: give each server of a version once, at least one")
         for url in self.urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            try:
+                parts = urlsplit(url)
+                usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:  # a port that is no number, or above 65535
+                usable = False
+            if not usable or parts.query:
                 raise ValueError(
                     f"urls: {url!r} is no address; give one such as http://127.0.0.1:8001"
                 )
             if parts.path.rstrip("/").endswith("/v1"):
                 raise ValueError(f"urls: {url!r} ends in /v1, which clients add; leave it out")
-            if parts.username or parts.password:
-                raise ValueError("urls: an address holds a password; clients send their token")
+
+
+def _check_servers(versions: Mapping[str, VersionOptions]) -> None:
+    """Raises:
+    ValueError: a server is given to two versions, which would be compared with themselves.
+    """
+    owners: dict[str, str] = {}
+    for name, version in versions.items():
+        for url in version.urls:
+            other = owners.setdefault(url.rstrip("/"), name)
+            if other != name:
+                raise ValueError(
+                    f"versions: {other} and {name} both have the server {url}; a server serves one "
+                    "version, so give each its own"
+                )
 
 
 @dataclass
@@ -212,6 +232,7 @@ class RouteOptions:
                     f"versions: {name!r} is no name; use small letters, digits and hyphens"
                 )
         check_weights("versions", self.weights)
+        _check_servers(self.versions)
         if self.control is not None and self.control not in self.versions:
             raise ValueError(
                 f"control={self.control}: is no version; choose one of {', '.join(self.versions)}"

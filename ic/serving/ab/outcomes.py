@@ -14,6 +14,7 @@ version. Users are known by a hash. Prompts, answers and tokens are not logged.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +83,19 @@ def read_log(file: Path, control: str | None = None) -> Log:
         if what == "outcome":
             if lacks := [name for name in _COLUMNS if name not in row]:
                 raise ValueError(f"{file}, line {number}: an outcome without {', '.join(lacks)}")
+            _check_outcome(file, number, row)
             rows.append(row)
         elif what == "feedback":
-            scores[row.get("id")] = _score(file, number, row.get("score"))
+            scores[_text(file, number, row, "id")] = _score(file, number, row.get("score"))
         elif what == "begin":
-            named = control or row.get("control")
+            named = control or _text(file, number, row, "control")
         elif what == "weights":
-            rolled_back |= row.get("rolled_back") or {}
+            taken_out = row.get("rolled_back") or {}
+            if not isinstance(taken_out, dict):
+                raise ValueError(
+                    f"{file}, line {number}: rolled_back={taken_out!r} must be an object"
+                )
+            rolled_back |= taken_out
         else:
             raise ValueError(f"{file}, line {number}: what={what!r} is none of this log's")
     if not rows:
@@ -113,6 +120,32 @@ def read_log(file: Path, control: str | None = None) -> Log:
         _floats(row["time"] for row in rows),
         rolled_back,
     )
+
+
+def _check_outcome(file: Path, number: int, row: Mapping[str, Any]) -> None:
+    """Raises:
+    ValueError: a column holds what it cannot.
+    """
+    for name in ("id", "user", "version"):
+        _text(file, number, row, name)
+    if not (row["ok"] is None or isinstance(row["ok"], bool)):
+        raise ValueError(f"{file}, line {number}: ok={row['ok']!r} must be true, false or null")
+    for name in ("time", "first_byte_s", "seconds"):
+        value = row[name]
+        if value is None and name != "time":
+            continue
+        number_like = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number_like or not 0 <= value < math.inf:
+            raise ValueError(
+                f"{file}, line {number}: {name}={value!r} must be a number of seconds, at least 0"
+            )
+
+
+def _text(file: Path, number: int, row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{file}, line {number}: {name}={value!r} must be a text")
+    return value
 
 
 def _score(file: Path, number: int, score: Any) -> float:

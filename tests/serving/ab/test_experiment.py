@@ -130,6 +130,8 @@ def test_three_versions_keep_their_users_over_a_restart(tmp_path: Path) -> None:
         ((ROUTE.replace("a:{", "A_b:{") % (50, 50),), "'A_b' is no name"),
         ((ROUTE.replace(":2]", ":2/v1]") % (50, 50),), "ends in /v1, which clients add"),
         ((ROUTE.replace("http", "ftp") % (50, 50),), "is no address"),
+        ((ROUTE.replace(":2]", ":99999]") % (50, 50),), "is no address"),
+        ((ROUTE.replace(":2]", ":1/]") % (50, 50),), "a and b both have the server"),
         ((ROUTE % (50, 50), "host=0.0.0.0"), "needs a token: set the environment variable"),
         ((ROUTE % (50, 50), "guardrail.max_error_share=1.5"), "must be above 0 and below 1"),
         ((ROUTE % (50, 50), "health.eject_s=900"), "health.longest_eject_s=300"),
@@ -144,6 +146,14 @@ def test_bad_routes(
     assert says in told
     assert told.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_passwords_of_addresses_are_not_shown(ic: Run, tmp_path: Path, capsys: Capture) -> None:
+    for url in ("http://me:hidden@h:1", "me:hidden@h:1", "ftp://me:hidden@h", "http://hidden@h:x"):
+        assert ic("ab", "route", f"versions={{a:{{urls:['{url}','{url}'],weight:100}}}}") == 2
+        told = capsys.readouterr().err
+        assert "an address holds a password" in told
+        assert "hidden" not in told
 
 
 def test_weights_of_the_chart_and_of_a_route(ic: Run, tmp_path: Path, capsys: Capture) -> None:
@@ -261,6 +271,13 @@ def test_logs_that_cannot_be_read(ic: Run, tmp_path: Path, capsys: Capture) -> N
         ([*good, {"what": "feedback", "id": "x", "score": 7}], (), "score=7 must be from 0 to 1"),
         (good[1:2], (), "names no control"),
         ([{"x": 1}], (), "is none of this log's"),
+        ([{**good[1], "version": {"a": 1}}], (), "line 1: version={'a': 1} must be a text"),
+        ([{**good[1], "user": None}], (), "user=None must be a text"),
+        ([{**good[1], "ok": "yes"}], (), "ok='yes' must be true, false or null"),
+        ([{**good[1], "seconds": "soon"}], (), "seconds='soon' must be a number of seconds"),
+        ([{**good[1], "first_byte_s": -1}], (), "first_byte_s=-1 must be a number of seconds"),
+        ([{"what": "feedback", "id": ["x"], "score": 1}], (), "id=['x'] must be a text"),
+        ([{"what": "weights", "rolled_back": ["b"]}], (), "rolled_back=['b'] must be an object"),
     ):
         log.unlink(missing_ok=True)
         if content is not None:
