@@ -120,7 +120,7 @@ def _suite(root: Path, folder: SuiteFolder, found: dict[str, Any]) -> list[str]:
         f"## {config['suite']}: {shown['title']}",
         "",
         f"Measured {found['date']} by `{found['command']}`.",
-        f"Synthetic is: {shown['synthetic']}. {shown['answering']}, and intervals are of 95 %.",
+        f"Synthetic: {shown['synthetic']}. {shown['answering']}, and intervals are of 95 %.",
         "",
         *markdown(shown["heads"], shown["lines"], left=1),
         "",

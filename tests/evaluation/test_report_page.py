@@ -82,8 +82,8 @@ def test_a_page_and_a_table_over_all_suites(
     ]
     weights = read_rows(out / "passkey/samples.jsonl")[0]["model"]
     assert f"| weights | {weights} |" in page
-    assert "Synthetic is: every text and every question." in page
-    assert "Synthetic is: nothing" in page
+    assert "Synthetic: every text and every question." in page
+    assert "Synthetic: nothing" in page
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
     assert pictures == ["passkey/heatmap.png", "perplexity/perplexity.png"]
     for picture in pictures:

@@ -118,6 +118,8 @@ def test_a_run_leaves_a_page_of_all_it_measured(finished: Path) -> None:
     assert page.facts["status"] == found["status"] == "finished"
     assert page.facts["optimizer steps"] == "4 of 4"
     assert page.facts["commit"] == found["commit"]
+    longest = max(row["context_length_tokens"] for row in throughput["by_context_length"])
+    assert page.facts["longest training text"] == f"{longest:,} tokens"
     assert page.facts["bf16 cache per token"] == "480 bytes"  # 3 layers x (64 + 16) x 2 bytes
     rows = [line.split(",") for line in run.metrics.read_text().splitlines()]
     losses = [row[rows[0].index("train/loss")] for row in rows[1:]]
@@ -135,6 +137,9 @@ def test_a_run_leaves_a_page_of_all_it_measured(finished: Path) -> None:
     asked = [row for row in measured if row["depth"] != "control"]
     share = f"{sum(row['correct'] for row in asked)}/{sum(row['n'] for row in asked)}"
     assert any(share in row for row in page.cells)
+    assert (
+        "Without a needle every answer should be wrong." in (finished / "report.html").read_text()
+    )
     assert run.curves.read_bytes().startswith(b"\x89PNG")
 
 

@@ -81,7 +81,7 @@ def _shape(facts: Facts) -> list[str]:
 def _figures(facts: Facts) -> list[str]:
     lines = ["## Figures"]
     for suite in facts["suites"]:
-        synthetic = f" Synthetic is: {suite['synthetic']}." if suite["synthetic"] else ""
+        synthetic = f" Synthetic: {suite['synthetic']}." if suite["synthetic"] else ""
         precision = f", {suite['precision']}" if suite["precision"] else ""
         lines += [
             "",

@@ -119,6 +119,9 @@ def _facts(
         facts.append(("optimizer steps", f"{steps:,}{of}"))
     if (seen := throughput.get("tokens_seen")) is not None:
         facts.append(("tokens seen", short_number(seen)))
+    lengths = [row["context_length_tokens"] for row in throughput.get("by_context_length", ())]
+    if lengths:
+        facts.append(("longest training text", f"{max(lengths):,} tokens"))
     if (run.last / "config.json").is_file():
         model = MLAConfig.from_pretrained(run.last)
         facts.append(("parameters", f"{num_parameters(model):,}"))
@@ -148,25 +151,37 @@ def _evaluations(run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> Iterable[
         if of_suite := [dict(row) for row in rows if row["what"] == name]:
             suite = build_suite(name)
             picture = run.suite(name).picture(suite.picture)
+            table = Table(*suite.published(of_suite))
             yield Part(
                 f"Evaluation: {suite.title}",
-                f"Suite {name}, asked at the end of training. Synthetic is: {suite.synthetic}. "
-                f"{suite.answering}, and intervals are of 95 %.",
-                [Table(*suite.published(of_suite))],
+                f"Suite {name}, asked at the end of training. Synthetic: {suite.synthetic}. "
+                f"{suite.answering}, and intervals are of 95 %.{_explained(table)}",
+                [table],
                 {suite.title: picture},
             )
     for step in run.evaluated_steps():
         for folder in ReportFolder(run.evaluation(step)).suites:
             measured = _json(folder.results)
             if shown := measured.get("shown"):
+                table = Table(shown["heads"], shown["lines"])
                 yield Part(
                     f"Step {step:,} evaluated: {shown['title']}",
                     f"Suite {measured['config']['suite']}, measured {measured['date']} by "
-                    f"{measured['command']}. Synthetic is: {shown['synthetic']}. "
-                    f"{shown['answering']}, and intervals are of 95 %.",
-                    [Table(shown["heads"], shown["lines"])],
+                    f"{measured['command']}. Synthetic: {shown['synthetic']}. "
+                    f"{shown['answering']}, and intervals are of 95 %.{_explained(table)}",
+                    [table],
                     {shown["title"]: folder.picture(shown["picture"])},
                 )
+
+
+def _explained(table: Table) -> str:
+    """The words of a table of needles, for who has not read the documentation."""
+    if "no needle" not in table.heads:
+        return ""
+    return (
+        " A needle is what the model has to find in a long prompt, and its depth is where it "
+        "stands there. Without a needle every answer should be wrong."
+    )
 
 
 def _throughput(found: Mapping[str, Any]) -> Part | None:
@@ -184,7 +199,14 @@ def _throughput(found: Mapping[str, Any]) -> Part | None:
         for row in (*found.get("by_context_length", ()), found)
         for length in [row.get("context_length_tokens")]
     ]
-    heads = ["context", "steps", "tokens/s", "median s", "fastest tenth, s", "slowest tenth, s"]
+    heads = [
+        "context",
+        "steps",
+        "tokens/s",
+        "median step, s",
+        "fastest tenth, s",
+        "slowest tenth, s",
+    ]
     note = (
         f"{found['num_devices']} x {found['device']}, precision {found['precision']}. Rates are of "
         f"all devices together; the first {found['warmup_steps_per_context_length']} steps at each "
