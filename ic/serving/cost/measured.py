@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def read_rates(
 
     Raises:
         UsageError: no such file or folder, or nothing that measured throughput on a known GPU.
-        ValueError: a file that is no JSON.
+        ValueError: a file that is no JSON, or a measurement that lacks a number.
     """
     serving: list[ServingRate] = []
     training: list[TrainingRate] = []
@@ -101,7 +102,7 @@ def _files(results: Sequence[str]) -> Iterator[Path]:
 
 
 def _serving(file: Path, content: dict[str, Any]) -> Iterator[ServingRate]:
-    config = content.get("config") or {}
+    config = _config(content)
     if config.get("url") is not None:
         return  # the device is the client's: which one served is not known
     gpu, gpus = _gpu(content.get("device"))
@@ -113,18 +114,18 @@ def _serving(file: Path, content: dict[str, Any]) -> Iterator[ServingRate]:
             gpu,
             gpus,
             Path(str(config.get("checkpoint"))).name,
-            row["context_tokens"],
-            row["batch"],
-            row["prefill_tokens_per_s"],
-            row["decode_tokens_per_s"],
-            row["output_tokens_per_s"],
-            row["time_to_first_token_p95_s"],
-            row["time_per_output_token_p95_s"],
+            int(_number(file, row, "context_tokens")),
+            int(_number(file, row, "batch")),
+            _rate(file, row, "prefill_tokens_per_s"),
+            _rate(file, row, "decode_tokens_per_s"),
+            _number(file, row, "output_tokens_per_s"),
+            _number(file, row, "time_to_first_token_p95_s"),
+            _number(file, row, "time_per_output_token_p95_s"),
         )
 
 
 def _training(file: Path, content: dict[str, Any]) -> Iterator[TrainingRate]:
-    name = (content.get("config") or {}).get("name")
+    name = _config(content).get("name")
     for row in content["rows"]:
         if not isinstance(row, dict) or not row.get("tokens_per_s"):
             continue
@@ -132,14 +133,40 @@ def _training(file: Path, content: dict[str, Any]) -> Iterator[TrainingRate]:
             gpu, gpus = _gpu(content.get("device"))
             model = str(name)
         elif row.get("status") == "measured":  # of a scaling study
-            gpu, gpus = _gpu(row.get("device"))[0], row["num_gpus"]
-            chosen = [each for each in row["overrides"] if each.startswith("model=")]
-            model = f"{chosen[0].partition('=')[2] if chosen else '?'}, {row['name']}"
+            gpu = _gpu(row.get("device"))[0]
+            gpus = 0 if gpu is None else int(_number(file, row, "num_gpus"))
+            overrides = [str(each) for each in row.get("overrides") or []]
+            chosen = [each for each in overrides if each.startswith("model=")]
+            model = f"{chosen[0].partition('=')[2] if chosen else '?'}, {row.get('name')}"
         else:
             continue
         if gpu is not None:
-            context = row["context_length_tokens"]
-            yield TrainingRate(str(file), gpu, gpus, model, context, row["tokens_per_s"])
+            context = int(_number(file, row, "context_length_tokens"))
+            tokens_per_s = _number(file, row, "tokens_per_s")
+            yield TrainingRate(str(file), gpu, gpus, model, context, tokens_per_s)
+
+
+def _config(content: dict[str, Any]) -> dict[str, Any]:
+    config = content.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def _rate(file: Path, row: dict[str, Any], name: str) -> float | None:
+    """A column that a cell may leave empty."""
+    return None if row.get(name) is None else _number(file, row, name)
+
+
+def _number(file: Path, row: dict[str, Any], name: str) -> float:
+    """Raises:
+    ValueError: a measurement without this number.
+    """
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(
+            f"{file}: a measurement has {name}={value!r}, which must be a number of at least 0; "
+            "measure again, or leave the file out of results"
+        )
+    return value
 
 
 def _gpu(device: Any) -> tuple[str | None, int]:

@@ -175,6 +175,27 @@ def test_bad_input(
     assert told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"output_tokens_per_s": 1.0}, "context_tokens=None, which must be a number"),
+        ({"output_tokens_per_s": "fast", "context_tokens": 1, "batch": 1}, "output_tokens_per_s='fast'"),
+        ({"what": "training", "tokens_per_s": 5.0}, "context_length_tokens=None"),
+        ({"status": "measured", "device": "NVIDIA H100 80GB HBM3", "tokens_per_s": 5.0}, "num_gpus=None"),
+        ({"what": "training", "tokens_per_s": -5.0, "context_length_tokens": 1}, "tokens_per_s=-5.0"),
+    ],
+)  # fmt: skip
+def test_a_measurement_with_a_hole(
+    ic: Run, tmp_path: Path, capsys: Capture, row: dict[str, Any], says: str
+) -> None:
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps({"device": "NVIDIA H100 80GB HBM3", "config": ["x"], "rows": [row]}))
+    assert cost(ic, tmp_path, ONE, f"results=[{file}]", code=2) == {}
+    told = capsys.readouterr().err
+    assert f"{file}: a measurement has" in told
+    assert says in told
+
+
 def test_the_example_has_a_source_for_every_price(ic: Run, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / "cost.json"
     times = ("checkpoint_s=20", "restart_s=300", "tokens=1e9")
