@@ -58,7 +58,7 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images and not site"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py

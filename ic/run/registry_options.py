@@ -33,11 +33,11 @@ class RegisterOptions:
     experiment: str = "registered-models"
 
     def __post_init__(self) -> None:
-        check_name(self.name)
+        check_name("name", self.name)
         if (self.run is None) == (self.source is None):
             raise UsageError("give one of run=FOLDER and source=MODEL")
         if self.alias != CANDIDATE:
-            check_name(self.alias)
+            check_name("alias", self.alias)
         if self.alias == "champion":
             raise UsageError("alias=champion: register a candidate, and promote it past its gate")
         if self.uri is not None:
@@ -72,8 +72,8 @@ class PromoteOptions:
     uri: str | None = None
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        check_name(self.alias)
+        check_name("name", self.name)
+        check_name("alias", self.alias)
         if self.version is not None and self.version < 1:
             raise UsageError(f"version={self.version}: must be at least 1")
         if (self.judged_by is None) != (self.at_least is None):

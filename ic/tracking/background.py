@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -12,7 +13,7 @@ from ic.tracking.spool import SpoolFolder
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 
 
-class Sender:
+class Sender(ABC):
     """Tells one server what a spool holds.
 
     Attributes:
@@ -24,30 +25,30 @@ class Sender:
     folder: SpoolFolder
 
     @property
+    @abstractmethod
     def waiting_bytes(self) -> int:
         """Of the spool, that are not known to have arrived."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def where(self) -> str:
         """Which run at which server, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send_some(self) -> bool:
         """Send the next messages; whether there were any.
 
         Raises:
             Exception: whatever the client raises; nothing is lost, and the next call tries again.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Wait until the server has what was sent.
 
         Raises:
             Exception: it has not; `waiting_bytes` stays.
         """
-        raise NotImplementedError
 
 
 class Background(threading.Thread):

@@ -61,12 +61,12 @@ def is_registered(given: str | Path) -> bool:
     return str(given).startswith("models:")
 
 
-def check_name(name: str) -> None:
+def check_name(key: str, name: str) -> None:
     """Raises:
     UsageError: MLflow takes no such name.
     """
     if not re.fullmatch(r"[\w.-]{1,200}", name):
-        raise UsageError(f"name={name!r}: give letters, digits and any of . _ -")
+        raise UsageError(f"{key}={name!r}: give letters, digits and any of . _ -")
 
 
 class Registry:

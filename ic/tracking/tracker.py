@@ -6,6 +6,7 @@ A server that is down holds nothing up and loses nothing.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ CONFIG, ENVIRONMENT, DIFF = "config.yaml", "environment.json", "commit.diff"
 _CLOSE_S = 60.0  # that the end of a run waits for a server that answers
 
 
-class Tracker(NeverFails):
+class Tracker(NeverFails, ABC):
     """Comes first among the bases, before Lightning's logger for the same tracker.
 
     What is logged goes to the spool. A thread sends it from there while the run is online, and the
@@ -51,9 +52,9 @@ class Tracker(NeverFails):
         """Where the messages lie."""
         return SpoolFolder(self._run_folder, self.KIND)
 
+    @abstractmethod
     def sender(self) -> Sender:
         """What tells the server."""
-        raise NotImplementedError
 
     @rank_zero_only
     def begin(self, start: Provenance) -> None:

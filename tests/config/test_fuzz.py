@@ -125,7 +125,9 @@ def test_every_key_of_a_run(data: str) -> None:
 GIVEN = {
     "ab_route": ["++versions={a:{urls:[http://x],weight:50},b:{urls:[http://y],weight:50}}"],
     "benchmark_serving": ["checkpoint=x"],
+    "promote": ["name=x", "judged_by=passkey", "at_least=0.5"],
     "quantize": ["scheme=int8"],
+    "register": ["name=x", "run=x"],
 }
 OTHERS = [name for name, verb in find_verbs().items() if verb.module.Config is not RunConfig]
 

@@ -192,7 +192,10 @@ def test_a_table_keeps_what_a_part_has() -> None:
         ("lr=1e-3", "unknown key 'lr'; did you mean optimizer.lr?"),
         ("model.adapter=lora", "model.adapter=lora: write model/adapter=lora"),
         ("logger.wandb=true", "logger.wandb={} to switch it on as it is, or logger.wandb=null"),
-        ("logger=null", "logger=null: logger cannot be switched off; choose one of default, none"),
+        (
+            "logger=null",
+            "logger=null: logger cannot be switched off; choose one of default, mlflow",
+        ),
         ("evaluation.lengths=512,1024", "write evaluation.lengths=[512,1024], in quotes"),
         ("evaluation.lengths=[512", "evaluation.lengths=[512: the brackets do not match"),
         ("evaluation.lengths=[512,[1]", "the brackets of '512,[1' do not match"),

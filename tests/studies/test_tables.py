@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 from ic.studies.tables import pictures
+from ic.studies.tables.diagrams import DIAGRAMS
 from ic.studies.tables.headline import headline_table
 from ic.studies.tables.pictures import PICTURES, Picture
 
@@ -28,7 +29,8 @@ def test_pictures_are_fresh(picture: Picture) -> None:
 
 
 def test_every_image_of_the_documents_is_drawn_by_the_command() -> None:
-    assert sorted(path.name for path in IMAGES.iterdir()) == sorted(p.file for p in PICTURES)
+    drawn = [*(picture.file for picture in PICTURES), *DIAGRAMS]
+    assert sorted(path.name for path in IMAGES.iterdir()) == sorted(drawn)
 
 
 def test_the_readme_names_the_model_in_its_picture() -> None:
@@ -78,10 +80,10 @@ def rows_of(file: str) -> list[dict]:
 
 
 def test_headline() -> None:
-    """Six rows, each figure against its file."""
+    """Seven rows, each figure against its file."""
     lines = headline_table().splitlines()
-    assert len(lines) == 2 + 6
-    retrieval, training, healed, cache, decode, demo = lines[2:]
+    assert len(lines) == 2 + 7
+    retrieval, training, healed, cache, decode, served, demo = lines[2:]
     for line in lines[2:]:
         assert (RESULTS / line.split("`")[-2]).is_file()
 
@@ -90,6 +92,15 @@ def test_headline() -> None:
         for row in rows_of("infinitecontext_1b-passkey.json")
         if row["length_tokens"] == 2**20 and row["depth"] != "control"
     ]
+    one = next(
+        row
+        for row in rows_of("serving-mla_1b.json")
+        if (row["batch"], row["context_tokens"]) == (1, 4096)
+    )
+    assert (
+        f"{one['decode_tokens_per_s']:,.0f} at 4k, batch 1 ({100 * one['share_of_bound']:.0f} %)"
+        in served
+    )
     correct, n = sum(row["correct"] for row in long), sum(row["n"] for row in long)
     assert "1,048,576 tokens, 32 times" in retrieval
     # Wilson's interval of 19 of 20, as R's binom.confint gives it: 0.7639 to 0.9911.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ic.display.markdown import markdown
 from ic.display.numbers import gib, tokens
 from ic.evaluation.registry import build_suite
 from ic.evaluation.statistics import pool
-from ic.model import MLAConfig
-from ic.model.cost import cache_bytes_per_token
 from ic.studies.tables.published import load
+
+if TYPE_CHECKING:
+    from ic.model import MLAConfig
 
 _LENGTHS = (2**17, 2**20)
 
@@ -36,6 +38,8 @@ class Shape:
     @property
     def config(self) -> MLAConfig:
         """Keys without position and values are `head_dim` wide, as in all of these."""
+        from ic.model import MLAConfig  # help needs no PyTorch
+
         return MLAConfig(
             num_hidden_layers=self.layers,
             hidden_size=self.hidden,
@@ -60,6 +64,8 @@ SHAPES = (
 
 def compression_table() -> str:
     """Numbers that a cache holds for a token and layer, beside those of multi-head attention."""
+    from ic.model.cost import cache_bytes_per_token
+
     heads = ["model", "given in", "layers", "heads", "latent + key", "MHA", "MLA"]
     heads += ["MHA / MLA", "groups of GQA", "bf16 per token"]
     lines = []
@@ -124,5 +130,6 @@ def design_table() -> str:
             f"`{file}`",
         ]
         for n in _ASKED_LENGTHS
+        if (n,) in found
     ]
     return "\n".join(markdown(["figure", "design", "measured", "file"], lines, left=4))
