@@ -232,8 +232,9 @@ def fit(stack: Stack, *overrides: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def router(stack: Stack, server: str) -> Iterator[str]:
-    """A router in front of a server, which is both versions, by its address."""
-    versions = f"{{stable:{{urls:[{server}],weight:60}},canary:{{urls:[{server}],weight:40}}}}"
+    """A router in front of a server, which is both versions by two names, by its address."""
+    other = server.replace("127.0.0.1", "localhost")
+    versions = f"{{stable:{{urls:[{server}],weight:60}},canary:{{urls:[{other}],weight:40}}}}"
     command = [
         *(sys.executable, "-m", "ic", "ab", "route", f"versions={versions}", "port=0"),
         f"output={stack.folder}/ab",
