@@ -160,7 +160,7 @@ tracking: $(VENV)/.dev $(MLFLOW)/.run  ## register, promote and serve with a rea
 lint: $(VENV)/.dev  ## ruff and codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell
+	$(BIN)/codespell -L fpr,wieght,readyness  # a field of GnuPG's, and planted faults
 
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
