@@ -42,8 +42,10 @@ def test_a_completion_is_what_generate_answers(client: openai.OpenAI, folder: Pa
         model=NAME, prompt=PROMPT, max_tokens=4, temperature=0, echo=True
     )
     assert echoed.choices[0].text == PROMPT + text_of(folder, ids, 4)
-    # OpenAI's default.
-    assert client.completions.create(model=NAME, prompt=PROMPT).usage.completion_tokens == 16
+    # OpenAI's default is 16 tokens.
+    short = client.completions.create(model=NAME, prompt=PROMPT, temperature=0)
+    assert short.choices[0].text == text_of(folder, ids, 16)
+    assert short.usage.completion_tokens == 16
 
 
 def test_several_prompts_and_choices(client: openai.OpenAI, folder: Path) -> None:
@@ -67,6 +69,12 @@ def test_choices_are_drawn_apart_and_the_same_again(client: openai.OpenAI) -> No
     assert len(set(first)) == 3
     assert drawn(seed=1) == first
     assert drawn(seed=2) != first
+    # OpenAI's default temperature is 1.
+    asked: Any = {"model": NAME, "prompt": PROMPT, "n": 3, "seed": 1}
+    by_default = [choice.text for choice in client.completions.create(**asked).choices]
+    at_one = client.completions.create(**asked, temperature=1)
+    assert by_default == [choice.text for choice in at_one.choices]
+    assert len(set(by_default)) > 1
     # vLLM's extra fields reach the engine: the likeliest token alone is greedy.
     alone = drawn(seed=1, extra_body={"top_k": 1})
     assert len(set(alone)) == 1
