@@ -6,13 +6,31 @@ import signal
 import socket
 import time
 from types import FrameType
+from typing import Literal, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ic.serving.admission import Admission
+from ic.serving.connection import connection_class
+from ic.serving.listening import BACKLOG
 
 # After the answers in work were given up, until their errors are sent.
-LAST_WORDS_S = 5
+_LAST_WORDS_S = 5
+
+
+class Limits(Protocol):
+    """What a server bears of its clients.
+
+    Attributes:
+        read_s: seconds in which a request must have arrived whole.
+        write_s: seconds that a client may leave what was sent to it unread.
+        drain_s: seconds that answers in work may take after SIGTERM.
+    """
+
+    read_s: float
+    write_s: float
+    drain_s: float
 
 
 class Server(uvicorn.Server):
@@ -69,4 +87,37 @@ class Server(uvicorn.Server):
         late_s = time.monotonic() - self._deadline
         if late_s >= 0:
             self._admission.stopping.set()
-        return self._admission.in_work == 0 or late_s > LAST_WORDS_S
+        return self._admission.in_work == 0 or late_s > _LAST_WORDS_S
+
+
+def build_server(
+    app: ASGIApp,
+    listening: socket.socket,
+    admission: Admission,
+    limits: Limits,
+    greeting: str,
+    token: str | None,
+    lifespan: Literal["on", "off"],
+    access_log: bool = False,
+) -> Server:
+    """A server of an application, with the settings that all of ours have.
+
+    Args:
+        listening: the socket that clients connect to.
+        greeting: what is served where; whether clients send the token is said after it.
+        lifespan: whether the application has something to do before and after.
+        access_log: print a line per request.
+    """
+    settings = uvicorn.Config(
+        app,
+        http=connection_class(limits.read_s, limits.write_s),
+        ws="none",
+        lifespan=lifespan,
+        server_header=False,
+        access_log=access_log,
+        log_level="info" if access_log else "warning",
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+        backlog=BACKLOG,
+    )
+    greeting += "; clients send the token" if token else "; clients send no token"
+    return Server(settings, listening, admission, limits.drain_s, greeting)

@@ -29,3 +29,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
     found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     return found
+
+
+def url_of(listening: socket.socket) -> str:
+    """Under which clients find OpenAI's routes on a socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

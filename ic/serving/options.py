@@ -8,10 +8,9 @@ from typing import Any
 from ic.errors import check_choice
 from ic.inference.engine.options import EngineOptions
 from ic.inference.options import InferenceOptions, LoadOptions
+from ic.serving.limits import check_limits
 
 BACKENDS = ("auto", "vllm", "engine")
-# A day: what a server waits for longer is never meant.
-_LONGEST_S = 86_400.0
 
 
 @dataclass
@@ -45,16 +44,7 @@ class LimitOptions:
     drain_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name.endswith("_s"):
-                if not 0 < value <= _LONGEST_S:
-                    raise ValueError(
-                        f"limits.{each.name}={value}: must be above 0 and at most {_LONGEST_S:.0f} "
-                        "seconds"
-                    )
-            elif value is not None and value < 1:
-                raise ValueError(f"limits.{each.name}={value}: must be at least 1")
+        check_limits("limits", self)
 
 
 @dataclass

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import uvicorn
-
 from ic.inference.engine.threaded import ThreadedEngine
 from ic.inference.loading import load_source
 from ic.inference.model_facts import positions_of
 from ic.serving.app import build_app
-from ic.serving.connection import connection_class
-from ic.serving.draining import LAST_WORDS_S, Server
-from ic.serving.listening import BACKLOG, listen
+from ic.serving.draining import Server, build_server
+from ic.serving.listening import listen, url_of
 from ic.serving.options import ServeOptions, served_name
 from ic.serving.prompts import Prompts
 from ic.serving.service import Service
@@ -39,24 +36,16 @@ def ready(config: ServeOptions, token: str | None) -> Iterator[Server]:
         prompts = Prompts(loaded, name, context)
         stack.callback(prompts.close)
         service = Service(engine, prompts, limits, name)
-        host, port = listening.getsockname()[:2]
-        address = f"[{host}]" if ":" in host else host
-        settings = uvicorn.Config(
+        yield build_server(
             build_app(service, name, context, None if token is None else Token(token)),
-            http=connection_class(limits.read_s, limits.write_s),
-            ws="none",
+            listening,
+            service.admission,
+            limits,
+            f"serving {name} at {url_of(listening)}, up to {context:,} tokens per request",
+            token,
             lifespan="off",
-            server_header=False,
             access_log=config.access_log,
-            log_level="info" if config.access_log else "warning",
-            timeout_graceful_shutdown=LAST_WORDS_S,
-            backlog=BACKLOG,
         )
-        greeting = (
-            f"serving {name} at http://{address}:{port}/v1, up to {context:,} tokens per request; "
-            + ("clients send the token" if token else "clients send no token")
-        )
-        yield Server(settings, listening, service.admission, limits.drain_s, greeting)
 
 
 def serve(config: ServeOptions, token: str | None) -> int:

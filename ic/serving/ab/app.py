@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import httpx2
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -26,12 +25,11 @@ from ic.serving.ab.metrics import NO_VERSION, RouterMetrics
 from ic.serving.ab.options import RouteOptions
 from ic.serving.ab.router import VERSION_HEADER, Router
 from ic.serving.bodies import read_body
-from ic.serving.connection import connection_class
-from ic.serving.draining import LAST_WORDS_S, Server
+from ic.serving.draining import Server, build_server
 from ic.serving.error_responses import answer_errors
 from ic.serving.errors import invalid, shutting_down
 from ic.serving.guard import OPEN, Guard
-from ic.serving.listening import BACKLOG, listen
+from ic.serving.listening import listen, url_of
 from ic.serving.token import Token
 
 # Seconds between two looks at the file of the split.
@@ -170,34 +168,18 @@ def ready(options: RouteOptions, token: str | None) -> Iterator[Server]:
         )
         http.headers.clear()
         router = Router(options, experiment, backends, Forwarder(http, limits), metrics)
-        host, port = listening.getsockname()[:2]
-        settings = uvicorn.Config(
-            build_app(
-                router,
-                experiment,
-                backends,
-                metrics,
-                options,
-                None if token is None else Token(token),
-                http,
-            ),
-            http=connection_class(limits.read_s, limits.write_s),
-            ws="none",
-            lifespan="on",
-            server_header=False,
-            access_log=False,
-            log_level="warning",
-            timeout_graceful_shutdown=LAST_WORDS_S,
-            backlog=BACKLOG,
-        )
         weights = ", ".join(f"{name} {w:g} %" for name, w in experiment.split.weights.items())
-        address = f"[{host}]" if ":" in host else host
-        greeting = (
-            f"routing {options.experiment} at http://{address}:{port}/v1 to {weights}; log: "
-            f"{experiment.folder.outcomes}; "
-            + ("clients send the token" if token else "clients send no token")
+        secret = None if token is None else Token(token)
+        yield build_server(
+            build_app(router, experiment, backends, metrics, options, secret, http),
+            listening,
+            router.admission,
+            limits,
+            f"routing {options.experiment} at {url_of(listening)} to {weights}; log: "
+            f"{experiment.folder.outcomes}",
+            token,
+            lifespan="on",
         )
-        yield Server(settings, listening, router.admission, limits.drain_s, greeting)
 
 
 def route(options: RouteOptions, token: str | None) -> int:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ic.serving.ab.split import check_weights
+from ic.serving.limits import check_limits, check_seconds
 
-# A day: what a router waits for longer is never meant.
-_LONGEST_S = 86_400.0
 # A name of Kubernetes, which the chart's versions have; it stands in metrics and headers.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-
-
-def check_seconds(group: str, options: object) -> None:
-    """Raises:
-    ValueError: a field in seconds is out of range.
-    """
-    for each in fields(options):  # type: ignore[arg-type]
-        value = getattr(options, each.name)
-        if each.name.endswith("_s") and not 0 < value <= _LONGEST_S:
-            raise ValueError(
-                f"{group}.{each.name}={value}: must be above 0 and at most {_LONGEST_S:.0f} seconds"
-            )
 
 
 def check_level(name: str, value: float) -> None:
@@ -182,10 +169,7 @@ class RouterLimits:
     drain_s: float = 60.0
 
     def __post_init__(self) -> None:
-        check_seconds("limits", self)
-        for name in ("body_bytes", "requests"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"limits.{name}={getattr(self, name)}: must be at least 1")
+        check_limits("limits", self)
 
 
 @dataclass
