@@ -30,6 +30,14 @@ SERVING = [
     ("one-gpu", ["versions=null"], "versions is empty"),
     ("one-gpu", ["inferencePool.enabled=true"], "inferencePool.enabled=true needs gateway.enabled=true"),
     ("one-gpu", ["defaults.resources.requests.memory=16"], "got number, want string"),
+    ("one-gpu", ['defaults.resources.limits.memory="lots"'], "'lots' does not match pattern"),
+    ("one-gpu", ['versions.stable.resources={"requests": {"cpu": "-4"}}'], "'-4' does not match pattern"),
+    ("one-gpu", ['defaults.sharedMemory="8GB"'], "'8GB' does not match pattern"),
+    ("one-gpu", ['defaults.scratch="20 Gi"'], "'20 Gi' does not match pattern"),
+    ("cpu-engine", ['versions.stable.volume.download.size=""'], "'' does not match pattern"),
+    ("data-parallel", ['defaults.volume.node.size="1ki"'], "'1ki' does not match pattern"),
+    ("one-gpu", ["disruptionBudget.maxUnavailable=-1"], "minimum: got -1, want 0"),
+    ("one-gpu", ['disruptionBudget.maxUnavailable="half"'], "'half' does not match pattern"),
     ("one-gpu", ['defaults.backend="sglang"'], "value must be one of 'vllm', 'engine'"),
     ("one-gpu", ["defaults.parallel.data=0"], "minimum: got 0, want 1"),
     ("one-gpu", ["defaults.autoscaling.minReplicas=0"], "minReplicas=0 needs scaler keda"),
@@ -54,6 +62,10 @@ TRAINING = [
     ("one-node", ["nodes=2"], "kind=Job with nodes=2: a Job does not start its pods anew together"),
     ("two-nodes", ["nodes=0"], "minimum: got 0, want 1"),
     ("two-nodes", ["maxRestarts=-1"], "minimum: got -1, want 0"),
+    ("two-nodes", ['resources.limits.memory="lots"'], "'lots' does not match pattern"),
+    ("two-nodes", ['resources.requests={"cpu": "four"}'], "'four' does not match pattern"),
+    ("two-nodes", ['sharedMemory="64GB"'], "'64GB' does not match pattern"),
+    ("two-nodes", ['scratch="-50Gi"'], "'-50Gi' does not match pattern"),
     ("two-nodes", ["gpus=8"], "additional properties 'gpus' not allowed"),
     ("two-nodes", ['kind="MPIJob"'], "value must be one of 'JobSet', 'Job'"),
 ]
@@ -72,6 +84,21 @@ def test_refused(name: str, settings: list[str], told: str) -> None:
     assert found.stdout == ""
     flat = re.sub(r"\s+", " ", found.stderr)
     assert told in flat, found.stderr
+
+
+@pytest.mark.parametrize(
+    "quantity", ["0", "4", "500m", "1.5", "16Gi", "2e9", "1E3", "3P", ".5Ei", "7."]
+)
+def test_quantities_of_kubernetes_are_taken(quantity: str) -> None:
+    for name in ("one-gpu", "two-nodes"):
+        path = example(name)
+        prefix = "defaults." if name == "one-gpu" else ""
+        keys = ("resources.limits.memory", "resources.requests.cpu", "sharedMemory", "scratch")
+        more = [part for key in keys for part in ("--set-string", f"{prefix}{key}={quantity}")]
+        found = helm("template", "demo", path.parents[1], "-f", path, *more)
+        assert found.returncode == 0, found.stderr
+        limit = rf'limits:(?:\n +\S+: .*)*?\n +memory: "?{re.escape(quantity)}"?\n'
+        assert re.search(limit, found.stdout), found.stdout
 
 
 def test_nothing_but_the_weights_is_missing_of_a_version() -> None:
