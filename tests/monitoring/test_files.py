@@ -7,8 +7,10 @@ import re
 import subprocess
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from ic.callbacks.prometheus_metrics import OF_THE_RANK, OF_THE_RUN
 from ic.inference.engine.stats import EngineStats
@@ -118,6 +120,28 @@ def test_the_tools_accept_the_files(command: list[str], programs: None) -> None:
     done = subprocess.run(command, cwd=MONITORING, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SUCCESS" in done.stdout
+
+
+def test_all_who_scrape_servers_name_vllm_s_metrics_alike() -> None:
+    """On a machine, in compose.yaml and in Kubernetes: rules and dashboards know one name."""
+    (wanted,) = renamed(MONITORING / "prometheus.yml")
+    assert wanted["source_labels"] == ["__name__"]
+    assert re.fullmatch(wanted["regex"], "vllm_num_requests_waiting")
+    assert renamed(ROOT / "deploy/docker/prometheus.yml") == [wanted]
+    template = ROOT / "deploy/kubernetes/infinite-context/templates/monitoring.yaml"
+    (block,) = re.findall(
+        r"^      metricRelabelings:\n((?:        .*\n)+)", template.read_text(), re.M
+    )
+    spelled = {"sourceLabels": "source_labels", "targetLabel": "target_label"}
+    (chart,) = yaml.safe_load(block)
+    assert {spelled.get(key, key): value for key, value in chart.items()} == wanted
+
+
+def renamed(path: Path) -> list[dict[str, Any]]:
+    """What a Prometheus does to the metrics of its job `serving`."""
+    (job,) = [job for job in load(path)["scrape_configs"] if job["job_name"] == "serving"]
+    found: list[dict[str, Any]] = job["metric_relabel_configs"]
+    return found
 
 
 @pytest.mark.monitoring
