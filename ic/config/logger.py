@@ -34,19 +34,25 @@ class WandbConfig:
         if self.mode not in ("online", "offline"):
             raise ValueError(f"logger.wandb.mode={self.mode!r}: choose online or offline")
 
-    def build(
-        self, name: str, run_id: str, stage: str | None, folder: RunFolder, who: Identity
-    ) -> Logger:
-        """One W&B run for a run of ours, over all its resumes.
-
-        Raises:
-            ValueError: W&B is not installed.
+    def check_here(self) -> None:
+        """Raises:
+        ValueError: W&B is not installed.
         """
         if importlib.util.find_spec("wandb") is None:
             raise ValueError(
                 "logger=wandb: the package wandb is not installed here; pip install wandb, or "
                 "choose logger=default"
             )
+
+    def build(
+        self, name: str, run_id: str, stage: str | None, folder: RunFolder, who: Identity
+    ) -> Logger:
+        """One W&B run for a run of ours, over all its resumes.
+
+        Raises:
+            ValueError: as `check_here`.
+        """
+        self.check_here()
         from ic.tracking.wandb_logger import WeightsAndBiases
 
         return WeightsAndBiases(
@@ -85,15 +91,23 @@ class MLflowConfig:
         if self.uri is not None:
             check_server("logger.mlflow.uri", self.uri)
 
+    def server(self) -> str:
+        """The server's address.
+
+        Raises:
+            UsageError: MLflow's client is not installed, or no server is named.
+        """
+        return server_uri("logger.mlflow.uri", self.uri)
+
     def build(self, name: str, run_id: str, folder: RunFolder, who: Identity) -> Logger:
         """One MLflow run for a run of ours, over all its resumes.
 
         Raises:
-            ValueError: MLflow's client is not installed, or no server is named.
+            UsageError: as `server`.
         """
+        uri = self.server()
         from ic.tracking.mlflow_logger import MLflow
 
-        uri = server_uri("logger.mlflow.uri", self.uri)
         online = self.mode == "online"
         return MLflow(folder, who, uri, self.experiment, f"{name}/{run_id}", online)
 
@@ -113,6 +127,17 @@ class LoggerConfig:
     wandb: WandbConfig | None = None
     mlflow: MLflowConfig | None = None
     diff: bool = True
+
+    def check_here(self) -> None:
+        """Ask at once what `build` would find missing once PyTorch has loaded.
+
+        Raises:
+            ValueError: a tracker's package is not installed, or its server is not named.
+        """
+        if self.wandb is not None:
+            self.wandb.check_here()
+        if self.mlflow is not None:
+            self.mlflow.server()
 
     def build(
         self,

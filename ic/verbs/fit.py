@@ -12,6 +12,13 @@ def complete(overrides: list[str]) -> list[str]:
     return complete_run(complete_from(overrides))
 
 
+def check(config: Config) -> None:
+    """Raises:
+    ValueError: a tracker cannot be had.
+    """
+    config.logger.check_here()
+
+
 def run(config: Config) -> int:
     from ic.run.train import train
 

@@ -70,9 +70,11 @@ def test_errors_import_nothing_heavy(tmp_path: Path) -> None:
         "qk_rope_head_dim=7: must be even": ["fit", "model.qk_rope_head_dim=7"],
         "the model has 1000 positions": ["fit", "model.max_position_embeddings=1000"],
         "evaluation.lengths=[1]": ["fit", "-m", "evaluation.lengths=[512],[1]"],
+        "logger.mlflow.uri: no address is given": ["fit", "logger=mlflow"],
     }
     found = probe(tmp_path, list(calls.values()))
     for complaint, (args, code, loaded, _, err) in zip(calls, found, strict=True):
         assert (code, loaded) == (2, []), args
         assert complaint in err
         assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
