@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test upstream compile load router slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking images locks lint types mutants bench tables clean
+.PHONY: help demo demo-text test slow upstream compile load router slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking images locks lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,10 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
 test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images and not site"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images and not site and not slow"
+
+slow: $(VENV)/.dev  ## train, kill, heal, sweep and measure whole runs (five minutes)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not hosts and not slurm"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
 	$(BIN)/python tests/upstream/source.py

@@ -21,12 +21,15 @@ def said(notebook: Any) -> list[str]:
     """What the cells print and return as text, without the warnings of libraries."""
     found = []
     for cell in notebook.cells:
+        printed = ""  # which arrives in one piece or in several
         for output in cell.get("outputs", []):
             assert output.output_type != "error", output
             if output.get("name") == "stdout":
-                found.append(output.text)
+                printed += output.text
             elif "text/plain" in output.get("data", {}) and "image/png" not in output.data:
                 found.append(output.data["text/plain"])
+        if printed:
+            found.append(printed)
     return found
 
 

@@ -33,6 +33,7 @@ def perplexity(model: Any, ids_BT: Tensor) -> float:
     return math.exp(float(nats_BT1.mean()))
 
 
+@pytest.mark.slow
 def test_half_the_cache_costs_less_than_thrice_the_perplexity(
     ic: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import SHORT, host_store
@@ -30,6 +31,7 @@ def tell():
 """
 
 
+@pytest.mark.slow
 def test_two_hosts_train_together(tmp_path: Path) -> None:
     """Two launchers that know only where to meet, each with a process of its own.
 

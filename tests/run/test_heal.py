@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,6 +65,7 @@ def perplexity(model: Any, rows: Tensor) -> float:
     return float(F.cross_entropy(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten()).exp())
 
 
+@pytest.mark.slow
 def test_half_the_cache_comes_within_five_per_cent(
     ic: Callable[..., int], tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:

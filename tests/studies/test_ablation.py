@@ -74,6 +74,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "out/small.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_runs_are_read_resumed_and_reported(
     ablation: Callable[..., int],
     tmp_path: Path,

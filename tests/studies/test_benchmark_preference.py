@@ -13,6 +13,7 @@ from ic.studies.benchmark_preference_options import SIDES
 pytest.importorskip("trl")
 
 
+@pytest.mark.slow
 def test_measures_every_side_in_a_process_of_its_own(
     ic: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ CASES = (
 TOKENS = 512
 
 
+@pytest.mark.slow
 def test_cases_are_measured_and_a_failing_one_is_reported(
     ic: Callable[..., int],
     tmp_path: Path,

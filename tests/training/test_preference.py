@@ -170,6 +170,7 @@ def test_validate_and_predict_read_the_runs_reference(
     assert "other.jsonl:1: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ranks_write_one_reference_and_their_predictions(fit: Run, ic: Run, tmp_path: Path) -> None:
     settings = (
         *BASE[1:],
