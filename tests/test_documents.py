@@ -37,6 +37,13 @@ def test_tables_are_fresh(document: str) -> None:
     assert refresh(text) == text, "run make tables"
 
 
+def test_results_name_no_path_of_the_machine_that_measured() -> None:
+    named = re.compile(r"""["'=\[, ]/(?!dev/)\w+/""")
+    files = sorted((ROOT / "docs/results").rglob("*.json"))
+    assert len(files) > 50
+    assert [path.name for path in files if named.search(path.read_text())] == []
+
+
 def test_an_unknown_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no table 'speed'"):
         refresh("<!-- table: speed -->\n<!-- end -->")
