@@ -95,8 +95,8 @@ def _check_cache(
         )
         return
     require(
-        cache.shape[1] >= 16 and cache.shape[1] % 16 == 0,
-        f"cache has page size {cache.shape[1]}; it must be a multiple of 16",
+        cache.shape[1] == 1 or (cache.shape[1] >= 16 and cache.shape[1] % 16 == 0),
+        f"cache has page size {cache.shape[1]}; it must be a multiple of 16, or 1",
     )
     require(cache.shape[0] >= 1, "cache has no page")
     require(

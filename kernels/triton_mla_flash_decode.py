@@ -28,7 +28,8 @@ Memory traffic. B*S*(R+P)*itemsize (+ 4 bytes a token of scale) once for every B
 share it through L2; partial results cost 4*(R+1) bytes a row and split, written and read once.
 
 Limits. R a multiple of 16; R + P a power of two, or R and P each a power of two. At most 4 query
-tokens. Page size a multiple of 16. Offsets are int64: a cache may hold more than 2^31 elements.
+tokens. Page size a multiple of 16, or 1: a table of tokens. Offsets are int64: a cache may hold
+more than 2^31 elements.
 A page number outside the cache is clamped in the kernel, so it can never cause an illegal access;
 `check_indices=True` reports it. Rows past a sequence's end are never read, whatever they hold.
 

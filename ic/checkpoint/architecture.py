@@ -10,11 +10,14 @@ import torch
 from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.hugging_face import CONFIG
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.indexer_options import INDEXER_SHAPE
 
 
 def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -> None:
-    """Refuse weights of other dimensions, naming each that differs."""
-    keys = (
+    """Refuse weights of other dimensions, naming each that differs; of an indexer those where both
+    have one.
+    """
+    keys: tuple[str, ...] = (
         "vocab_size",
         "hidden_size",
         "intermediate_size",
@@ -35,6 +38,8 @@ def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -
         "query_bias",
         "qk_norm_dim",
     )
+    if "off" not in (wanted.indexer, found.indexer):
+        keys += INDEXER_SHAPE
     different = [
         f"{key} {getattr(found, key)} (configured {getattr(wanted, key)})"
         for key in keys

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ic.files.saved_config import MAY_CHANGE
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions
+from ic.model.indexer_options import INDEXER_WEIGHTS, IndexerOptions
 from ic.model.options import AdapterOptions
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class BaseModelConfig(ABC):
         init_from: where to take the weights from, instead of random ones: a folder in any form that
             `ic.checkpoint.source` knows.
         adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
+        indexer: sparse attention over the latent.
     """
 
     attention: str = field(default="torch", metadata=MAY_CHANGE)
@@ -45,6 +47,7 @@ class BaseModelConfig(ABC):
     compile: bool = field(default=False, metadata=MAY_CHANGE)
     init_from: str | None = None
     adapter: AdapterOptions | None = None
+    indexer: IndexerOptions = field(default_factory=IndexerOptions)
 
     def __post_init__(self) -> None:
         Backends(self.attention, self.norm, self.rope)
@@ -105,7 +108,9 @@ class BaseModelConfig(ABC):
         weights = _take_over(wanted, str(self.init_from)) if take_over else None
         model = MLAForCausalLM(wanted)
         if weights is not None:
-            model.load_state_dict(weights)
+            _load(model, weights, str(self.init_from))
+        elif self.init_from is None:
+            _note_fresh_indexer(wanted)
         if self.adapter is not None:
             add_adapter(model, self.adapter)
         if self.gradient_checkpointing:
@@ -188,6 +193,7 @@ class ModelConfig(BaseModelConfig):
             norm_backend=self.norm,
             rope_backend=self.rope,
             **self.sizes,
+            **self.indexer.keys,
             **token_ids,
         )
 
@@ -213,6 +219,32 @@ def _take_over(wanted: MLAConfig, given: str) -> dict[str, Any]:
     check_same_architecture(wanted, load_config(folder), folder)
     wanted.trained_length = trained_length(folder)
     return load_model(folder).float().state_dict()
+
+
+def _load(model: MLAForCausalLM, weights: dict[str, Any], given: str) -> None:
+    """Weights of a source; an indexer that only one of the two has begins anew, or is left out."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+    has = any(INDEXER_WEIGHTS in name for name in weights)
+    if has and model.config.indexer == "off":
+        rank_zero_info(f"model.indexer.mode=off leaves out the indexer of {given}")
+        weights = {n: tensor for n, tensor in weights.items() if INDEXER_WEIGHTS not in n}
+    elif not has and model.config.indexer != "off":
+        own = model.state_dict()
+        weights = weights | {n: tensor for n, tensor in own.items() if INDEXER_WEIGHTS in n}
+        _note_fresh_indexer(model.config)
+    model.load_state_dict(weights)
+
+
+def _note_fresh_indexer(config: MLAConfig) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+    if config.indexer == "sparse":
+        rank_zero_warn(
+            "model.indexer.mode=sparse with an indexer that was never trained: it chooses "
+            f"{config.index_topk:,} tokens at random; first train it with "
+            "model.indexer.mode=dense objective.indexer=alone (docs/sparse_attention.md)"
+        )
 
 
 def _compile_layers(model: MLAForCausalLM) -> None:

@@ -90,7 +90,7 @@ class PretrainedModelConfig(BaseModelConfig):
                 values[name] = token
         backends = (self.attention, self.norm, self.rope)
         names = ("attention_backend", "norm_backend", "rope_backend")
-        values |= dict(zip(names, backends, strict=True))
+        values |= dict(zip(names, backends, strict=True)) | self.indexer.keys
         config: MLAConfig = MLAConfig.from_dict(values)
         return config
 

@@ -8,7 +8,7 @@ import torch
 
 from ic.model import MLAForCausalLM
 from ic.model.attention import EXPANDED_BYTES
-from ic.model.paged_cache import token_bytes
+from ic.model.paged_cache import cache_token_bytes
 from ic.model.quantised_latents import code_dtype
 
 # More of them at once are hardly faster, and what was answered is kept batch by batch.
@@ -49,7 +49,7 @@ def _cache_bytes(model: Any) -> int:
     config = model.config.get_text_config()
     if isinstance(model, MLAForCausalLM):
         codes = code_dtype(config.cache_dtype)
-        return int(config.num_hidden_layers) * token_bytes(config, model.dtype, codes)
+        return cache_token_bytes(config, model.dtype, codes)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     numbers = 2 * heads * _head_dim(config)
     return int(config.num_hidden_layers * numbers * model.dtype.itemsize)

@@ -114,7 +114,7 @@ class FusedLayers:
 
     def serve(self, tokens: int, cache: Cache | None) -> bool:
         """Whether they compute a pass of so many new tokens a row: over a cache, without gradients
-        and compilation, and as long as no layer was wrapped, moved or left out.
+        and compilation, dense, and as long as no layer was wrapped, moved or left out.
         """
         return (
             cache is not None
@@ -124,6 +124,7 @@ class FusedLayers:
             and not torch.is_autocast_enabled(self.model.device.type)
             and self.model.config.num_hidden_layers == len(self.layers)
             and self.model.context_parallel is None
+            and self.model.config.indexer != "sparse"
             and all(layer.is_whole() for layer in self.layers)
         )
 

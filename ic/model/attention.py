@@ -24,6 +24,7 @@ from ic.model.branches import branched_attention
 from ic.model.cache import LatentLayer
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
+from ic.model.indexer import Indexer
 from ic.model.length_temperature import LengthTemperature
 from ic.model.norm import MLARMSNorm
 from ic.model.operators import NewQueries, NewTokens, Operators
@@ -70,15 +71,20 @@ class MLAAttention(nn.Module):
         self.o_proj.is_residual_output = True  # type: ignore[assignment]  # read by init_weights
         if config.length_temperature != "none":
             self.length_temperature = LengthTemperature(config)
+        if config.indexer != "off" and layer_idx % config.index_group_size == 0:
+            self.indexer = Indexer(config, layer_idx)
 
     def forward(
         self, hidden_BTD: Tensor, context: AttentionContext, cache: Cache | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends T latents and attends to all of it."""
         if self.config.q_lora_rank is None:
-            q_BTX = self.q_proj(hidden_BTD)
+            query_BTL, project = hidden_BTD, self.q_proj
         else:
-            q_BTX = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_BTD)))
+            query_BTL, project = self.q_a_layernorm(self.q_a_proj(hidden_BTD)), self.q_b_proj
+        q_BTX = project(query_BTL)
+        if context.indexing is not None:
+            context.indexing.choose(self, hidden_BTD, query_BTL, context, cache)
         kv_BTC = self.kv_a_proj_with_mqa(hidden_BTD)
         return self.o_proj(self.attend(q_BTX, kv_BTC, context, cache).flatten(2))
 
@@ -123,13 +129,23 @@ class MLAAttention(nn.Module):
             return shared_attention(
                 self, q_nope_BTHN, q_rope_BTHP, latent_BTR, k_rope_BTP, context, cache
             )
+        indexing = context.indexing
         if cache is None:
-            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             latent_BTR = self.kv_a_layernorm(latent_BTR)
+            if indexing is not None:
+                rows_BTC = torch.cat((latent_BTR, k_rope_BTP.to(latent_BTR.dtype)), dim=-1)
+                chosen = indexing.attend(self, q_nope_BTHN, q_rope_BTHP, rows_BTC, None, context)
+                if chosen is not None:
+                    return chosen
+            q_BTHK = torch.cat((q_nope_BTHN, q_rope_BTHP), dim=-1)
             return self.expanded(q_BTHK, latent_BTR, k_rope_BTP, context)
         cache_BSC, scale_BS = self._append(
             latent_BTR, unrotated_BTP, k_rope_BTP, cache, context, queries
         )
+        if indexing is not None:
+            chosen = indexing.attend(self, q_nope_BTHN, q_rope_BTHP, cache_BSC, scale_BS, context)
+            if chosen is not None:
+                return chosen
         if context.block_table_BN is not None:
             halves = self.absorbed_weights(q_nope_BTHN.dtype) if context.reads_pages else None
             if halves is not None:

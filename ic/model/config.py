@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from ic.errors import check_choice
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions, check_extensions
+from ic.model.indexer_options import INDEXER_KEYS, check_indexer
 from ic.model.options import CACHE_DTYPES
 from ic.model.registry import PARTS, backend_names
 
@@ -27,6 +28,7 @@ EXTENSION_KEYS = (
     "rope_repeats",
     "query_bias",
     "qk_norm_dim",
+    *INDEXER_KEYS,
 )
 
 
@@ -69,6 +71,14 @@ class MLAConfig(PreTrainedConfig):
         trained_length: longest context in tokens that the weights were trained at, once they were.
         cache_dtype: what the caches that the model makes hold: `auto` for its own dtype, `fp8` or
             `int8` for codes with a scale per token (`ic.model.quantised_latents`).
+        indexer: `off`, without one; `dense`, attention does not ask it; `sparse`, attention is over
+            the tokens that it chooses (`ic.model.indexer`).
+        index_n_heads, index_head_dim: index heads, and dimensions of each and of the index key.
+        index_rope_head_dim: dimensions of an index head that are rotated; None for
+            qk_rope_head_dim.
+        index_topk: tokens that a query attends to at most.
+        index_group_size: layers that share the indexer in the first of them.
+        index_cache_dtype: as `cache_dtype`, of the caches of index keys.
 
     Raises:
         ValueError: a dimension that does not fit, or an unknown choice. Whether the backends take
@@ -119,6 +129,13 @@ class MLAConfig(PreTrainedConfig):
     qk_norm_dim: int | None = None
     trained_length: int | None = None
     cache_dtype: str = "auto"
+    indexer: str = "off"
+    index_n_heads: int = 4
+    index_head_dim: int = 64
+    index_rope_head_dim: int | None = None
+    index_topk: int = 2048
+    index_group_size: int = 1
+    index_cache_dtype: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(kwargs.get(_GUARD), str):
@@ -165,6 +182,8 @@ class MLAConfig(PreTrainedConfig):
             used.append("query_bias=True")
         if self.qk_norm_dim is not None:
             used.append(f"qk_norm_dim={self.qk_norm_dim}")
+        if self.indexer != "off":
+            used.append(f"indexer={self.indexer}")
         return used
 
     @property
@@ -214,6 +233,23 @@ class MLAConfig(PreTrainedConfig):
             self.cache_dtype = name
         self._check()
 
+    def set_indexer(self, mode: str) -> None:
+        """Choose whether attention asks the model's indexer: `sparse` or `dense`; `auto` leaves
+        what the configuration says.
+
+        Raises:
+            ValueError: a model without an indexer, or no mode of this name.
+        """
+        check_choice("indexer", mode, ("auto", "dense", "sparse"))
+        if mode == "auto":
+            return
+        if self.indexer == "off":
+            raise ValueError(
+                f"indexer={mode}: the model has no indexer; leave it out, or train one with "
+                "model.indexer.mode=dense and objective.indexer=alone (docs/sparse_attention.md)"
+            )
+        self.indexer = mode
+
     def _check(self) -> None:
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size={self.vocab_size}: must be at least 1")
@@ -237,6 +273,7 @@ class MLAConfig(PreTrainedConfig):
         check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
         check_dimensions(self)
         check_extensions(self)
+        check_indexer(self)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

@@ -6,6 +6,7 @@ Legend: B batch, T new tokens, S visible tokens, F = qk_rope_head_dim / 2, M = B
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class AttentionContext:
         is_split: with `parallel`, whether the new tokens are spread over the ranks; else each rank
             has all of them.
         recorder: attends in place of the backend and keeps the weights, or None.
+        indexing: an `ic.model.indexing.Indexing`, of what indexers choose in this pass; None where
+            none is asked.
     """
 
     cos_BTF: Tensor
@@ -58,6 +61,7 @@ class AttentionContext:
     parallel: SequenceSharing | None = None
     is_split: bool = False
     recorder: AttentionRecorder | None = None
+    indexing: Any = None
 
     def recording(self) -> AttentionContext:
         """The same with a recorder of its own.

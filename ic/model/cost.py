@@ -8,12 +8,15 @@ together they are below one per cent of the matrix products.
 from __future__ import annotations
 
 from ic.model.config import MLAConfig
+from ic.model.indexer_options import num_indexers
 
 
 def num_parameters(config: MLAConfig) -> int:
     """All parameters, embeddings included, shared ones once."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return config.num_hidden_layers * _layer_parameters(config) + embeddings + config.hidden_size
+    indexers = num_indexers(config) * _indexer_parameters(config)
+    layers = config.num_hidden_layers * _layer_parameters(config)
+    return layers + indexers + embeddings + config.hidden_size
 
 
 def matrix_parameters(config: MLAConfig) -> int:
@@ -48,8 +51,9 @@ def decode_flops_per_token(config: MLAConfig, context_length: int) -> float:
 
 
 def cache_bytes_per_token(config: MLAConfig, bytes_per_number: int = 2) -> int:
-    """Bytes of latent cache a token, all layers."""
-    return config.num_hidden_layers * config.latent_dim * bytes_per_number
+    """Bytes of latent cache a token, all layers; of a sparse model its index keys too."""
+    keys = num_indexers(config) * config.index_head_dim if config.indexer == "sparse" else 0
+    return (config.num_hidden_layers * config.latent_dim + keys) * bytes_per_number
 
 
 def _attention_flops(config: MLAConfig, visible: float) -> float:
@@ -70,6 +74,12 @@ def _attention_matrices(config: MLAConfig) -> int:
         + config.kv_lora_rank * kv_out
         + heads * config.v_head_dim * hidden
     )
+
+
+def _indexer_parameters(config: MLAConfig) -> int:
+    heads, dim = config.index_n_heads, config.index_head_dim
+    query = (config.q_lora_rank or config.hidden_size) * heads * dim
+    return query + config.hidden_size * (dim + heads) + 2 * dim
 
 
 def _layer_parameters(config: MLAConfig) -> int:

@@ -32,6 +32,8 @@ def init_weights(module: nn.Module, config: MLAConfig) -> None:
     | score.weight                                                  | normal, std D^-0.5    |
     | q_proj, q_a_proj, q_b_proj, kv_a_proj_with_mqa, kv_b_proj     | normal, std fan_in^-0.5 |
     | gate_proj, up_proj                                            | normal, std fan_in^-0.5 |
+    | wq_b, weights_proj                                            | normal, std fan_in^-0.5 |
+    | wk                                                            | normal, std fan_in^-0.5 |
     | o_proj, down_proj                                             | zero                  |
     | every bias                                                    | zero                  |
     | every norm's weight                                           | one                   |
@@ -50,6 +52,9 @@ def init_weights(module: nn.Module, config: MLAConfig) -> None:
             init.zeros_(module.bias)
     elif isinstance(module, MLARMSNorm | BlockNorm):
         init.ones_(module.weight)
+    elif isinstance(module, nn.LayerNorm):
+        init.ones_(module.weight)
+        init.zeros_(module.bias)
     elif isinstance(module, LengthTemperature) and module.kind == "ssmax":
         neutral = torch.tensor(float(SSMAX_NEUTRAL_TOKENS))
         init.constant_(module.scale, float(1 / neutral.log()))

@@ -6,6 +6,7 @@ Legend: B batch, T new tokens, S visible tokens, D hidden, W vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from transformers.utils.generic import can_return_tuple
 
 from ic.model.branches import Branches
 from ic.model.build_context import ContextBuilder
-from ic.model.cache import LatentCache
+from ic.model.cache import LatentCache, LatentLayer
 from ic.model.config import MLAConfig
 from ic.model.context import AttentionContext
 from ic.model.decoder_layer import MLADecoderLayer
 from ic.model.documents import marked_documents
 from ic.model.generation import LatentGenerationMixin
+from ic.model.indexer_options import num_indexers
+from ic.model.indexing import Indexing
 from ic.model.init import init_weights
 from ic.model.loss import shift_labels as shift
 from ic.model.norm import MLARMSNorm
@@ -30,7 +33,7 @@ from ic.model.operators import Operators, choose_operators
 from ic.model.quantised_latents import code_dtype
 from ic.model.rope import DecoupledRotaryEmbedding
 from ic.model.sharing import SequenceSharing
-from ic.model.static_cache import StaticLatentCache
+from ic.model.static_cache import StaticLatentCache, StaticLatentLayer
 from ic.model.target_methods import TargetsMixin
 
 
@@ -203,6 +206,8 @@ class MLAModel(MLAPreTrainedModel):
         if context.parallel is not None and context.is_split:
             given = context.parallel.split(given)
         context.check_shape(*given.shape[:2])
+        if context.indexing is None and self.config.indexer == "sparse":
+            context = replace(context, indexing=self.new_indexing())
         if output_attentions:
             context = context.recording()
         hidden_BTD = self.embed_tokens(given) if inputs_embeds is None else given
@@ -236,7 +241,12 @@ class MLAModel(MLAPreTrainedModel):
     def new_static_cache(self, capacity_tokens: int) -> StaticLatentCache:
         """A cache for sequences of up to `capacity_tokens`, in buffers that never move or grow."""
         layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
-        return StaticLatentCache(layers, capacity_tokens, codes)
+        cache = StaticLatentCache(layers, capacity_tokens, codes)
+        if self.config.indexer == "sparse":
+            codes = code_dtype(self.config.index_cache_dtype)
+            for _ in range(num_indexers(self.config)):
+                cache.layers.append(StaticLatentLayer(capacity_tokens, codes))
+        return cache
 
     def new_cache(self, capacity_tokens: int = 0) -> LatentCache:
         """A cache for sequences of up to `capacity_tokens`; it grows past that when it must.
@@ -246,13 +256,27 @@ class MLAModel(MLAPreTrainedModel):
         """
         layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
         if self.context_parallel is None:
-            return LatentCache(layers, capacity_tokens, codes)
+            cache = LatentCache(layers, capacity_tokens, codes)
+            if self.config.indexer == "sparse":
+                codes = code_dtype(self.config.index_cache_dtype)
+                for _ in range(num_indexers(self.config)):
+                    cache.layers.append(LatentLayer(capacity_tokens, codes))
+            return cache
         if codes is not None:
             raise ValueError(
                 f"cache_dtype={self.config.cache_dtype}: a cache that ranks share is not "
                 "quantised; leave it out, or set strategy.context_parallel_size=1"
             )
         return self.context_parallel.new_cache(layers, capacity_tokens)
+
+    def new_indexing(self, *, has_losses: bool = False) -> Indexing:
+        """For one pass: what the indexers choose if the model is sparse, and their losses."""
+        return Indexing(
+            self.config,
+            self.operators.sparse,
+            is_sparse=self.config.indexer == "sparse",
+            has_losses=has_losses,
+        )
 
     def make_context(
         self,

@@ -21,6 +21,7 @@ from ic.errors import check_choice
 from ic.model.config import MLAConfig
 from ic.model.registry import PARTS, backend_names, find_backend
 from ic.model.sdpa import Segments
+from ic.model.sparse_operators import SparseOperators
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,7 @@ class Operators:
         many_queries: decode of more tokens than `attention` takes at once: PyTorch's.
         feed_forward, loss: PyTorch's, or Liger's on a GPU where it is installed.
         fused: inference with weights side by side, by who does the norm, else PyTorch.
+        sparse: an indexer's scores and attention to what it chose, by `attention`, else PyTorch.
     """
 
     attention: AttentionOperators
@@ -295,6 +297,7 @@ class Operators:
     feed_forward: FeedForwardOperators
     loss: LossOperators
     fused: FusedOperators
+    sparse: SparseOperators
 
     def with_torch_as(self, other: Any) -> Operators:
         """The same with `other`, which provides all parts, wherever PyTorch's operators stand."""
@@ -333,6 +336,7 @@ def choose_operators(config: MLAConfig) -> Operators:
         feed_forward=torch_operators,
         loss=torch_operators,
         fused=norm if isinstance(norm, FusedOperators) else torch_operators,
+        sparse=attention if isinstance(attention, SparseOperators) else torch_operators,
     )
 
 

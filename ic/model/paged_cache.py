@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ic.model.config import MLAConfig
-from ic.model.quantised_latents import quantise
+from ic.model.indexer_options import num_indexers
+from ic.model.quantised_latents import code_dtype, quantise
 
 _NEEDS_CONTEXT = (
     "PagedLatentCache: give the model an AttentionContext that says which pages each row has"
@@ -116,20 +117,37 @@ class PagedLatentCache(Cache):
         device: torch.device,
     ) -> None:
         shape = (num_pages, page_tokens)
+        kinds = [(config.latent_dim, codes)] * config.num_hidden_layers
+        if config.indexer == "sparse":
+            index_codes = code_dtype(config.index_cache_dtype)
+            kinds += [(config.index_head_dim, index_codes)] * num_indexers(config)
         super().__init__(
             layers=[
                 PagedLatentLayer(
-                    torch.zeros(*shape, config.latent_dim, dtype=codes or dtype, device=device),
-                    None if codes is None else torch.zeros(shape, device=device),
+                    torch.zeros(*shape, width, dtype=kind or dtype, device=device),
+                    None if kind is None else torch.zeros(shape, device=device),
                 )
-                for _ in range(config.num_hidden_layers)
+                for width, kind in kinds
             ]
         )
 
 
 def token_bytes(config: MLAConfig, dtype: torch.dtype, codes: torch.dtype | None) -> int:
-    """Bytes of one token in one layer of such a cache."""
-    return config.latent_dim * (codes or dtype).itemsize + (0 if codes is None else 4)
+    """Bytes of one token's latent in one layer of such a cache."""
+    return _row_bytes(config.latent_dim, dtype, codes)
+
+
+def cache_token_bytes(config: MLAConfig, dtype: torch.dtype, codes: torch.dtype | None) -> int:
+    """Bytes of one token in all of a cache: latents, and the index keys of a sparse model."""
+    keys = 0
+    if config.indexer == "sparse":
+        index_codes = code_dtype(config.index_cache_dtype)
+        keys = num_indexers(config) * _row_bytes(config.index_head_dim, dtype, index_codes)
+    return config.num_hidden_layers * token_bytes(config, dtype, codes) + keys
+
+
+def _row_bytes(width: int, dtype: torch.dtype, codes: torch.dtype | None) -> int:
+    return width * (codes or dtype).itemsize + (0 if codes is None else 4)
 
 
 def gather_pages(

@@ -23,6 +23,7 @@ from ic.model.operators import (
 )
 from ic.model.rope import apply_rope
 from ic.model.sdpa import Segments, causal_attention
+from ic.model.sparse_operators import SparseOperators
 
 try:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
@@ -38,6 +39,7 @@ class TorchOperators(
     FeedForwardOperators,
     LossOperators,
     FusedOperators,
+    SparseOperators,
 ):
     """Every part, on every machine; the reference of the other backends."""
 

@@ -31,10 +31,16 @@ from ic.model.operators import (
     RotaryOperators,
 )
 from ic.model.sdpa import Segments
+from ic.model.triton_sparse import TritonSparseOperators
 
 
 class TritonOperators(
-    AttentionOperators, NormOperators, RotaryOperators, AppendOperators, FusedOperators
+    AttentionOperators,
+    NormOperators,
+    RotaryOperators,
+    AppendOperators,
+    FusedOperators,
+    TritonSparseOperators,
 ):
     """On a CUDA GPU from sm_80 on, or in Triton's interpreter."""
 

@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ic.kernels import triton_append_latent as append
+from ic.kernels import triton_index_ranks as index_ranks
 from ic.kernels import triton_matvec as matvec
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
@@ -286,6 +287,24 @@ def compile_matvec(capability: int, *, width: int, swiglu: bool) -> dict[str, An
     )
 
 
+def compile_index_ranks(capability: int, num_query: int, kind: str) -> dict[str, Any]:
+    """Four index heads of 64 over pages."""
+    block_t, joined, num_warps = index_ranks.index_tile(num_query, 4)
+    bits = kind == "fp8" and capability < 89
+    constants = {
+        "J": 4, "JOINED": joined, "DIM": 64, "QUANTIZED": kind != "bf16", "E4M3_BITS": bits,
+        "PAGED": True, "PAGE_SIZE": 64, "BLOCK_T": block_t, "BLOCK_S": index_ranks.BLOCK_S,
+    }  # fmt: skip
+    pointers = {
+        "q_ptr": "*bf16", "w_ptr": "*fp32", "key_ptr": "*u8" if bits else f"*{TYPES[kind]}",
+        "scale_ptr": "*fp32", "table_ptr": "*i32", "first_ptr": "*i32", "last_ptr": "*i32",
+        "rank_ptr": "*i64",
+    }  # fmt: skip
+    return compile_kernel(
+        index_ranks.index_ranks_kernel, capability, pointers, constants, num_warps=num_warps
+    )
+
+
 def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
     for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
@@ -308,6 +327,13 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         "silu mul": lambda: compile_silu_mul(capability),
         "matvec": lambda: compile_matvec(capability, width=5440, swiglu=False),
         "matvec swiglu": lambda: compile_matvec(capability, width=2048, swiglu=True),
+        "index ranks": lambda: compile_index_ranks(capability, 1, "bf16"),
+        "index ranks fp8 keys": lambda: compile_index_ranks(capability, 1, "fp8"),
+        "index ranks of a prompt": lambda: compile_index_ranks(capability, 4096, "fp8"),
+        "index ranks int8 keys": lambda: compile_index_ranks(capability, 1, "i8"),
+        "page 1": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=1),
+        "page 1, 512": lambda: compile_decode(capability, 512, 64, 16, "bf16", page_size=1),
+        "fp8, page 1": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=1),
         "page 16": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=16),
         "contiguous": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=None),
         "fp8, page 16": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=16),

@@ -38,9 +38,10 @@ def rules() -> dict[str, str]:
 
 
 CONVERTED = {"q_lora_rank": None, "query_bias": True, "qk_norm_dim": 8}
+INDEXER = {"indexer": "dense", "index_n_heads": 16, "index_head_dim": 128}
 
 
-@pytest.mark.parametrize("changes", [{}, CONVERTED], ids=["", "converted"])
+@pytest.mark.parametrize("changes", [{}, CONVERTED, INDEXER], ids=["", "converted", "indexer"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_tensor_follows_the_table(tied: bool, changes: dict) -> None:
     torch.manual_seed(0)
@@ -49,10 +50,10 @@ def test_every_tensor_follows_the_table(tied: bool, changes: dict) -> None:
     assert len(table) > 8
     for name, tensor in model.named_parameters():
         key = next((k for k in table if name.endswith((k, f"{k}.weight"))), None)
-        if "norm" in name:
-            key = "every norm's weight"
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             key = "every bias"
+        elif "norm" in name:
+            key = "every norm's weight"
         elif name == "model.embed_tokens.weight" and tied:
             key = "embed_tokens.weight, tied to lm_head"
         assert key is not None, f"{name} is missing from the table"

@@ -7,7 +7,7 @@ import torch
 from ic.inference.engine.options import EngineOptions
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.attention import EXPANDED_BYTES
-from ic.model.paged_cache import token_bytes
+from ic.model.paged_cache import cache_token_bytes, token_bytes
 
 # Left to fragmentation, graphs and other programs.
 _SPARE_SHARE = 0.1
@@ -64,7 +64,7 @@ def tokens_within(
     """
     own, held = token_bytes(config, dtype, None), token_bytes(config, dtype, codes)
     width = config.qk_nope_head_dim + config.v_head_dim + config.qk_head_dim
-    token = config.num_hidden_layers * held + own + held
+    token = cache_token_bytes(config, dtype, codes) + own + held
     with_all_heads = (num_bytes - EXPANDED_BYTES) // token
     with_one_head = num_bytes // (token + width * dtype.itemsize)
     return max(min(with_all_heads, with_one_head), 0)

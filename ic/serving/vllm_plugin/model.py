@@ -41,6 +41,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ic.model.attention import LengthTemperature
 from ic.model.config import MLAConfig
+from ic.model.indexer_options import INDEXER_WEIGHTS
 from ic.model.operators import load_operators
 from ic.model.qk_norm import KeyNorm, QueryNorm
 from ic.model.rope import DecoupledRotaryEmbedding, apply_rope
@@ -241,6 +242,11 @@ class MLAForCausalLM(nn.Module, SupportsQuant):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = self.config = our_config(vllm_config.model_config.hf_config)
+        if config.indexer == "sparse":
+            raise ValueError(
+                "indexer=sparse in the model's config.json: vLLM has no cache for our index keys; "
+                'serve with backend=engine, or write "indexer": "dense" there for dense attention'
+            )
         ranks = get_tensor_model_parallel_world_size()
         if config.num_attention_heads % ranks:
             raise ValueError(
@@ -285,6 +291,8 @@ class MLAForCausalLM(nn.Module, SupportsQuant):
         for name, tensor in weights:
             if name == "lm_head.weight" and self.config.tie_word_embeddings:
                 continue
+            if INDEXER_WEIGHTS in name and self.config.indexer == "dense":
+                continue  # attention does not ask it
             target, part = name, list[int]()
             for index, piece in enumerate(self.packed_modules_mapping["gate_up_proj"]):
                 if f".{piece}." in name:

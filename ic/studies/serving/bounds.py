@@ -14,7 +14,7 @@ from ic.kernels.benchmark_timing import measure_ceilings
 from ic.machine.gpus import find_gpu
 from ic.model import MLAForCausalLM
 from ic.model.cost import forward_flops_per_token
-from ic.model.paged_cache import token_bytes
+from ic.model.paged_cache import cache_token_bytes
 from ic.model.quantised_latents import code_dtype
 
 
@@ -76,4 +76,4 @@ def cache_bytes(model: MLAForCausalLM) -> int:
     """Bytes of one token in the caches of all layers."""
     config = model.config
     codes = code_dtype(config.cache_dtype)
-    return config.num_hidden_layers * token_bytes(config, model.dtype, codes)
+    return cache_token_bytes(config, model.dtype, codes)
