@@ -1,4 +1,4 @@
-"""Memory profiler: bytes are counted, phases do not leak into each other, files are whole."""
+"""The memory profile of a run: who holds what in each phase, and files that are whole."""
 
 from __future__ import annotations
 
@@ -13,60 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from ic.callbacks.memory_accounting import ProcessMeter, host_peak_rss_bytes, storage_bytes
-from ic.callbacks.memory_phases import GradientWatch, Phase, PhaseRecorder
+from ic.callbacks.memory_accounting import storage_bytes
 from ic.callbacks.memory_profiler import MemoryProfiler, memory_phase
 from ic.callbacks.options import MemoryProfilerOptions
-from ic.files.atomic_write import replacing, write_json
 from ic.model.cache import LatentCache
 from ic.training.language_modeling import LanguageModelingModule
 from ic.training.optimizers import is_muon_parameter
 from ic.training.options import ObjectiveOptions, OptimizerOptions
+from tests.callbacks.meters import FakeMeter, RisingMeter
 
 CPU = torch.device("cpu")
-
-
-class FakeMeter:
-    """A counter that a test sets by hand; as on CUDA, it also has reserved bytes."""
-
-    name = "fake"
-
-    def __init__(self) -> None:
-        self.now = self.top = 0
-
-    def use(self, now: int, peak: int | None = None) -> None:
-        self.now, self.top = now, max(self.top, now, peak or 0)
-
-    def current(self) -> int:
-        return self.now
-
-    def peak(self) -> int:
-        return self.top
-
-    def peak_reserved(self) -> int | None:
-        return self.top + 1000
-
-    def reset(self) -> None:
-        self.top = self.now
-
-
-class RisingMeter(FakeMeter):
-    """Every look is higher than the last: a phase keeps its latest measurement."""
-
-    def peak(self) -> int:
-        self.top += 10**9
-        return self.top
-
-    def reset(self) -> None:
-        pass
-
-
-def nothing_held() -> dict[str, int]:
-    return {"parameters": 0, "gradients": 0, "optimizer": 0}
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:
@@ -84,28 +43,7 @@ def read_phases(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "memory/memory.json").read_text())["phases"]
 
 
-# What tensors hold
-
-
-def test_storages_count_once_and_views_count_whole():
-    base = torch.zeros(100)
-    assert storage_bytes([base, base[:10], base.view(10, 10), None], CPU) == 400
-    assert storage_bytes([torch.zeros(3), torch.zeros(5, dtype=torch.int64)], CPU) == 12 + 40
-    assert storage_bytes([torch.zeros(3, device="meta")], CPU) == 0
-
-
-def test_dtensor_counts_its_local_shard():
-    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
-    try:
-        mesh = init_device_mesh("cpu", (4,))
-        sharded = distribute_tensor(torch.zeros(8, 6), mesh, [Shard(0)])
-        assert sharded.shape == (8, 6)
-        assert storage_bytes([sharded], CPU) == 2 * 6 * 4
-    finally:
-        dist.destroy_process_group()
+# What a run's tensors hold
 
 
 def test_split_is_that_of_the_model_and_adamw(tmp_path, make_trainer, make_module, make_loader):
@@ -167,71 +105,6 @@ def test_tied_embeddings_count_once(tmp_path, make_trainer, make_module, make_lo
 # Phases
 
 
-def test_activations_are_the_rest_of_the_peak():
-    meter = FakeMeter()
-    held = {"parameters": 100, "gradients": 10, "optimizer": 200}
-    recorder = PhaseRecorder(meter, lambda: dict(held))
-    meter.use(350)
-    phase = recorder.enter(Phase("forward"))
-    phase.record_cache(SimpleNamespace(nbytes=30))
-    meter.use(400, peak=1000)
-    recorder.leave(phase)
-    record = recorder.records["forward"]
-    assert record.split_bytes == {
-        "parameters": 100,
-        "gradients": 10,
-        "optimizer": 200,
-        "cache": 30,
-        "other": 40,
-        "activations": 620,
-    }
-    assert (record.peak_allocated_bytes, record.peak_reserved_bytes) == (1000, 2000)
-
-
-def test_a_lower_peak_does_not_replace_a_higher_one():
-    meter = FakeMeter()
-    recorder = PhaseRecorder(meter, nothing_held)
-    for step, peak in enumerate([500, 900, 700]):
-        recorder.step = step
-        phase = recorder.enter(Phase("forward"))
-        meter.use(100, peak=peak)
-        recorder.leave(phase)
-    record = recorder.records["forward"]
-    assert (record.num_measured, record.split_of_bytes, record.step) == (3, 900, 1)
-    assert recorder.total_peak_bytes() == 900
-
-
-def test_inner_phase_does_not_count_for_the_outer():
-    meter = FakeMeter()
-    recorder = PhaseRecorder(meter, nothing_held)
-    outer = recorder.enter(Phase("validation"))
-    meter.use(10, peak=50)
-    inner = recorder.enter(Phase("passkey"))
-    meter.use(10, peak=800)
-    recorder.leave(inner)
-    meter.use(10, peak=60)
-    recorder.leave(outer)
-    assert recorder.records["validation"].split_of_bytes == 60
-    assert recorder.records["passkey"].split_of_bytes == 800
-
-
-def test_gradients_in_backward_are_those_alive_at_the_peak():
-    meter = FakeMeter()
-    first, second = (torch.nn.Parameter(torch.ones(n)) for n in (3, 5))
-    phase = Phase("backward")
-    watch = GradientWatch(meter, phase, [first, second], CPU)
-    first.sum().backward()
-    assert phase.gradient_bytes == 0
-    meter.use(0, peak=100)  # climbs while the second gradient is computed, the first is there
-    second.sum().backward()
-    assert phase.gradient_bytes == 12
-    watch.stop()
-    assert phase.gradient_bytes == 12
-    meter.use(0, peak=200)
-    second.sum().backward()
-    assert phase.gradient_bytes == 12  # hooks are gone
-
-
 def test_activations_alive_when_backward_begins_are_not_other(
     tmp_path, make_trainer, make_module, make_loader
 ):
@@ -244,19 +117,6 @@ def test_activations_alive_when_backward_begins_are_not_other(
     assert phases["forward"]["split_bytes"]["other"] == 10**6 - held
     assert phases["backward"]["split_bytes"]["other"] == 10**6 - held
     assert phases["backward"]["split_bytes"]["activations"] == 5000
-
-
-def test_gradients_that_accumulate_do_not_count_twice():
-    meter = FakeMeter()
-    weight = torch.nn.Parameter(torch.ones(3))
-    weight.sum().backward()
-    phase = Phase("backward")
-    phase.gradient_bytes = 12
-    watch = GradientWatch(meter, phase, [weight], CPU)
-    weight.sum().backward()
-    meter.use(0, peak=100)
-    watch.stop()
-    assert phase.gradient_bytes == 12
 
 
 def test_only_the_chosen_steps_are_measured(tmp_path, make_trainer, make_module, make_loader):
@@ -305,34 +165,6 @@ def test_memory_phase_without_a_profiler_runs_the_body(make_trainer):
 def test_phase_before_setup_says_so():
     with pytest.raises(RuntimeError, match="before the trainer has called setup"):
         MemoryProfiler().phase("passkey").__enter__()
-
-
-def test_process_meter_sees_memory_that_is_gone_again():
-    meter = ProcessMeter()
-    if not meter.can_reset:
-        pytest.skip("this kernel does not let a process reset its peak counter")
-    meter.reset()
-    start = meter.current()
-    block = torch.ones(64 * 2**20, dtype=torch.uint8)
-    del block
-    assert meter.peak() - start > 60 * 2**20
-    meter.reset()
-    assert meter.peak() - start < 30 * 2**20
-
-
-def test_process_meter_leaves_the_counter_alone_when_told_to():
-    """Then a peak of before the phase is not the phase's; one above all before is."""
-    block = torch.ones(64 * 2**20, dtype=torch.uint8)
-    del block
-    meter = ProcessMeter(reset_peak=False)
-    assert not meter.can_reset
-    before = host_peak_rss_bytes()
-    meter.reset()
-    assert host_peak_rss_bytes() == before > meter.current() + 30 * 2**20
-    assert meter.peak() < meter.current() + 30 * 2**20
-    block = torch.ones(before - meter.current() + 32 * 2**20, dtype=torch.uint8)
-    del block
-    assert meter.peak() > before + 20 * 2**20
 
 
 # Files
@@ -429,20 +261,6 @@ def test_full_disk_at_the_end_does_not_hide_the_error(
 
 def disk_full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
-    path = tmp_path / "deep/report.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"a": float("nan")})
-    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
-        temporary.write_text("half \udcff", encoding="utf-8")
-    monkeypatch.setattr(os, "replace", disk_full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize("field", ["first_steps", "every_n_steps", "oom_history_entries"])
