@@ -38,6 +38,10 @@ def quieten() -> None:
         ".*gradient_checkpointing_(en|dis)able.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", pattern)
+    # transformers loads torchao wherever it is installed. It warns of kernels of its own that this
+    # build of PyTorch cannot load, and PyTorch of how it names its constants.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -10,11 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ic.errors import check_choice
 from ic.files.saved_config import MAY_CHANGE
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions
 from ic.model.indexer_options import INDEXER_WEIGHTS, IndexerOptions
-from ic.model.options import AdapterOptions
+from ic.model.options import FP8_RECIPES, AdapterOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,15 @@ class BaseModelConfig(ABC):
             `ic.checkpoint.source` knows.
         adapter: train LoRA layers alone (`model/adapter=lora`); null trains every weight.
         indexer: sparse attention over the latent.
+        fp8: multiply in FP8 in the linear layers of the decoder while training, by torchao:
+            `tensorwise` (a scale for each tensor), `rowwise` (one for each row) or
+            `rowwise_with_gw_hp` (the same, and weight gradients in full precision). Weights stay as
+            they are, and so does evaluation. Needs the extra `fp8`, and a GPU of compute capability
+            8.9 or later; a CPU emulates it.
+        fp8_keep_layers: indices of decoder layers that `fp8` leaves as they are, negative ones from
+            the end.
+        fp8_keep: names of linear layers that `fp8` leaves as they are in every decoder layer, such
+            as `kv_a_proj_with_mqa`.
     """
 
     attention: str = field(default="torch", metadata=MAY_CHANGE)
@@ -48,9 +58,19 @@ class BaseModelConfig(ABC):
     init_from: str | None = None
     adapter: AdapterOptions | None = None
     indexer: IndexerOptions = field(default_factory=IndexerOptions)
+    fp8: str | None = field(default=None, metadata=MAY_CHANGE)
+    fp8_keep_layers: list[int] = field(default_factory=lambda: [0, -1], metadata=MAY_CHANGE)
+    fp8_keep: list[str] = field(default_factory=list, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         Backends(self.attention, self.norm, self.rope)
+        if self.fp8 is not None:
+            check_choice("model.fp8", self.fp8, FP8_RECIPES)
+            if self.adapter is not None:
+                raise ValueError(
+                    f"model.fp8={self.fp8} does not go with model/adapter, whose matrices are too "
+                    "narrow to gain from it; set one of the two to null"
+                )
 
     @property
     @abstractmethod

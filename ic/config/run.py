@@ -122,6 +122,12 @@ class RunConfig:
                 f"strategy=fsdp does not run {what}; choose strategy=fsdp2, which shards too, "
                 "strategy=ddp, or one device"
             )
+        if self.model.fp8 is not None and self.preference is not None:
+            raise ValueError(
+                f"model.fp8={self.model.fp8} does not go with preference training: the policy's "
+                "products would be rounded and the reference's not, and rewards would show the "
+                "difference; set model.fp8=null"
+            )
         if self.model.compile and self.data.mixes_lengths:
             raise ValueError(
                 "model.compile=true compiles anew for each length, and the rows of "

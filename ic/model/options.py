@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 # What a cache of latents holds: the model's dtype, or codes of one byte with a scale per token.
 CACHE_DTYPES = ("auto", "fp8", "int8")
+# How torchao scales the operands of an FP8 product, by its own names.
+FP8_RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 
 
 @dataclass

@@ -19,10 +19,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def is_bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is of this very class, without hooks and with its class's `forward`.
 
-    Parametrizations change the class; accelerate's offloading replaces `forward`.
+    Parametrizations change the class; accelerate's offloading replaces `forward`. A layer that
+    multiplies in FP8 while it trains is a plain linear layer in evaluation.
     """
     if type(layer) is not kind:
-        return False
+        in_evaluation = kind is nn.Linear and not layer.training
+        if not (in_evaluation and getattr(type(layer), "is_linear_in_evaluation", False)):
+            return False
     # Every decoded token asks every layer: nn.Module's own look-up takes longer than the rest.
     own = layer.__dict__
     return not (

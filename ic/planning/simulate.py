@@ -72,7 +72,7 @@ class FakeRun:
         liger: with `on_gpu`, Liger's kernels.
 
     Raises:
-        ValueError: a precision that this cannot simulate, LoRA, or distillation.
+        ValueError: a precision that this cannot simulate, LoRA, FP8, or distillation.
     """
 
     def __init__(
@@ -80,6 +80,11 @@ class FakeRun:
     ) -> None:
         if config.model.adapter is not None:
             raise ValueError("plan does not know LoRA (model/adapter); plan without it")
+        if config.model.fp8 is not None:
+            raise ValueError(
+                f"plan does not know what FP8 products take (model.fp8={config.model.fp8}); plan "
+                "without them, with model.fp8=null"
+            )
         if config.distillation is not None:
             raise ValueError(
                 "plan does not know what a distillation's teacher takes; plan the student alone "

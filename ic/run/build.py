@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.callbacks.throughput import Throughput
@@ -23,7 +24,8 @@ from ic.inference.loading import Opened
 from ic.machine.devices import check_accelerator, check_devices, num_devices, runnable_backends
 from ic.machine.slurm_job import SlurmJob
 from ic.model import MLAForCausalLM
-from ic.model.backends import Backends
+from ic.model.backends import Backends, gpu_capability
+from ic.model.fp8 import check_fp8, use_fp8
 from ic.run.resume import Start, begins_again
 from ic.tracking.tracker import Tracker
 from ic.training.find_callback import find_callback
@@ -66,6 +68,12 @@ def build_run(config: RunConfig, start: Start | None = None) -> Run:
     restored = start is not None and start.checkpoint is not None and config.preference is None
     teacher = _open_teacher(config, tokenizer)
     model = config.model.build(tokenizer, take_over=not restored)
+    if (recipe := config.model.fp8) is not None:
+        capability = gpu_capability(config.trainer.accelerator)
+        keep_layers, keep = config.model.fp8_keep_layers, config.model.fp8_keep
+        rank_zero_info(
+            f"model.fp8={recipe}: {use_fp8(model, recipe, capability, keep_layers, keep)}"
+        )
     module = build_module(config, model, tokenizer, teacher)
     io = FolderCheckpointIO(model.config, tokenizer, config.model.adapter)
     trainer = build_trainer(config, io, start)
@@ -198,11 +206,13 @@ def adapt_to_gpu(config: RunConfig) -> RunConfig:
     """The configuration that this machine can run; a line on rank 0 says what is different.
 
     Raises:
-        ValueError: Triton asked for without a GPU.
+        ValueError: Triton asked for without a GPU, or FP8 products that it cannot compute.
     """
     model, trainer = config.model, config.trainer
     resolved = runnable_backends(
         Backends(model.attention, model.norm, model.rope, trainer.precision), trainer.accelerator
     )
+    if model.fp8 is not None:
+        check_fp8(model.fp8, gpu_capability(trainer.accelerator))
     model = replace(model, attention=resolved.attention, norm=resolved.norm, rope=resolved.rope)
     return replace(config, model=model, trainer=replace(trainer, precision=resolved.precision))

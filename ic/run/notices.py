@@ -17,6 +17,11 @@ def notices(config: RunConfig, start: Start) -> list[str]:
             "model/adapter=lora on random weights: what stays frozen was never trained. Give a "
             "trained model with model.init_from=, or leave the adapter out to train every weight"
         )
+    if model.fp8 is not None and trainer.accelerator != "cpu" and not model.compile:
+        lines.append(
+            f"model.fp8={model.fp8} without model.compile=true: the casts to FP8 are launched one "
+            "by one, which may take longer than the products save"
+        )
     if 0 < trainer.max_steps < optimizer.warmup_steps:
         lines.append(
             f"optimizer.warmup_steps={optimizer.warmup_steps} is beyond "

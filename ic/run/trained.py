@@ -104,9 +104,10 @@ def _with_weights(config: RunConfig) -> tuple[RunConfig, Path]:
             "last one of a run with its own configuration"
         )
     folder = config.folder.resolve_checkpoint(config.ckpt_path)
-    config = adapt_to_gpu(config)
-    model = replace(config.model, init_from=str(folder))
-    return replace(config, ckpt_path=None, model=model), folder.resolve()
+    # Only training multiplies in FP8.
+    model = replace(config.model, init_from=str(folder), fp8=None)
+    config = adapt_to_gpu(replace(config, ckpt_path=None, model=model))
+    return config, folder.resolve()
 
 
 def _rows_of_all_ranks(trainer: Trainer, batches: list[Any]) -> list[dict[str, Any]]:

@@ -54,6 +54,12 @@ def test_loss_and_validation_of_a_short_run(
         ),
         (["model/adapter=lora"], Start(), ["model/adapter=lora on random weights"]),
         (["model/adapter=lora", "model.init_from=x"], Start(), []),
+        (
+            ["model.fp8=rowwise", "trainer.accelerator=gpu"],
+            Start(),
+            ["model.fp8=rowwise without model.compile=true"],
+        ),
+        (["model.fp8=rowwise", "trainer.accelerator=gpu", "model.compile=true"], Start(), []),
         (["model/adapter=lora"], Start(Path("step=1")), []),
     ],
 )
