@@ -16,6 +16,8 @@ from importlib.util import find_spec
 
 from torch import nn
 
+from ic.model.indexer_options import INDEXER_WEIGHTS
+
 FIRST_FP8 = (8, 9)
 """The compute capability from which on matrix units multiply FP8."""
 MULTIPLE = 16
@@ -74,7 +76,7 @@ def choose_layers(model: nn.Module, keep_layers: list[int], keep: list[str]) -> 
 
     Args:
         model: with decoder layers in a list called `layers`. What lies outside them, such as the
-            head, is never chosen.
+            head, and an indexer are never chosen.
         keep_layers: indices of decoder layers that stay, negative ones from the end.
         keep: names of linear layers that stay in every decoder layer.
 
@@ -84,7 +86,9 @@ def choose_layers(model: nn.Module, keep_layers: list[int], keep: list[str]) -> 
     linear = {
         name: (int(found[1]), module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (found := _LAYER.search(name))
+        if isinstance(module, nn.Linear)
+        and INDEXER_WEIGHTS not in name
+        and (found := _LAYER.search(name))
     }
     count = 1 + max((index for index, _ in linear.values()), default=-1)
     if outside := [index for index in keep_layers if not -count <= index < count]:

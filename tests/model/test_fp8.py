@@ -62,6 +62,13 @@ def test_negative_indices_count_from_the_end(make_model: Callable[..., MLAForCau
     assert len(kept) == 16
 
 
+def test_an_indexer_stays(make_model: Callable[..., MLAForCausalLM]) -> None:
+    sizes = {"index_topk": 12, "index_head_dim": 16, "index_n_heads": 16, "q_lora_rank": 32}
+    model = make_model(indexer="dense", **sizes)
+    assert model.model.layers[1].self_attn.indexer.wk.weight.shape == (16, 64)
+    assert choose_layers(model, [], []) == choose_layers(make_model(q_lora_rank=32), [], [])
+
+
 @pytest.mark.parametrize(
     ("keep_layers", "keep", "message"),
     [
