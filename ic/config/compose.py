@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,7 +17,7 @@ from ic.config.explain import explain, known_keys, unknown_option, wrong_value
 from ic.config.groups import CONF, groups_of, register_schemas
 from ic.config.numbers import check_numbers
 from ic.config.switched_off import below_null, below_value, switch_on
-from ic.config.typed_values import spell_values
+from ic.config.typed_values import field_type, is_single, spell_values
 from ic.errors import UsageError
 
 
@@ -40,19 +41,21 @@ def compose_config(
                 f"{override}: Hydra's own settings have no effect here; a run's folder is "
                 "output_dir=, name= and run_id="
             )
-    overrides = spell_values(schema, overrides)
+    overrides, named = _like_groups(schema, spell_values(schema, overrides))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = switch_on(verb, schema, overrides)
         try:
             cfg = compose(verb, overrides)
+            for override in OverridesParser.create().parse_overrides(named):
+                OmegaConf.update(cfg, override.key_or_group, override.value())
         except MissingConfigException as error:
             raise unknown_option(error) from error
         except HydraException as error:
             known = known_keys(verb, overrides)
             extended = _extend_tables(overrides, known)
             if extended != overrides:
-                return compose_config(verb, schema, extended, check=check)
+                return compose_config(verb, schema, [*extended, *named], check=check)
             raise below_value(schema, overrides, known) or explain(error, known) from error
         except OmegaConfBaseException as error:
             known = known_keys(verb, overrides)
@@ -82,6 +85,16 @@ def describe_groups(verb: str) -> dict[str, list[str]]:
     """Every group that the verb's configuration chooses from, each with its options."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return groups_of(verb)
+
+
+def _like_groups(schema: type, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and apart from them those of fields with a group's name, such as `evaluation`
+    of `register`: Hydra would take their values for a choice of the group's options.
+    """
+    names = [each.name for each in fields(schema) if (CONF / each.name).is_dir()]
+    names = [name for name in names if is_single(field_type(schema, [name]))]
+    apart = [each for each in overrides if each.lstrip("+").partition("=")[0] in names]
+    return [each for each in overrides if each not in apart], apart
 
 
 def _extend_tables(overrides: list[str], known: list[str]) -> list[str]:

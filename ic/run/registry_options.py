@@ -17,7 +17,7 @@ class RegisterOptions:
         name: of the model in the registry; a new version of it is made.
         run: a run's folder: its last checkpoint, with what was measured of it.
         source: in its place any source of a model of ours, in a form that `ic.checkpoint.source`
-            knows.
+            knows; or the Hugging Face folder of another, with a card, such as one to be converted.
         evaluation: folder that `evaluate` wrote; null is what the run has, for a source nothing.
         alias: that the new version gets; champion is given by `promote` alone.
         uri: of MLflow's server; null is $MLFLOW_TRACKING_URI.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ic.checkpoint.source import Source, find_source
 from ic.errors import UsageError
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import check_chosen, suite_names
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from transformers import PreTrainedTokenizerBase
 
-    from ic.checkpoint.source import Source
     from ic.evaluation.suite import Suite
 
 
@@ -159,11 +159,20 @@ def _as_in_run(suite: str, own: dict[str, Any], folder: str) -> str:
     return name
 
 
+def check(config: Config) -> None:
+    """Refuse a source that is none, before PyTorch is loaded.
+
+    Raises:
+        CheckpointError: naming it.
+        UsageError: the registry does not have it, or does not answer.
+    """
+    find_source(config.checkpoint)
+
+
 def run(config: Config) -> int:
     """Evaluate each suite: its cells, CSV file, picture and results file, and a table."""
     import torch
 
-    from ic.checkpoint.source import find_source
     from ic.evaluation.registry import build_suite
     from ic.parallel.launch import launched_ranks
 

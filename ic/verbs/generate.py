@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ic.checkpoint.source import find_source
 from ic.inference.generate.options import GenerateOptions as Config
 
 
 def check(config: Config) -> None:
-    """Refuse what can be refused before PyTorch is loaded."""
+    """Refuse what can be refused before PyTorch is loaded: prompts, and a source that is none."""
     config.check_prompts()
+    find_source(config.checkpoint)
 
 
 def run(config: Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from ic.cli import find_verbs
 from ic.config.callbacks import MemoryProfilerConfig, ProfilerConfig
 from ic.config.compose import compose_config
+from ic.config.groups import CONF
 from ic.config.logger import WandbConfig
 from ic.config.objective import PreferenceConfig
 from ic.config.run import RunConfig
 from ic.config.sweep import sweep_jobs
-from ic.config.typed_values import field_type, spell_values
+from ic.config.typed_values import field_type, is_single, spell_values
 from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.model.options import AdapterOptions
 from ic.studies.ablation.options import AblationConfig, AblationVariant
@@ -220,3 +223,18 @@ def test_values_of_a_sweep_are_typed_too(sweep: str) -> None:
 def test_the_evaluation_of_a_run_may_be_given_as_a_table() -> None:
     config, _ = compose_config("fit", RunConfig, ["evaluation={lengths: 512, tasks: [single]}"])
     assert config.evaluation == PasskeyGridConfig(lengths=[512], tasks=["single"])
+
+
+def test_a_field_with_the_name_of_a_group_takes_a_value() -> None:
+    """`evaluation` of `register` is a folder; of `fit` it is an option of the group."""
+    found = {}
+    for name, verb in find_verbs().items():
+        schema = verb.module.Config
+        for each in fields(schema):
+            if (CONF / each.name).is_dir() and is_single(field_type(schema, [each.name])):
+                for value in ("some/folder", "12_3", "a b=c"):
+                    given = [f"{each.name}={value}"]
+                    _, text = compose_config(name, schema, given, check=False)
+                    assert OmegaConf.create(text)[each.name] == value
+                found[name, each.name] = schema
+    assert {("register", "evaluation"), ("ab_route", "experiment")} <= found.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tests.serving.served import NAME, greedy, served
 from tests.tracking.mlflow_server import MLflowServer
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.tracking
+pytestmark = [pytest.mark.tracking, pytest.mark.usefixtures("mlflow_environment")]
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -37,27 +37,6 @@ RUN = (
     f"trainer.max_steps={STEPS}",
     "overwrite=false",
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
-    found = MLflowServer(tmp_path_factory.mktemp("mlflow"))
-    try:
-        found.start()
-        yield found
-    finally:
-        found.kill()
-
-
-@pytest.fixture(autouse=True)
-def environment(
-    server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    registered_folder.cache_clear()
-    yield
-    registered_folder.cache_clear()
 
 
 def kill_in_step(step: int) -> None:

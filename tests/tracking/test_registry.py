@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ic.tracking.registry import CHECKSUMS, Registry, Version, digest_of, write_
 from ic.tracking.server import check_server, server_uri
 
 pytest.importorskip("mlflow")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,34 @@ def test_a_server_that_nobody_named() -> None:
         find_source("models:/tiny@champion")
     with pytest.raises(UsageError, match="write models:/NAME@ALIAS or models:/NAME/VERSION"):
         find_source("models:/tiny")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("serve", "backend=engine", "port=0", "source={}"),
+        ("evaluate", "suite=passkey", "checkpoint={}"),
+        ("generate", "prompt=hello", "checkpoint={}"),
+        ("convert", "output=out", "source={}"),
+    ],
+    ids=lambda asked: asked[0],
+)
+def test_a_registry_that_is_down_is_one_line(asked: tuple[str, ...], tmp_path: Path) -> None:
+    """Each verb says so before it loads PyTorch, which it would announce in a line before."""
+    down = "http://127.0.0.1:9"
+    command = [part.format("models:/tiny@champion") for part in asked]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": down, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    env["PYTHONPATH"] = str(ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ic", *command],
+        capture_output=True, text=True, cwd=tmp_path, env=env, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"ic: the registry at {down} does not do it: ")
+    assert "is the server up, and is MLFLOW_TRACKING_URI its address?" in line
+    assert not ended.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def copies(monkeypatch: pytest.MonkeyPatch, there: Path) -> None:
