@@ -100,9 +100,7 @@ def _copy_model(source: Source, folder: Path) -> None:
     read_config(source)  # refuses what cannot be loaded
     weights = weight_files(path)
     if not (path / CARD).is_file():
-        raise _without_card(
-            source, "take its publisher's, or write one"
-        )
+        raise _without_card(source, "take its publisher's, or write one")
     folder.mkdir()
     own = [path / CONFIG, path / CARD, path / INDEX, *path.glob("LICEN[CS]E*")]
     for file in (*weights, *own):

@@ -19,7 +19,7 @@ from ic.errors import UsageError
 from ic.evaluation.registry import suite_names
 from ic.files.atomic_write import replacing
 from ic.planning.measurements import MEASUREMENTS, Measurements
-from ic.studies.tables.deepseek import compression_table, design_table
+from ic.studies.tables.deepseek import compression_table, design_table, paper_table
 from ic.studies.tables.diagrams import DIAGRAMS
 from ic.studies.tables.headline import headline_table
 from ic.studies.tables.machine import (
@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cache": cache_table,
     "compression": compression_table,
     "design": design_table,
+    "paper": paper_table,
     "plan": plan_table,
     "preference": preference_table,
     "scaling": scaling_table,

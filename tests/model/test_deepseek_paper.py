@@ -5,6 +5,7 @@ written down token by token and head by head; and what `docs/deepseek_v3.md` say
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import DeepseekV3Config
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.cache import LatentCache
 from ic.model.cost import cache_bytes_per_token
-from ic.studies.tables.deepseek import SHAPES, Shape, compression_table
+from ic.studies.tables.deepseek import SHAPES, Shape, compression_table, paper_table
 from tests.conftest import SMALL, randomize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,6 +158,37 @@ def test_caches_take_what_the_table_says(shape: Shape) -> None:
     of_heads = 2 * shape.heads * shape.head_dim  # a key and a value of each head
     assert cells[6] == f"{of_heads:,}"
     assert float(cells[8]) == pytest.approx(of_heads / (shape.latent + shape.rope), abs=0.05)
+
+
+def test_the_papers_figures_follow_from_its_shapes() -> None:
+    """What a row calls theirs is what caches of their shapes hold, allocated or by their heads."""
+    cells = [[cell.strip() for cell in line.split("|")] for line in paper_table().splitlines()[2:]]
+    rows = {row[1].removeprefix("V2, ").removeprefix("MLA against MHA: "): row for row in cells}
+    for shape, row in (
+        ("DeepSeek-V2-Lite", "small MoE with MLA"),
+        ("DeepSeek-V2", "large MoE with MLA"),
+    ):
+        config = next(each.config for each in SHAPES if each.name == shape)
+        cache = LatentCache(config.num_hidden_layers, capacity_tokens=1)
+        for each in cache.layers:
+            each.append(
+                *(
+                    torch.zeros(1, 1, n, dtype=torch.bfloat16)
+                    for n in (config.kv_lora_rank, config.qk_rope_head_dim)
+                )
+            )
+        held = cache.nbytes // 2
+        assert f"{held / 1000:.1f}K" == rows[row][2]
+        assert rows[row][3].endswith(f": {held:,}")
+    assert rows["small MoE with MHA"][3].endswith(f": {27 * 16 * 2 * 128:,}")
+    assert rows["small MoE with MHA"][2] == "110.6K"
+    assert rows["abstract: less cache than DeepSeek 67B"][2:4] == ["93.3 %", "93.3 %"]
+    assert rows["table 1: MLA in heads"][3] == "V2 and V3 4.5, 1B 2.0 d<sub>h</sub> l"
+    per_token = json.loads((ROOT / "docs/results/cache-memory.json").read_text())["rows"]
+    for row in per_token:
+        kind = row["cache"].partition(",")[0]
+        if row["cache"].endswith("bf16"):
+            assert f" {row['bytes_per_token'] / 2:,.0f} " in f"{rows[f'table 1: {kind}'][3]} "
 
 
 def test_the_presets_are_those_of_the_table() -> None:

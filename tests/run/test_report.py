@@ -187,6 +187,30 @@ def test_of_a_run_that_has_not_ended(ic: Run, run: RunFolder) -> None:
     assert page.headings == ["Curves", "Configuration"]
 
 
+def test_how_long_it_trained_and_on_what(ic: Run, run: RunFolder) -> None:
+    """On a CPU there are no GPU hours; numbers have their thousands set apart, a seed has not."""
+    assert not {"GPUs", "GPU hours"} & Page(run.report).facts.keys()
+    throughput = json.loads(run.throughput.read_text())
+    timed = {"num_steps": 2600, "num_steps_timed": 2000, "tokens_timed": 3_600_000}
+    on = {
+        "tokens_per_s": 500.0,
+        "num_devices": 8,
+        "device": "NVIDIA H100",
+        "tokens_seen": 4_680_000,
+    }
+    run.throughput.write_text(json.dumps({**throughput, **timed, **on}))
+    results = json.loads(run.results.read_text())
+    row = {"what": "some_text", "documents": 1234567, "bytes": 98765.4, "seed": 12345, "loss": 1.5}
+    run.results.write_text(json.dumps({**results, "rows": [*results["rows"], row]}))
+    assert ic("report", f"run={run.path}") == 0
+    page = Page(run.report)
+    assert page.facts["training time"] == "2:00:00 in 2,000 of 2,600 steps"
+    assert page.facts["GPUs"] == "8 x NVIDIA H100"
+    assert page.facts["GPU hours"] == "16.00 in 2,000 of 2,600 steps"
+    assert page.facts["tokens seen"] == "4,680,000"
+    assert page.row("1,234,567") == ["1,234,567", "98,765", "12345", "1.5"]
+
+
 def test_warnings_stand_at_the_top(ic: Run, run: RunFolder) -> None:
     results = json.loads(run.results.read_text())
     changed = {**results, "commit": "abc+changes", "status": "evaluation incomplete"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ic.display.numbers import gib, percent, short_number, tokens
+from ic.display.numbers import clock_text, gib, percent, short_number, tokens
 from ic.errors import UsageError
 from ic.evaluation.registry import build_suite, suite_names
 from ic.files.json_lines import read_rows
@@ -118,7 +118,8 @@ def _facts(
         of = f" of {asked:,}" if isinstance(asked, int) and asked > 0 else ""
         facts.append(("optimizer steps", f"{steps:,}{of}"))
     if (seen := throughput.get("tokens_seen")) is not None:
-        facts.append(("tokens seen", short_number(seen)))
+        facts.append(("tokens seen", f"{seen:,}"))
+    facts += _time(throughput)
     lengths = [row["context_length_tokens"] for row in throughput.get("by_context_length", ())]
     if lengths:
         facts.append(("longest training text", f"{max(lengths):,} tokens"))
@@ -136,6 +137,24 @@ def _facts(
         if key in found:
             facts.append((key, str(found[key])))
     return facts
+
+
+def _time(throughput: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """How long its steps took, and on how much; not what stood between them, nor the untimed ones.
+    What that costs depends on prices, which `python -m ic cost` has.
+    """
+    timed = throughput.get("num_steps_timed")
+    if not timed:
+        return
+    seconds, devices = (
+        throughput["tokens_timed"] / throughput["tokens_per_s"],
+        throughput["num_devices"],
+    )
+    steps = f"{timed:,} of {throughput['num_steps']:,} steps"
+    yield "training time", f"{clock_text(seconds)} in {steps}"
+    if throughput["device"] != "cpu":
+        yield "GPUs", f"{devices:,} x {throughput['device']}"
+        yield "GPU hours", f"{seconds * devices / 3600:,.2f} in {steps}"
 
 
 def _warnings(run: RunFolder, found: Mapping[str, Any]) -> Iterable[str]:
@@ -251,7 +270,7 @@ def _others(rows: Sequence[Mapping[str, Any]]) -> Iterable[Part]:
         heads = [
             key for key in dict.fromkeys(key for row in of_kind for key in row) if key != "what"
         ]
-        lines = [[_plain(row.get(head)) for head in heads] for row in of_kind]
+        lines = [[_in_table(head, row.get(head)) for head in heads] for row in of_kind]
         title = kind.replace("_", " ").capitalize()
         yield Part(title, "", [Table([head.replace("_", " ") for head in heads], lines)])
 
@@ -276,6 +295,16 @@ def _environment(found: Mapping[str, Any]) -> Part | None:
     ]
     lines += [[name, _plain(value)] for name, value in found.get("versions", {}).items()]
     return Part("Environment", "", [Table(["", ""], lines)]) if lines else None
+
+
+def _in_table(head: str, value: Any) -> str:
+    """A quantity with its thousands set apart; a seed is none."""
+    if head != "seed" and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int):
+            return f"{value:,}"
+        if 1e4 <= abs(value) < 1e15:
+            return f"{value:,.0f}"
+    return _plain(value)
 
 
 def _plain(value: Any) -> str:
