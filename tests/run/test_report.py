@@ -297,6 +297,15 @@ def test_curves_show_what_was_logged() -> None:
     assert draw_curves(ROWS[:1]) is None
 
 
+def test_large_numbers_of_an_axis_have_their_thousands_set_apart() -> None:
+    rows = [{"step": str(n), "train/tokens_per_s": str(n)} for n in (0, 24_000)]
+    figure = draw_curves(rows)
+    assert figure is not None
+    texts = {"".join(each.itertext()) for each in ElementTree.fromstring(as_svg(figure)).iter()}
+    assert {"20,000", "5,000"} <= texts
+    assert not {"20000", "5000"} & texts
+
+
 def test_curves_take_the_colour_of_the_page() -> None:
     figure = draw_curves(ROWS)
     assert figure is not None

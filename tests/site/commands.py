@@ -20,9 +20,11 @@ _FIRST = [
 ]
 DOCUMENTS = [
     *_FIRST,
-    ROOT / "CONTRIBUTING.md",
+    *(ROOT / name for name in ("CONTRIBUTING.md", "PROGRESS.md", "ROADMAP.md")),
     *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page not in _FIRST),
 ]
+# Tables of these name commands in backquotes.
+_NAMED = re.compile(r"`((?:python -m (?:ic|pytest)|make) [^`]+)`")
 # What a line of a block begins with, if it is a command.
 _BEGINS = re.compile(
     r"(python -m|python \S+\.py|make|bash|sbatch|srun|torchrun|pip|git|docker|helm|kubectl"
@@ -67,6 +69,9 @@ AS_WRITTEN = [
     r"python -m ic cost( |$)",
     r"python -m ic doctor$",
     r"python -m ic benchmark list_cases=true$",
+    r"python -m ic benchmark serving checkpoint=runs/mla_tiny/default ",
+    r"python -m ic ab simulate$",
+    r"python -m ic fit experiment=mla_tiny debug=default --print_config$",
     r"python -m ic export checkpoint=(runs/mla_tiny/default|runs/heal/mine) output=\S+$",
     r"python -m ic make_tokenizer files=\[book\.txt\]",
     r"python -m ic make_preferences output=needles/val",
@@ -83,6 +88,7 @@ SKIPPED = {
     r"docker |helm |kubectl ": "a container engine or a cluster: make images and make chart",
     r"ansible|apt-get ": "hosts with root: make hosts runs the playbooks",
     r"pip ": "an installation",
+    r"python -m pytest ": "tests: make test runs them",
     r"curl |IC_SERVE_TOKEN": "a server that is up: tests/serving asks those routes",
     r"\.ci/|gh |cosign |OWNER=": "a release, or its signatures: a network",
     r"python -m tests\.chaos": "hours; tests/chaos runs it with 40 kills",
@@ -124,6 +130,8 @@ def commands() -> list[Command]:
     found: dict[str, Command] = {}
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
+        if document.name in ("PROGRESS.md", "ROADMAP.md"):
+            text = _NAMED.sub(r"\n```\n\1\n```\n", text)
         for block in re.findall(r"^ *```\w*\n(.*?)```", text, flags=re.S | re.M):
             lines = re.sub(r"\\\n\s*", "", block).splitlines()
             for line, after in zip(lines, [*lines[1:], ""], strict=True):

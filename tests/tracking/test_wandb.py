@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from tests.conftest import SHORT
 from tests.run.killed import kill_in, run_and_die
 from tests.tracking.wandb_server import wandb_server
 
-pytest.importorskip("wandb")
+wandb = pytest.importorskip("wandb")
 pytestmark = pytest.mark.tracking
 
 Run = Callable[..., int]
@@ -35,27 +35,44 @@ RUN = (
 KEY = "a" * 40
 
 
+@pytest.fixture(autouse=True)
+def session() -> Iterator[None]:
+    """W&B's client reads its environment once in a process: the next test has a server of its own."""
+    yield
+    wandb.teardown()
+
+
 def kill_in_step(step: int) -> None:
     kill_in(
         LanguageModelingModule, "training_step", lambda module: module.trainer.global_step == step
     )
 
 
+@pytest.mark.parametrize("between", [False, True], ids=["sent once", "sent between the starts"])
 def test_a_killed_run_is_one_run_when_it_is_sent(
-    ic: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ic: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    between: bool,
 ) -> None:
-    """Killed in step 5, so that steps 4 and 5 are taken again from the checkpoint of step 4; W&B's
-    own client and its own command send to a stand-in of its server.
+    """Killed in step 5, so that steps 4 and 5 are taken again from the checkpoint of step 4; `sync`
+    sends by W&B's own client to a stand-in of its server, after both starts or after each.
     """
     run_and_die(tmp_path, RUN, kill_in_step, 5)
     folder = RunFolder(tmp_path / "runs/debug/default")
     assert folder.last.resolve().name == "step=4"
-    assert ic(*RUN, "ckpt_path=last") == 0
     who = saved_identity(folder)
     assert who is not None
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        if between:
+            assert ic("sync", "runs/debug/default") == 0
+            sent = [row[STEP] for row in server.history(who.wandb_id) if "train/loss" in row]
+            assert sent == [0, 1, 2, 3, 4]  # of step 5 nothing was logged
+        assert ic(*RUN, "ckpt_path=last") == 0
+        assert not list(tmp_path.rglob("offline-run-*"))  # W&B's own pieces
         assert ic("sync", "runs/debug/default") == 0
         assert re.search(r"W&B: [\d,]+ bytes sent", capfd.readouterr().out)
         (run,) = server.streams

@@ -18,6 +18,7 @@ TRAIN_COLOR, VAL_COLOR, GRID_COLOR = "#4C8BC9", "#D9596F", "#999999"
 # Text and axes. In an SVG they become `currentColor`, which follows a page's light or dark theme.
 _INK = "#0a0b0c"
 _COLUMNS = 2
+_WHOLE_FROM = 2000  # axes that reach it show whole numbers with their thousands set apart
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _dress(axis: Axes, panel: Panel, several: bool) -> None:
     axis.spines[["left", "bottom"]].set_color(_INK)
     if panel.log2:
         axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter("{x:,.0f}")
+    large = [axis.yaxis] if panel.log2 or axis.get_ylim()[1] >= _WHOLE_FROM else []
+    for each in [*large, *([axis.xaxis] if axis.get_xlim()[1] >= _WHOLE_FROM else [])]:
+        each.set_major_formatter("{x:,.0f}")
     if several:
         axis.legend(frameon=False, fontsize=8, labelcolor=_INK)
