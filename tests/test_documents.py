@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import signal
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,21 @@ def test_every_page_is_in_the_sites_navigation() -> None:
     pages = [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
     pages = [page for page in pages if not page.startswith("runbooks/")]
     assert sorted(page for page in listed if page not in made) == sorted(pages)
+
+
+def test_the_index_lists_every_extra() -> None:
+    """Those of users; and no page asks for one that is not there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    table = (ROOT / "docs/index.md").read_text().partition("## Install")[2].partition("##")[0]
+    first = re.findall(r"^\| (`[^|]+`) \|", table, flags=re.M)
+    listed = [name for cell in first for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(set(extras) - {"dev", "docs", "mutants"})
+    for document in DOCUMENTS:
+        asked = re.findall(r"pip install (?:-e )?'[\w.-]*\[([\w,]+)\]'", document.read_text())
+        for name in ",".join(asked).split(",") if asked else ():
+            assert name in {*extras, "EXTRA", "ruler"}, f"{document.name}: {name}"
 
 
 def test_make_targets_exist() -> None:
