@@ -47,8 +47,8 @@ def compose_config(
         overrides = switch_on(verb, schema, overrides)
         try:
             cfg = compose(verb, overrides)
-            for override in OverridesParser.create().parse_overrides(named):
-                OmegaConf.update(cfg, override.key_or_group, override.value())
+            for each in OverridesParser.create().parse_overrides(named):
+                OmegaConf.update(cfg, each.key_or_group, each.value())
         except MissingConfigException as error:
             raise unknown_option(error) from error
         except HydraException as error:
