@@ -82,6 +82,11 @@ class BaseModelConfig(ABC):
     def sizes(self) -> dict[str, Any]:
         """The model's dimensions and choices, in `MLAConfig`'s names."""
 
+    @property
+    def index_mode(self) -> str:
+        """The indexer's mode: what is given, else the folder's."""
+        return self.indexer.mode or self.sizes.get("indexer", "off")
+
     @abstractmethod
     def mla_config(self, vocab_size: int, **token_ids: Any) -> MLAConfig:
         """The Hugging Face configuration of this model.

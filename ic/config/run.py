@@ -25,7 +25,7 @@ from ic.evaluation.passkey.grid import PasskeyGridConfig
 from ic.evaluation.registry import check_chosen
 from ic.files.run_folder import RunFolder
 from ic.files.saved_config import MAY_CHANGE
-from ic.training.options import DISTILLATION_METRICS, OptimizerOptions
+from ic.training.options import DISTILLATION_METRICS, INDEXER_METRICS, OptimizerOptions
 
 
 @dataclass
@@ -128,6 +128,7 @@ class RunConfig:
                 "products would be rounded and the reference's not, and rewards would show the "
                 "difference; set model.fp8=null"
             )
+        self._check_indexer()
         if self.model.compile and self.data.mixes_lengths:
             raise ValueError(
                 "model.compile=true compiles anew for each length, and the rows of "
@@ -180,6 +181,37 @@ class RunConfig:
                 f"data.context_length={longest}"
             )
 
+    def _check_indexer(self) -> None:
+        mode, trained = self.model.index_mode, self.objective.indexer
+        if trained != "none":
+            if mode == "off":
+                raise ValueError(
+                    f"objective.indexer={trained}: the model has no indexer; set "
+                    "model.indexer.mode=dense or sparse, or leave it out"
+                )
+            if self.preference is not None or self.distillation is not None or self.model.adapter:
+                raise ValueError(
+                    f"objective.indexer={trained} goes without preference training, distillation "
+                    "and LoRA (model/adapter): train the indexer in a run of its own"
+                )
+            if self.strategy.name in ("fsdp", "fsdp2"):
+                raise ValueError(
+                    f"objective.indexer={trained} does not run with strategy={self.strategy.name}, "
+                    "which gathers a layer's weights for the gradient of its output alone; choose "
+                    "strategy=ddp or one device"
+                )
+        if self.preference is not None and mode == "sparse":
+            raise ValueError(
+                "model.indexer.mode=sparse goes without preference training, whose rows are two "
+                "texts of one beginning; set model.indexer.mode=dense"
+            )
+        if self.strategy.context_parallel_size > 1 and (mode == "sparse" or trained != "none"):
+            raise ValueError(
+                f"model.indexer.mode={mode} and objective.indexer={trained} do not go with "
+                "strategy.context_parallel_size above 1: each rank holds a part of the keys; set "
+                "it to 1"
+            )
+
     def _check_distillation(self, distillation: DistillationConfig) -> None:
         if self.data.HAS_PAIRS or self.data.MARKS_ANSWERS:
             raise ValueError(
@@ -201,6 +233,8 @@ class RunConfig:
         names = [*self.data.VALIDATION_METRICS] if pairs is None else pairs.metric_names
         if self.distillation is not None:
             names += DISTILLATION_METRICS
+        if self.objective.indexer != "none":
+            names += INDEXER_METRICS
         return [f"val/{name}" for name in names]
 
 

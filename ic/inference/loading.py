@@ -72,6 +72,7 @@ class Opened:
     ours: bool
     _backends: Backends
     _cache_dtype: str
+    _indexer: str
     _file: GGUFFile | None
     _on_gpu: bool
 
@@ -92,6 +93,7 @@ class Opened:
             model = load_model(path, self._backends)
         if self.ours:
             model.config.set_cache_dtype(self._cache_dtype)
+            model.config.set_indexer(self._indexer)
         model = model if dtype is None else model.to(dtype)
         model = model.to("cuda" if self._on_gpu else "cpu")
         source = self.source
@@ -138,7 +140,7 @@ def open_source(options: InferenceOptions) -> Opened:
     source = find_source(options.checkpoint)
     ours = is_ours(source)
     if not ours:
-        check_backends(source, backends, options.cache_dtype)
+        check_backends(source, backends, options)
     backends = runnable_backends(backends, options.accelerator)
     announce(source)
     file = GGUFFile(source.path) if source.is_gguf and ours else None
@@ -149,6 +151,8 @@ def open_source(options: InferenceOptions) -> Opened:
         config, trained = file.config, file.config.trained_length
     else:
         config, trained = load_config(source.path, quantised=True), trained_length(source.path)
+    if ours:
+        config.set_indexer(options.indexer)  # refused before the weights are loaded
     if options.tokenizer is not None:
         tokenizer = build_tokenizer(options.tokenizer)
     elif source.is_gguf:
@@ -173,6 +177,7 @@ def open_source(options: InferenceOptions) -> Opened:
         ours,
         backends,
         options.cache_dtype,
+        options.indexer,
         file,
         on_gpu,
     )

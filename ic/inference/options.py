@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ic.errors import check_choice
 from ic.model.backends import Backends
+from ic.model.indexer_options import INDEXER_CHOICES
 from ic.model.options import CACHE_DTYPES
 
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
@@ -23,6 +24,8 @@ class LoadOptions:
             saved type on a CPU.
         cache_dtype: what the cache of a model of ours holds: fp8 or int8 for codes of one byte with
             a scale per token; auto is what the source was saved with, else the model's precision.
+        indexer: of a model of ours with an indexer: `sparse` attends to what it chooses, `dense` to
+            all; auto is what the source was saved with.
         attention, norm, rope: names of backends (`ic.model.registry`), each on its own.
 
     Raises:
@@ -33,6 +36,7 @@ class LoadOptions:
     accelerator: str = "auto"
     dtype: str = "auto"
     cache_dtype: str = "auto"
+    indexer: str = "auto"
     attention: str = "torch"
     norm: str = "torch"
     rope: str = "torch"
@@ -41,6 +45,7 @@ class LoadOptions:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
         check_choice("dtype", self.dtype, DTYPE_NAMES)
         check_choice("cache_dtype", self.cache_dtype, CACHE_DTYPES)
+        check_choice("indexer", self.indexer, INDEXER_CHOICES)
         self.backends()
 
     def backends(self) -> Backends:

@@ -23,6 +23,7 @@ from ic.checkpoint.hugging_face import folder_model_type
 from ic.checkpoint.source import Source
 from ic.errors import lacks_memory
 from ic.inference.caches import TransformersCache
+from ic.inference.options import LoadOptions
 from ic.model import MLAConfig
 from ic.model.backends import Backends
 
@@ -38,15 +39,16 @@ def is_ours(source: Source) -> bool:
     return kind in OURS or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def check_backends(source: Source, backends: Backends, cache_dtype: str) -> None:
-    """Refuse backends and quantised caches for a model that is not ours.
+def check_backends(source: Source, backends: Backends, options: LoadOptions) -> None:
+    """Refuse backends, quantised caches and indexers for a model that is not ours.
 
     Raises:
-        ValueError: another backend than `torch`, another cache than `auto`.
+        ValueError: another backend than `torch`, another cache or indexer than `auto`.
     """
     asked = {name: getattr(backends, name) for name in ("attention", "norm", "rope")}
-    for name, value in {**asked, "cache_dtype": cache_dtype}.items():
-        if value != ("auto" if name == "cache_dtype" else "torch"):
+    others = {name: getattr(options, name) for name in ("cache_dtype", "indexer")}
+    for name, value in {**asked, **others}.items():
+        if value != ("auto" if name in others else "torch"):
             raise ValueError(
                 f"{name}={value}: {source.path} is no model of ours, and transformers runs it; "
                 f"leave {name} out"

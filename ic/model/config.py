@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from ic.errors import check_choice
 from ic.model.backends import Backends
 from ic.model.dimensions import check_dimensions, check_extensions
-from ic.model.indexer_options import INDEXER_KEYS, check_indexer
+from ic.model.indexer_options import INDEXER_CHOICES, INDEXER_KEYS, check_indexer
 from ic.model.options import CACHE_DTYPES
 from ic.model.registry import PARTS, backend_names
 
@@ -240,7 +240,7 @@ class MLAConfig(PreTrainedConfig):
         Raises:
             ValueError: a model without an indexer, or no mode of this name.
         """
-        check_choice("indexer", mode, ("auto", "dense", "sparse"))
+        check_choice("indexer", mode, INDEXER_CHOICES)
         if mode == "auto":
             return
         if self.indexer == "off":

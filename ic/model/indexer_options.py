@@ -11,6 +11,8 @@ from ic.errors import check_choice
 from ic.model.options import CACHE_DTYPES
 
 INDEXER_MODES = ("off", "dense", "sparse")
+# What a model that is there may be asked for.
+INDEXER_CHOICES = ("auto", "dense", "sparse")
 # The configuration's keys, as config.json has them: DeepSeek-V3.2's where it has the same.
 INDEXER_KEYS = (
     "indexer",

@@ -7,12 +7,14 @@ Legend: B batch, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ic.model.branches import Branches
+from ic.model.context import AttentionContext
 from ic.model.head import Head
 from ic.model.loss import shift_labels as shift
 from ic.model.targets import TargetLogProbs, TargetSums, log_probs_of_targets, sum_targets
@@ -34,6 +36,7 @@ class TargetsMixin:
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         all_tokens: bool = True,
+        index_loss: bool = False,
     ) -> TargetSums:
         """Cross-entropy summed, not averaged: for means over several batches or ranks.
 
@@ -43,9 +46,15 @@ class TargetsMixin:
             labels: (B, T) aligned with `input_ids`, -100 where not a target.
             answer_mask: (B, T) bool, aligned with `labels`, or None.
             all_tokens: sum over all targets as well as over the marked ones.
+            index_loss: the indexers' loss too (`ic.model.index_loss`).
         """
-        hidden_BTD = self._hidden(input_ids, position_ids=position_ids, document_ids=document_ids)
-        return sum_targets(
+        context = self.model.make_context(
+            *input_ids.shape, input_ids.device, position_ids=position_ids, document_ids=document_ids
+        )
+        if index_loss:
+            context = replace(context, indexing=self.model.new_indexing(has_losses=True))
+        hidden_BTD = self._last_hidden(input_ids, context)
+        sums = sum_targets(
             hidden_BTD,
             self.head,
             shift(labels),
@@ -53,6 +62,7 @@ class TargetsMixin:
             parallel=self.model.context_parallel,
             all_tokens=all_tokens,
         )
+        return sums._replace(index_loss=context.indexing.loss) if index_loss else sums
 
     def target_log_probs(
         self,
@@ -89,5 +99,9 @@ class TargetsMixin:
         documents: that would wait for the GPU.
         """
         context = self.model.make_context(*input_ids.shape, input_ids.device, **described)
+        return self._last_hidden(input_ids, context)
+
+    def _last_hidden(self, input_ids: Tensor, context: AttentionContext) -> Tensor:
         outputs = self.model(input_ids, context=context, use_cache=False, return_dict=True)
-        return outputs.last_hidden_state
+        hidden_BTD: Tensor = outputs.last_hidden_state
+        return hidden_BTD

@@ -26,6 +26,8 @@ class TargetSums(NamedTuple):
         answers: summed cross-entropy of the marked targets, or None without marks.
         answer_labels: (M,) labels of the marked targets, in order, or None without marks.
         predicted: (M,) arg max at each of them, or None without marks.
+        index_loss: the indexers' own loss, mean over this rank's queries and the layers, or None if
+            not asked for.
     """
 
     num_targets: Tensor
@@ -33,6 +35,7 @@ class TargetSums(NamedTuple):
     answers: Tensor | None = None
     answer_labels: Tensor | None = None
     predicted: Tensor | None = None
+    index_loss: Tensor | None = None
 
 
 class TargetLogProbs(NamedTuple):

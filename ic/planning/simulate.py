@@ -72,7 +72,8 @@ class FakeRun:
         liger: with `on_gpu`, Liger's kernels.
 
     Raises:
-        ValueError: a precision that this cannot simulate, LoRA, FP8, or distillation.
+        ValueError: a precision that this cannot simulate, LoRA, FP8, distillation, or an indexer at
+            work.
     """
 
     def __init__(
@@ -89,6 +90,11 @@ class FakeRun:
             raise ValueError(
                 "plan does not know what a distillation's teacher takes; plan the student alone "
                 "with distillation=null"
+            )
+        if model_config.indexer == "sparse" or config.objective.indexer != "none":
+            raise ValueError(
+                "plan does not know what an indexer takes; plan without it, with "
+                "model.indexer.mode=dense objective.indexer=none"
             )
         if config.trainer.precision not in PRECISIONS:
             raise ValueError(

@@ -98,6 +98,11 @@ def vllm_command(config: ServeOptions) -> list[str]:
     for name in _names(config):
         if name in _OURS:
             raise UsageError(f"vllm_arguments: {name} is given by {_OURS[name]}; leave it out")
+    if config.indexer != "auto":
+        raise UsageError(
+            f"indexer={config.indexer}: vLLM has no cache for our index keys; leave it out, or set "
+            "backend=engine"
+        )
     weight_files(source.path)
     return [
         *(config.vllm_python or sys.executable, "-m", MODULE),

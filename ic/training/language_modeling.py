@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
+from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.accumulation import count_targets
@@ -18,6 +19,7 @@ from ic.model.labels import IGNORE_INDEX
 from ic.model.targets import TargetSums
 from ic.parallel.replica import data_replica
 from ic.training.find_callback import find_callback
+from ic.training.indexer import set_trained
 from ic.training.metrics import (
     Accuracy,
     BitsPerByte,
@@ -34,6 +36,7 @@ from ic.training.options import ObjectiveOptions, OptimizerOptions
 class LanguageModelingModule(LightningModule):
     """Trains `MLAForCausalLM` on batches of `ic.datamodules.batch`.
 
+    With `objective.indexer` it trains the model's indexer alone or too, and logs `index_loss`.
     Logs `train/loss`, `train/answer_accuracy` (share of answer tokens whose arg max is right),
     `train/context_length`, `lr`; `val/...` and `test/...` likewise over their whole sets. Where no
     answers are marked, it logs `perplexity`, and of text `bits_per_byte` too.
@@ -51,6 +54,7 @@ class LanguageModelingModule(LightningModule):
         self.tokenizer = tokenizer
         self.optimizer_config = optimizer
         self.objective = objective
+        set_trained(model, objective.indexer)
         self.eval_metrics = torch.nn.ModuleDict(
             {
                 stage: torch.nn.ModuleDict(
@@ -59,6 +63,7 @@ class LanguageModelingModule(LightningModule):
                         "answer_accuracy": Accuracy(),
                         "perplexity": Perplexity(),
                         "bits_per_byte": BitsPerByte(),
+                        "index_loss": MeanMetric(),
                     }
                 )
                 for stage in ("val", "test")
@@ -68,6 +73,7 @@ class LanguageModelingModule(LightningModule):
         # of (loss, right answers, answers, bytes of text).
         self._num_targets: Tensor | None = None
         self._step_sums: Tensor | None = None
+        self._index_loss: Tensor | None = None  # likewise, the indexers' own
         self._answer_accuracy: Tensor | None = None  # of the last step that had answers
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -96,7 +102,14 @@ class LanguageModelingModule(LightningModule):
         correct = loss.new_zeros(())
         if sums.predicted is not None and sums.answer_labels is not None:
             correct = (sums.predicted == sums.answer_labels).sum()
-        return loss, [loss.detach(), correct, sums.num_targets[0], self._text_bytes(batch)]
+        numbers = [loss.detach(), correct, sums.num_targets[0], self._text_bytes(batch)]
+        if sums.index_loss is None:
+            return loss, numbers
+        # A mean over queries, of which each micro-batch and rank has as many.
+        share = sums.index_loss / (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        assert self._index_loss is not None
+        self._index_loss += share.detach()
+        return (share if self.objective.indexer == "alone" else loss + share), numbers
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -185,6 +198,7 @@ class LanguageModelingModule(LightningModule):
         # Ranks that share a sequence each counted all of it.
         self._num_targets = total // (self.trainer.world_size // data_replica(self.trainer)[1])
         self._step_sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._index_loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def _log_step(self, batch: Batch) -> None:
         assert self._step_sums is not None
@@ -207,6 +221,10 @@ class LanguageModelingModule(LightningModule):
             sharing = self.trainer.world_size // data_replica(self.trainer)[1]
             total = loss * self._num_targets[1]
             log["train/bits_per_byte"] = bits_per_byte(total, text_bytes / sharing)
+        if self.objective.indexer != "none":
+            log["train/index_loss"] = self.trainer.strategy.reduce(
+                self._index_loss, reduce_op="sum"
+            ).float()
         log["train/context_length"] = float(batch["input_ids"].shape[1])
         self.log_dict(log, prog_bar=True, batch_size=len(batch["input_ids"]))
 
@@ -218,6 +236,7 @@ class LanguageModelingModule(LightningModule):
             position_ids=batch.get("position_ids"),
             document_ids=batch.get("document_ids"),
             all_tokens="answer_mask" not in batch or self.objective.all_tokens_weight > 0,
+            index_loss=self.objective.indexer != "none",
         )
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
@@ -232,6 +251,9 @@ class LanguageModelingModule(LightningModule):
         if sums.predicted is not None and sums.answer_labels is not None:
             metrics["answer_accuracy"].update(sums.predicted == sums.answer_labels)
             self.log(f"{stage}/answer_accuracy", metrics["answer_accuracy"], prog_bar=True)
+        if sums.index_loss is not None:
+            metrics["index_loss"].update(sums.index_loss)
+            self.log(f"{stage}/index_loss", metrics["index_loss"], batch_size=1)
         if "answer_mask" not in batch:
             metrics["perplexity"].update(terms[1], sums.num_targets[1])
             self.log(f"{stage}/perplexity", metrics["perplexity"], batch_size=1)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ic.errors import check_choice
 from ic.files.saved_config import MAY_CHANGE
 
 OPTIMIZERS = ("muon", "adamw")
+INDEXER_TRAINING = ("none", "alone", "with_model")
+# What training an indexer logs of a whole set beside what the data make known.
+INDEXER_METRICS = ("index_loss",)
 LOSS_TYPES = (
     "sigmoid",
     "sigmoid_norm",
@@ -88,11 +92,16 @@ class ObjectiveOptions:
 
     Attributes:
         all_tokens_weight: weight of the loss over all tokens beside that over the answers'.
+        indexer: how the indexer of a model that has one is trained (docs/sparse_attention.md):
+            `none`, it is frozen; `alone`, it learns to rank tokens as attention weighs them, and
+            all else is frozen; `with_model`, it learns so while the model learns from this loss.
     """
 
     all_tokens_weight: float = 0.1
+    indexer: str = "none"
 
     def __post_init__(self) -> None:
+        check_choice("objective.indexer", self.indexer, INDEXER_TRAINING)
         if self.all_tokens_weight < 0:
             raise ValueError(
                 f"objective.all_tokens_weight={self.all_tokens_weight}: must be at least 0"

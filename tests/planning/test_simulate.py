@@ -239,6 +239,13 @@ def test_lora_is_refused() -> None:
         FakeRun(tiny("model/adapter=lora"), tiny().model.mla_config(320))
 
 
+def test_an_indexer_at_work_is_refused() -> None:
+    for options in (("mode=sparse",), ("mode=dense", "objective.indexer=alone")):
+        config = tiny(f"model.indexer.{options[0]}", *options[1:])
+        with pytest.raises(ValueError, match="plan does not know what an indexer takes"):
+            FakeRun(config, config.model.mla_config(320))
+
+
 def test_comparison_wants_files_of_scaling(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no measured runs of `scaling`"):
         compare_file(RESULTS / "mla_32k-fit.json")

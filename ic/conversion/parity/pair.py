@@ -176,8 +176,8 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
     ours = [is_ours(source) for source in sources]
     # Where neither is ours, opening them refuses any backend but torch.
     original, converted = (
-        _open(config, source, backends=own or not any(ours), cache_dtype=cache)
-        for source, own, cache in zip(sources, ours, ("auto", config.cache_dtype), strict=True)
+        _open(config, source, backends=own or not any(ours), converted=converted)
+        for source, own, converted in zip(sources, ours, (False, True), strict=True)
     )
     _check_tokenizers(original, converted)
     _check_lengths(config, original.positions, converted.positions)
@@ -187,10 +187,11 @@ def open_pair(config: ParityConfig, folder: ParityFolder) -> OpenedPair:
     return OpenedPair(original, converted, parts, notes)
 
 
-def _open(config: ParityConfig, source: Source, *, backends: bool, cache_dtype: str) -> Opened:
+def _open(config: ParityConfig, source: Source, *, backends: bool, converted: bool) -> Opened:
     on_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     given = {each.name: getattr(config, each.name) for each in fields(LoadOptions)}
-    given["cache_dtype"] = cache_dtype
+    if not converted:
+        given |= {"cache_dtype": "auto", "indexer": "auto"}
     if config.dtype == "auto" and not on_gpu:
         given["dtype"] = "float32"
     if not backends:

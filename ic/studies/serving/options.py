@@ -126,7 +126,11 @@ class ServingBenchmarkOptions(LoadOptions, _Source):
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url={self.url!r}: must begin with http:// or https://")
         own = {"loop": "engine", "engine": EngineOptions(), "accelerator": "auto", "dtype": "auto"}
-        own |= {"cache_dtype": "auto", **dict.fromkeys(("attention", "norm", "rope"), "torch")}
+        own |= {
+            "cache_dtype": "auto",
+            "indexer": "auto",
+            **dict.fromkeys(("attention", "norm", "rope"), "torch"),
+        }
         for name, default in own.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name}: is of a model that runs here; leave it out with url=")
