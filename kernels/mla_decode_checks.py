@@ -6,7 +6,8 @@ import torch
 import triton
 
 from ic.kernels.arguments import require
-from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS, is_combined
+from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS
+from ic.kernels.widths import LATENT_RULE, takes_latent
 
 
 def check_decode_arguments(
@@ -29,11 +30,9 @@ def check_decode_arguments(
         1 <= Q <= MAX_QUERY_TOKENS,
         f"q_latent has {Q} query tokens; decode takes 1 to {MAX_QUERY_TOKENS}, prefill the rest",
     )
-    powers = all(n >= 16 and n & (n - 1) == 0 for n in (R, P))
     require(
-        R >= 16 and R % 16 == 0 and (is_combined(R, P) or powers) and R <= 512,
-        f"q_latent and q_rope have latent and rope dimensions {R} and {P}; their sum must be a "
-        "power of two, or each of them (16 at least, latent at most 512)",
+        takes_latent(R, P),
+        f"q_latent and q_rope have latent and rope dimensions {R} and {P}; {LATENT_RULE}",
     )
     require(
         q_latent.dtype in (torch.bfloat16, torch.float16, torch.float32),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
+from ic.kernels.widths import one_tile
+
 LOG2E = 1.4426950408889634
 MAX_QUERY_TOKENS = 4
 MAX_SPLITS = 1024
@@ -60,12 +62,6 @@ def device_of(tensor: torch.Tensor) -> Device:
     return _device(tensor.device.index if tensor.is_cuda else None)
 
 
-def is_combined(latent_dim: int, rope_dim: int) -> bool:
-    """Whether one power-of-two tile holds latent and rope key together."""
-    total = latent_dim + rope_dim
-    return total & (total - 1) == 0
-
-
 def decode_config(
     rows: int, latent_dim: int, rope_dim: int, itemsize: int, device: Device
 ) -> DecodeConfig:
@@ -73,8 +69,8 @@ def decode_config(
 
     H100 entries were measured; the others are chosen to fit the chip's shared memory.
     """
-    combined = is_combined(latent_dim, rope_dim)
-    width = latent_dim + rope_dim if combined else latent_dim
+    tile = one_tile(latent_dim, rope_dim)
+    combined, width = bool(tile), tile or latent_dim
     block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
     hopper = device.capability == 90
     large = device.shared_bytes >= 160 * 1024
@@ -121,7 +117,7 @@ def decode_config(
 
 def e4m3_codes_config(latent_dim: int, rope_dim: int) -> DecodeConfig:
     """The tiling of `gluon_mla_decode_e4m3`, measured on an H100."""
-    combined = is_combined(latent_dim, rope_dim)
+    combined = bool(one_tile(latent_dim, rope_dim))
     stages = 3 if combined and latent_dim + rope_dim <= 256 else 2
     return DecodeConfig(16, 64, 4, stages, stages, combined=combined, pdl=True, e4m3_codes=True)
 

@@ -110,17 +110,17 @@ def widen(raw, E4M3_BITS: tl.constexpr):
 @triton.jit
 def load_quantized(
     cache_ptr, scale_ptr, page, start, offs, end, num_pages, outer, stride_outer, stride_token,
-    scale_outer, stride_scale_outer, stride_scale_token, cols, rope_cols,
+    scale_outer, stride_scale_outer, stride_scale_token, cols, rope_cols, WIDTH: tl.constexpr,
     COMBINED: tl.constexpr, PAGED: tl.constexpr, ONE_PAGE: tl.constexpr, PAGE_SIZE: tl.constexpr,
     DENSE_TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """A tile's codes (latent, rope) and scales; tokens from `end` on are 0 with scale 1.
+    """A tile's codes (latent, rope) and scales; tokens from `end` on are 0 with scale 1, and so are
+    columns from WIDTH on, the numbers of a token.
 
     With DENSE_TOKENS the token stride is a constant, so that the rows of a tile are at constant
     distances and need no registers of their own.
     """
     ok = offs < end - start
-    WIDTH: tl.constexpr = cols.shape[0] if COMBINED else cols.shape[0] + rope_cols.shape[0]
     if PAGED:
         page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
         at = page * stride_outer
@@ -143,7 +143,10 @@ def load_quantized(
         at += within * WIDTH
     else:
         at += within * stride_token
-    raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=ok[:, None], other=0.0)
+    within_row = ok[:, None]
+    if COMBINED and cols.shape[0] > WIDTH:
+        within_row = within_row & (cols < WIDTH)[None, :]
+    raw = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=within_row, other=0.0)
     raw_rope = raw
     if not COMBINED:
         raw_rope = tl.load(

@@ -14,7 +14,7 @@ a token, max |c| / 448 or / 127. Everything is fp32 with one rounding into the c
 Memory traffic. A token reads (R + P) inputs and P/2 cos and sin, writes (R + P) outputs (and 4
 bytes of scale): one pass, where norm, rotation, quantisation and copy done apart take four.
 
-Limits. R and P multiples of 16, R + P at most 1024. Slot -1 is skipped. A slot outside the cache is
+Limits. R and P multiples of 8, R + P at most 1024. Slot -1 is skipped. A slot outside the cache is
 skipped in the kernel too; `check_indices=True` reports it. Two tokens with the same slot race.
 Offsets are int64. No gradient: this is the serving path.
 
@@ -326,8 +326,8 @@ def check_append(
     )
     P = rope_key.shape[1]
     require(
-        R >= 16 and P >= 16 and R % 16 == 0 and P % 16 == 0 and R + P <= 1024,
-        f"latent and rope_key have dimensions {R} and {P}; multiples of 16, together at most 1024",
+        R >= 8 and P >= 8 and R % 8 == 0 and P % 8 == 0 and R + P <= 1024,
+        f"latent and rope_key have dimensions {R} and {P}; multiples of 8, together at most 1024",
     )
     floats = (torch.bfloat16, torch.float16, torch.float32)
     require(latent.dtype in floats, f"latent is {latent.dtype}; allowed are {floats}")

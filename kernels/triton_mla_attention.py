@@ -46,9 +46,9 @@ from ic.kernels.triton_mla_attention_backward import (
     attention_backward,
     key_bounds,
     set_descriptor_allocator,
-    split_width,
 )
 from ic.kernels.triton_mla_attention_hopper import hopper_supports
+from ic.kernels.widths import split_width
 
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = math.log2(math.e)

@@ -31,6 +31,7 @@ from torch import Tensor
 from ic.kernels.arguments import compute_capability, tma_compatible
 from ic.kernels.reference import document_bounds
 from ic.kernels.triton_mla_attention_hopper import hopper_supports
+from ic.kernels.widths import split_width
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -324,17 +325,6 @@ def backward_tiles(
         return _FP32_TILES
     table = _BACKWARD_TILES[max(c for c in _BACKWARD_TILES if c <= capability)]
     return next(tiles for limit, tiles in table.items() if width <= limit)
-
-
-def split_width(width: int) -> tuple[int, int]:
-    """D as D1 + D2: the largest power of two, and the rest (a power of two, or 0)."""
-    d1 = 1 << (width.bit_length() - 1) if width > 0 else 0
-    d2 = width - d1
-    if d1 < 16 or d2 & (d2 - 1) or 0 < d2 < 16:
-        raise ValueError(
-            f"q_BTHD: width {width} is neither a power of two nor a sum of two, each at least 16"
-        )
-    return d1, d2
 
 
 def set_descriptor_allocator(like: Tensor) -> None:

@@ -14,7 +14,9 @@ sequence: token t sees the first length - Q + 1 + t. A row that sees nothing giv
 Tiling. A program holds the query rows of one sequence (BLOCK_M of the Q*H) and walks one split of
 its tokens in tiles of BLOCK_N. Where R + P is a power of two (192+64, 448+64, 96+32) one tile of
 width R + P is both key and value and the last P output columns are dropped: no padding, no second
-load. Otherwise latent and rope key are two tiles. With few rows (SWAP) the tile is the left
+load. Where R and P are powers of two (512 and 64), latent and rope key are two tiles. Of any other
+widths (48+32, 8+16) one tile is as wide as the next power of two, and its columns from R + P on are
+masked: nothing is read for them. With few rows (SWAP) the tile is the left
 operand, S^T = C Q^T and O^T = C^T P^T, so a Hopper warpgroup multiplies 64 tokens by 16 heads with
 nothing wasted on padding.
 
@@ -27,11 +29,11 @@ On Hopper `gluon_mla_decode_e4m3` takes e4m3 caches and few rows instead, withou
 Memory traffic. B*S*(R+P)*itemsize (+ 4 bytes a token of scale) once for every BLOCK_M rows, which
 share it through L2; partial results cost 4*(R+1) bytes a row and split, written and read once.
 
-Limits. R a multiple of 16; R + P a power of two, or R and P each a power of two. At most 4 query
-tokens. Page size a multiple of 16, or 1: a table of tokens. Offsets are int64: a cache may hold
-more than 2^31 elements.
-A page number outside the cache is clamped in the kernel, so it can never cause an illegal access;
-`check_indices=True` reports it. Rows past a sequence's end are never read, whatever they hold.
+Limits. R and P multiples of 8, R from 8 to 512; R + P at most 512, or both powers of two. At most 4
+query tokens. Page size a multiple of 16, or 1: a table of tokens. Offsets are int64: a cache may
+hold more than 2^31 elements. A page number outside the cache is clamped in the kernel, so it can
+never cause an illegal access; `check_indices=True` reports it. Rows past a sequence's end are never
+read, whatever they hold.
 
 Source. FlashDecoding's split and combine (Dao et al., 2023); the absorbed form is DeepSeek-V2's
 (arXiv 2405.04434, 2.1); the 64-row tile with 8 warps is FlashMLA's.

@@ -23,6 +23,7 @@ from ic.kernels.mla_decode_tiles import (
     widen,
 )
 from ic.kernels.triton_mla_combine import LN2
+from ic.kernels.widths import one_tile
 
 
 @triton.jit(do_not_specialize=["max_tokens", "num_pages", "num_splits"])
@@ -48,6 +49,7 @@ def _decode_kernel(
     COMPUTE: tl.constexpr = tl.float16 if QUANTIZED else cache_ptr.dtype.element_ty
     ONE_PAGE: tl.constexpr = PAGED and PAGE_SIZE % BLOCK_N == 0
     ROPE_WIDTH: tl.constexpr = 16 if COMBINED else P
+    PADDED: tl.constexpr = COMBINED and TILE > R + P
     TOKENS: tl.constexpr = 0 if SWAP else 1
     ROWS: tl.constexpr = 1 - TOKENS
 
@@ -103,7 +105,12 @@ def _decode_kernel(
                                PAGED, ONE_PAGE, PAGE_SIZE)  # fmt: skip
             if PAGED:
                 page = tile_pages(table, start + BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
-            k = tl.load(cache_ptr + at[:, None] + cols[None, :])
+            if PADDED:
+                # A row's last columns would be the next row's, or nobody's.
+                k = tl.load(cache_ptr + at[:, None] + cols[None, :], mask=(cols < R + P)[None, :],
+                            other=0.0)  # fmt: skip
+            else:
+                k = tl.load(cache_ptr + at[:, None] + cols[None, :])
             k_rope = k
             if not COMBINED:
                 k_rope = tl.load(cache_ptr + at[:, None] + (R + rope_cols)[None, :])
@@ -119,7 +126,7 @@ def _decode_kernel(
         raw, raw_rope, token_scale = load_quantized(
             cache_ptr, scale_ptr, page, begin, offs, end, num_pages, outer, stride_outer,
             stride_token, scale_outer, stride_scale_outer, stride_scale_token, tile_cols,
-            R + rope_cols, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+            R + rope_cols, R + P, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
         )  # fmt: skip
         k = widen(raw, E4M3_BITS)
         k_rope = k
@@ -131,7 +138,7 @@ def _decode_kernel(
             raw, raw_rope, next_scale = load_quantized(
                 cache_ptr, scale_ptr, page, start + BLOCK_N, offs, end, num_pages, outer,
                 stride_outer, stride_token, scale_outer, stride_scale_outer, stride_scale_token,
-                tile_cols, R + rope_cols, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
+                tile_cols, R + rope_cols, R + P, COMBINED, PAGED, ONE_PAGE, PAGE_SIZE, DENSE_TOKENS,
             )  # fmt: skip
             if PAGED:
                 page = tile_pages(table, start + 2 * BLOCK_N, offs, end, ONE_PAGE, PAGE_SIZE)
@@ -190,7 +197,7 @@ class TritonSplits:
         page_size = 16 if block_table is None else cache.shape[1]
         half = quantized or q_latent_BQHR.dtype == torch.float16
         constants = {
-            "NUM_QUERY": Q, "R": R, "P": P, "TILE": R + P if config.combined else R,
+            "NUM_QUERY": Q, "R": R, "P": P, "TILE": one_tile(R, P) or R,
             "COMBINED": config.combined, "PAGED": block_table is not None, "PAGE_SIZE": page_size,
             "SWAP": config.swap, "QUANTIZED": quantized, "E4M3_BITS": self.bits,
             "SHIFT": 14.0 if half else 0.0, "PRECISION": "ieee", "BLOCK_M": config.block_m,

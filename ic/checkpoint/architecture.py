@@ -35,6 +35,8 @@ def check_same_architecture(wanted: MLAConfig, found: MLAConfig, folder: Path) -
         "nope_layers",
         "latent_norm",
         "rope_repeats",
+        "rope_pairs",
+        "rope_pairs_dim",
         "query_bias",
         "qk_norm_dim",
     )

@@ -131,7 +131,8 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
     """Load the weights, convert them layer by layer and write the folder.
 
     Args:
-        on_layer: told the layers done and in all.
+        on_layer: told the layers done and in all; each counts twice where all are gone through
+            first to choose the frequencies of a narrow rotary key.
 
     Raises:
         CheckpointError: weights that cannot be read, or a folder that cannot be written.
@@ -140,18 +141,25 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
     model = load_transformers_model(source, None)
     start = time.perf_counter()
     dtype = DTYPES[options.dtype] if options.dtype else model.dtype
-    config = layout.mla_config(model.config)
-    config.eos_token_id = _end_tokens(model)
     on_gpu = torch.cuda.is_available() and options.accelerator != "cpu"
     device = torch.device("cuda" if on_gpu else "cpu")
-    stream = Stream(model, config, layout, prepared.rows_MT, device)
+    visits = layout.geometry.layers * (2 if layout.is_narrow else 1)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        on_layer(done, visits)
+
+    stream = Stream(model, layout, prepared.rows_MT, device, count)
+    layout, config = stream.layout, stream.config
+    config.eos_token_id = _end_tokens(model)
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     for index, (converted, errors) in enumerate(stream.layers()):
         prefix = f"model.layers.{index}.self_attn."
         tensors |= {prefix + name: tensor.to(dtype) for name, tensor in converted.items()}
         layers.append({"layer": index, **errors})
-        on_layer(index + 1, layout.geometry.layers)
     tensors |= _unchanged(model, config, dtype)
     weights = _Tensors(tensors)
     check_sizes(weights, config, source.path)
@@ -162,7 +170,7 @@ def convert(prepared: Prepared, options: ConvertOptions, on_layer: OnLayer) -> C
         else:
             prepared.tokenizer.save_pretrained(folder)
         seconds = round(time.perf_counter() - start, 1)
-        write_json(folder / CONVERSION, _record(prepared, options, layers, device, seconds))
+        write_json(folder / CONVERSION, _record(prepared, layout, options, layers, device, seconds))
 
     files = write_export(
         Path(options.output),
@@ -230,6 +238,7 @@ def _size_of_result(layout: Layout, config: Any, options: ConvertOptions) -> int
 
 def _record(
     prepared: Prepared,
+    layout: Layout,
     options: ConvertOptions,
     layers: list[dict[str, Any]],
     device: torch.device,
@@ -238,7 +247,7 @@ def _record(
     """What `conversion.json` holds: what it takes to repeat it, and what was measured. It is
     published with the folder, so it names files without where they lay.
     """
-    source, layout, geometry = prepared.source, prepared.layout, prepared.layout.geometry
+    source, geometry = prepared.source, layout.geometry
     rows = prepared.rows_MT
     described = describe_run(asdict(options), public=True)
     named = [*options.calibration, *options.calibration_chats]
@@ -260,6 +269,7 @@ def _record(
         "geometry": {
             "qk_nope_head_dim": layout.nope_dim,
             "qk_rope_head_dim": layout.rope_dim,
+            **({} if layout.kept is None else {"rope_pairs": list(layout.kept)}),
             "v_head_dim": geometry.head_dim,
             "kv_lora_rank": layout.rank,
             "cache_numbers": layout.cache_numbers,

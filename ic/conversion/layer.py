@@ -1,7 +1,7 @@
 """The attention of one layer as MLA's tensors: exact, or with a latent of smaller rank.
 
-Legend: H query heads, G KV heads, s = H / G, d head_dim, F = d / 2, m components, P = m * d rotary
-dimensions, R rank, D hidden, X = D + 1: the input with a 1 behind it, whose column is the bias.
+Legend: H query heads, G KV heads, s = H / G, d head_dim, F = d / 2, P rotary dimensions, R rank, D
+hidden, X = D + 1: the input with a 1 behind it, whose column is the bias.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ic.conversion.distance import Turns
+from ic.conversion.folding import fold_rotary_key
 from ic.conversion.grouped import GroupedWeights
 from ic.conversion.latent import Latent, Weighting, compress, steadied, weighted_energy
 from ic.conversion.layout import Layout
@@ -34,18 +36,21 @@ def convert_layer(
     weights: GroupedWeights,
     second_XX: Tensor | None,
     layout: Layout,
-    turn_GsF: Tensor | None = None,
+    turns: Turns | None = None,
+    still_kept: float = 1.0,
 ) -> ConvertedLayer:
     """MLA's tensors of a layer.
 
     Args:
         second_XX: second moment of the layer's input (`Moments.second`); None in the exact form.
-        turn_GsF: mean turn of the keys that lose their rotation (`Turns.mean`); None is no turn.
+        turns: of the keys that lose their rotation or get another; None is no turn, which a narrow
+            rotary key does not take.
+        still_kept: as in `fold_rotary_key`; of a narrow rotary key alone.
     """
     if layout.keeps_keys:
         return _with_whole_keys(weights, second_XX, layout)
     assert second_XX is not None
-    return _with_shared_key(weights, second_XX, layout, turn_GsF)
+    return _with_shared_key(weights, second_XX, layout, turns, still_kept)
 
 
 def _with_whole_keys(
@@ -79,22 +84,33 @@ def _with_whole_keys(
 
 
 def _with_shared_key(
-    weights: GroupedWeights, second_XX: Tensor, layout: Layout, turn_GsF: Tensor | None
+    weights: GroupedWeights,
+    second_XX: Tensor,
+    layout: Layout,
+    turns: Turns | None,
+    still_kept: float,
 ) -> ConvertedLayer:
     """Shared rotary components, and a latent of the rest of the keys and of the values."""
-    shared = share_rotary_key(weights, second_XX, layout.components)
+    if layout.is_narrow:
+        assert turns is not None
+        assert layout.kept is not None
+        shared = fold_rotary_key(
+            weights, second_XX, layout.kept, turns.mean, turns.beside(layout.kept), still_kept
+        )
+    else:
+        shared = share_rotary_key(weights, second_XX, layout.components)
     plain_GsFX = shared.plain_GsFX
-    if turn_GsF is not None:
-        plain_GsFX = plain_GsFX * turn_GsF[..., None].conj()
+    if turns is not None:
+        plain_GsFX = plain_GsFX * turns.mean[..., None].conj()
     plain_GsdX = to_halves(plain_GsFX) * layout.geometry.rotation_scale**2
     rest_GdX = to_halves(shared.rest_GFX)
     # One component is the steady one.
     latent = _joint_latent(plain_GsdX, rest_GdX, weights, second_XX, layout.rank - 1)
     latent = steadied(latent, second_XX, has_bias=layout.geometry.key_value_bias)
-    query_GsKX = torch.cat((plain_GsdX, _pairs_of_components(shared.query_GsmFX)), dim=2)
+    query_GsKX = torch.cat((plain_GsdX, to_pairs(shared.query_GsSX)), dim=2)
     tensors = _assemble(
         query_HKX=query_GsKX.flatten(0, 1) * layout.query_scale,
-        rotary_PX=_pairs_of_components(shared.key_mFX),
+        rotary_PX=to_pairs(shared.key_SX),
         latent=latent,
         weights=weights,
         layout=layout,
@@ -145,11 +161,6 @@ def _assemble(
         tensors["kv_a_proj_with_mqa.bias"] = kv_a_YX[:, -1]
         tensors["o_proj.bias"] = weights.o_bias_D
     return tensors
-
-
-def _pairs_of_components(rows_mFX: Tensor) -> Tensor:
-    """(..., m, F, X) complex -> (..., P, X), component after component."""
-    return to_pairs(rows_mFX).flatten(-3, -2)
 
 
 def _norm_pairs(weight_d: Tensor) -> Tensor:

@@ -39,9 +39,10 @@ class ConvertOptions:
         rank: rank of the latent, numbers per token and layer; or give `cache`.
         cache: share of the original's cache that the result may take, between 0 and 1; the rank
             follows from it.
-        rope_dim: dimensions of the shared rotary key, a multiple of the original's head dimension;
-            null is one head's, or those of all KV heads in the exact form, with QK norms and where
-            there is but one KV head.
+        rope_dim: dimensions of the shared rotary key, a multiple of the original's head dimension,
+            or fewer than it has: an even number; some of the frequencies are then kept, chosen on
+            the text. null is one head's, fewer where that is more than half of what `cache` leaves,
+            or those of all KV heads in the exact form and with QK norms.
         calibration: files of text to measure keys, values and queries on: paths or globs of text,
             JSON Lines or parquet, compressed or not.
         calibration_chats: files of conversations, such as an instruct model will read: JSON Lines

@@ -8,7 +8,7 @@ TransMLA (arXiv 2502.07864, RoRoPE) rotates by the keys' principal components; h
 components are those of the keys weighted by the queries' size.
 
 Legend: G KV heads, s query heads of a KV head, d head_dim, F = d / 2 frequencies, m components,
-X the layer's input with a 1 behind it.
+S rotary pairs, X the layer's input with a 1 behind it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class SharedKey:
     """What of keys and queries goes into the rotary part, and what is left, as complex rows.
 
     Attributes:
-        key_mFX: the shared rotary key.
-        query_GsmFX: of each head, against it.
+        key_SX: the shared rotary key.
+        query_GsSX: of each head, against it.
         rest_GFX: what is left of each KV head's key.
         plain_GsFX: each head's query as it was.
     """
 
-    key_mFX: Tensor
-    query_GsmFX: Tensor
+    key_SX: Tensor
+    query_GsSX: Tensor
     rest_GFX: Tensor
     plain_GsFX: Tensor
 
 
 def share_rotary_key(weights: GroupedWeights, second_XX: Tensor, components: int) -> SharedKey:
-    """Split keys into m shared components per frequency and a rest.
+    """Split keys into m shared components per frequency, component after component, and a rest.
 
     The scores conj(query) * key of both parts add up to the original's.
 
@@ -49,7 +49,7 @@ def share_rotary_key(weights: GroupedWeights, second_XX: Tensor, components: int
     query_GsFX = to_complex(weights.q_GsdX)
     key_GFX = to_complex(weights.k_GdX)
     second = second_XX.to(key_GFX.dtype)
-    size_GF = _energy(query_GsFX, second).mean(1).sqrt()
+    size_GF = energy(query_GsFX, second).mean(1).sqrt()
     # A head that no query reads keeps a weight, so that it can be divided by.
     size_GF = size_GF.clamp(min=float(size_GF.max()) * 1e-6 or 1.0)
     weighted_GFX = key_GFX * size_GF[..., None]
@@ -58,8 +58,8 @@ def share_rotary_key(weights: GroupedWeights, second_XX: Tensor, components: int
     shared_mFX = torch.einsum("fgm,gfx->mfx", basis_FGm.conj(), weighted_GFX)
     read_mGF = basis_FGm.permute(2, 1, 0) / size_GF
     return SharedKey(
-        key_mFX=shared_mFX,
-        query_GsmFX=torch.einsum("gsfx,mgf->gsmfx", query_GsFX, read_mGF.conj()),
+        key_SX=shared_mFX.flatten(0, 1),
+        query_GsSX=torch.einsum("gsfx,mgf->gsmfx", query_GsFX, read_mGF.conj()).flatten(2, 3),
         rest_GFX=key_GFX - torch.einsum("mgf,mfx->gfx", read_mGF, shared_mFX),
         plain_GsFX=query_GsFX,
     )
@@ -83,6 +83,6 @@ def to_pairs(rows: Tensor) -> Tensor:
     return torch.stack((rows.real, rows.imag), dim=-2).flatten(-3, -2)
 
 
-def _energy(rows: Tensor, second: Tensor) -> Tensor:
+def energy(rows: Tensor, second: Tensor) -> Tensor:
     """Mean square of complex rows (..., X)."""
     return torch.einsum("...x,xy,...y->...", rows, second, rows.conj()).real.clamp(min=0)

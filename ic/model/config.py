@@ -26,6 +26,8 @@ EXTENSION_KEYS = (
     "nope_layers",
     "latent_norm",
     "rope_repeats",
+    "rope_pairs",
+    "rope_pairs_dim",
     "query_bias",
     "qk_norm_dim",
     *INDEXER_KEYS,
@@ -65,6 +67,10 @@ class MLAConfig(PreTrainedConfig):
         latent_norm: the latent has an RMSNorm (`kv_a_layernorm`).
         rope_repeats: copies of the frequencies that the rotary dimensions hold: pair i turns as
             pair i mod (P / 2 / rope_repeats) of so many dimensions fewer would.
+        rope_pairs: for each of the P / 2 rotary pairs the one, of a rotation of `rope_pairs_dim`
+            dimensions, that it turns as; a pair may be named several times. None for a rotation of
+            all of P, pair after pair.
+        rope_pairs_dim: dimensions whose pairs `rope_pairs` counts; None without it.
         query_bias: `q_proj` has a bias.
         qk_norm_dim: RMSNorm of query and rotary key in blocks of so many dimensions
             (`ic.model.qk_norm`); None for none.
@@ -125,6 +131,8 @@ class MLAConfig(PreTrainedConfig):
     nope_layers: list[int] | None = None
     latent_norm: bool = True
     rope_repeats: int = 1
+    rope_pairs: list[int] | None = None
+    rope_pairs_dim: int | None = None
     query_bias: bool = False
     qk_norm_dim: int | None = None
     trained_length: int | None = None
@@ -178,6 +186,8 @@ class MLAConfig(PreTrainedConfig):
             used.append("latent_norm=False")
         if self.rope_repeats > 1:
             used.append(f"rope_repeats={self.rope_repeats}")
+        if self.rope_pairs is not None:
+            used.append(f"rope_pairs={self.rope_pairs} of {self.rope_pairs_dim} dimensions")
         if self.query_bias:
             used.append("query_bias=True")
         if self.qk_norm_dim is not None:

@@ -51,6 +51,8 @@ class Extensions(Protocol):
     qk_rope_head_dim: int
     latent_norm: bool
     rope_repeats: int
+    rope_pairs: list[int] | None
+    rope_pairs_dim: int | None
     query_bias: bool
     qk_norm_dim: int | None
 
@@ -121,6 +123,7 @@ def check_extensions(model: Extensions) -> None:
             f"rope_repeats={repeats} and qk_rope_head_dim={width}: must be at least 1, and divide "
             "the rotary dimensions into parts of an even number"
         )
+    _check_pairs(model)
     if model.qk_norm_dim is not None:
         _check_type("qk_norm_dim", model.qk_norm_dim, int)
         if model.qk_norm_dim < 2 or model.qk_norm_dim % 2 or width % model.qk_norm_dim:
@@ -132,6 +135,42 @@ def check_extensions(model: Extensions) -> None:
         raise ValueError(
             f"query_bias=true and q_lora_rank={model.q_lora_rank}: only a full-rank query "
             "(q_lora_rank=null) has a bias"
+        )
+
+
+def _check_pairs(model: Extensions) -> None:
+    pairs, dim = model.rope_pairs, model.rope_pairs_dim
+    if (pairs is None) != (dim is None):
+        raise ValueError(
+            f"rope_pairs={pairs} and rope_pairs_dim={dim}: give both, or null for both"
+        )
+    if pairs is None or dim is None:
+        return
+    _check_type("rope_pairs_dim", dim, int)
+    if dim < 2 or dim % 2:
+        raise ValueError(f"rope_pairs_dim={dim}: must be even and at least 2, pairs are rotated")
+    if not isinstance(pairs, list):
+        raise ValueError(f"rope_pairs={pairs!r}: must be a list of whole numbers")
+    for pair in pairs:
+        _check_type("rope_pairs", pair, int)
+        if not 0 <= pair < dim // 2:
+            raise ValueError(
+                f"rope_pairs={pairs}: rope_pairs_dim={dim} has pairs 0 to {dim // 2 - 1}"
+            )
+    if 2 * len(pairs) != model.qk_rope_head_dim:
+        raise ValueError(
+            f"rope_pairs={pairs}: {len(pairs)} pairs, and qk_rope_head_dim="
+            f"{model.qk_rope_head_dim} dimensions are {model.qk_rope_head_dim // 2}"
+        )
+    if model.rope_repeats != 1:
+        raise ValueError(
+            f"rope_repeats={model.rope_repeats} and rope_pairs: a pair that is repeated is named "
+            "several times in rope_pairs; set rope_repeats=1"
+        )
+    if model.qk_norm_dim is not None:
+        raise ValueError(
+            f"qk_norm_dim={model.qk_norm_dim} and rope_pairs: a norm of query and key goes before "
+            "the rotation of whole heads; leave one of them out"
         )
 
 

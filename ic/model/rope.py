@@ -21,10 +21,12 @@ def inverse_frequencies(config: MLAConfig, device: torch.device | None = None) -
     """Rotation per position of each pair, float64 (P/2,).
 
     The types of `rope_parameters` give the numbers of `ROPE_INIT_FUNCTIONS` in
-    `transformers.modeling_rope_utils`, for one of the `rope_repeats` parts of the dimensions.
+    `transformers.modeling_rope_utils`, for one of the `rope_repeats` parts of the dimensions, or
+    for the `rope_pairs_dim` dimensions of which `rope_pairs` names pairs.
     """
     rope = config.rope_parameters or {}
-    dim, theta = config.qk_rope_head_dim // config.rope_repeats, float(rope["rope_theta"])
+    dim = config.rope_pairs_dim or config.qk_rope_head_dim // config.rope_repeats
+    theta = float(rope["rope_theta"])
     pair = torch.arange(dim // 2, dtype=torch.float64, device=device)
     inv_freq = theta ** (-2 * pair / dim)
     kind = rope.get("rope_type", "default")
@@ -34,6 +36,9 @@ def inverse_frequencies(config: MLAConfig, device: torch.device | None = None) -
         inv_freq = _llama3(inv_freq, rope)
     elif kind == "yarn":
         inv_freq = _yarn(inv_freq, pair, dim, theta, rope)
+    if config.rope_pairs is not None:
+        # Not by a list of indices, which would be copied to the device for each pass.
+        return torch.stack([inv_freq[pair] for pair in config.rope_pairs])
     return inv_freq if config.rope_repeats == 1 else inv_freq.repeat(config.rope_repeats)
 
 

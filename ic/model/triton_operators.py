@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS, is_combined
+from ic.kernels.mla_decode_launch import MAX_QUERY_TOKENS
 from ic.kernels.triton_append_latent import append_latent
 from ic.kernels.triton_matvec import matvec
 from ic.kernels.triton_mla_attention import mla_attention
-from ic.kernels.triton_mla_attention_backward import split_width
 from ic.kernels.triton_mla_flash_decode import mla_decode
 from ic.kernels.triton_new_tokens import append_with_queries
 from ic.kernels.triton_rmsnorm import add_rms_norm, rms_norm
 from ic.kernels.triton_rope import apply_rope
 from ic.kernels.triton_silu_mul import silu_mul_halves
+from ic.kernels.widths import is_power, refusal
 from ic.model.config import MLAConfig
 from ic.model.operators import (
     AppendOperators,
@@ -55,26 +55,11 @@ class TritonOperators(
     )
 
     def check_attention(self, config: MLAConfig) -> None:
-        try:
-            split_width(config.qk_head_dim)
-        except ValueError as error:
-            raise ValueError(
-                f"qk_nope_head_dim + qk_rope_head_dim={config.qk_head_dim}: the Triton attention "
-                "takes a power of two or a sum of two, each at least 16; use attention=torch"
-            ) from error
-        if not _is_power(config.v_head_dim):
-            raise ValueError(
-                f"v_head_dim={config.v_head_dim}: the Triton attention takes powers of two from 16 "
-                "on; use attention=torch"
-            )
-        rank, width = config.kv_lora_rank, config.qk_rope_head_dim
-        is_tiled = is_combined(rank, width) or (_is_power(rank) and _is_power(width))
-        if rank % 16 or rank > 512 or not is_tiled:
-            raise ValueError(
-                f"kv_lora_rank={rank} and qk_rope_head_dim={width}: the Triton decode takes ranks "
-                "that are multiples of 16 up to 512, where the sum of both is a power of two, or "
-                "each of them one from 16 on; use attention=torch"
-            )
+        why_not = refusal(
+            config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim, config.kv_lora_rank
+        )
+        if why_not is not None:
+            raise ValueError(f"{why_not}; use attention=torch")
 
     def expanded(
         self,
@@ -168,7 +153,7 @@ class TritonOperators(
         return F.linear(x_BTD, weight_XD)
 
     def check_rotation(self, config: MLAConfig) -> None:
-        if not _is_power(config.qk_rope_head_dim):
+        if not is_power(config.qk_rope_head_dim):
             raise ValueError(
                 f"qk_rope_head_dim={config.qk_rope_head_dim}: the Triton rotation takes powers of "
                 "two from 16 on; use rope=torch"
@@ -181,7 +166,7 @@ class TritonOperators(
         return apply_rope(q_BTHP, k_BT1P, cos_BTF, sin_BTF, interleave)
 
     def accepts_append(self, config: MLAConfig) -> bool:
-        return config.kv_lora_rank % 16 == 0 and config.latent_dim <= 1024
+        return config.kv_lora_rank % 8 == 0 and config.latent_dim <= 1024
 
     def append(
         self,
@@ -232,10 +217,6 @@ class TritonOperators(
 def _is_one_row(x_BTD: Tensor) -> bool:
     """Where a product reads its matrix once and computes next to nothing."""
     return x_BTD.numel() == x_BTD.shape[-1]
-
-
-def _is_power(width: int) -> bool:
-    return width >= 16 and width & (width - 1) == 0
 
 
 OPERATORS = TritonOperators()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from ic.inference.options import LoadOptions
 
 if TYPE_CHECKING:
     from ic.conversion.convert import Converted
+    from ic.conversion.layout import Layout
 
 OWN_TEXT = (
     "The text is that which the conversion was measured on: give parity.text=[FILES] for text that "
@@ -52,6 +54,8 @@ def run(config: Config) -> int:
 
     prepared = prepare(config)
     announce(prepared.source)
+    for line in _widths(prepared.layout):
+        print(line, file=sys.stderr)
     columns = (TextColumn("layers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("layers", total=prepared.layout.geometry.layers)
@@ -75,6 +79,22 @@ def run(config: Config) -> int:
         console.print(sentence, highlight=False, soft_wrap=True)
     console.print(f"report: {output / PARITY}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _widths(layout: Layout) -> list[str]:
+    """What is to be known, before minutes are spent, of widths that the GPU kernels do not take."""
+    from ic.kernels.widths import nearest_widths, refusal
+
+    value_dim = layout.geometry.head_dim
+    why_not = refusal(layout.nope_dim, layout.rope_dim, value_dim, layout.rank)
+    if why_not is None:
+        return []
+    near = nearest_widths(layout.nope_dim, layout.rope_dim, value_dim, layout.rank)
+    pairs = ", ".join(f"rank={rank} rope_dim={rope}" for rank, rope in near)
+    return [
+        f"The result runs with attention=torch alone: {why_not}"
+        + (f". The nearest widths are {pairs}" if near and not layout.keeps_keys else "")
+    ]
 
 
 def _command(parity: ParityConfig) -> str:

@@ -143,6 +143,16 @@ def test_each_part_of_an_architecture_counts(tmp_path: Path, key: str, value: ob
         other.load_checkpoint(tmp_path / "step=7")
 
 
+def test_the_frequencies_of_a_narrow_rotary_key_count(tmp_path: Path) -> None:
+    config = MLAConfig(**SIZES, rope_pairs=[1, 0], rope_pairs_dim=16)
+    model = MLAForCausalLM(config)
+    io_of(model).save_checkpoint(as_checkpoint(model), tmp_path / "step=7")
+    assert io_of(model).load_checkpoint(tmp_path / "step=7")["global_step"] == 7
+    other = MLAConfig(**SIZES, rope_pairs=[1, 2], rope_pairs_dim=16)
+    with pytest.raises(CheckpointError, match=r"architecture: rope_pairs \[1, 0\] .*\[1, 2\]"):
+        FolderCheckpointIO(other, ByteTokenizer()).load_checkpoint(tmp_path / "step=7")
+
+
 @pytest.mark.parametrize(
     "changes", [{"r": 4}, {"lora_alpha": 8.0}, {"use_rslora": True}, {"target_modules": ["o_proj"]}]
 )

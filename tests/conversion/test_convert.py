@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DeepseekV3ForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
 )
 
 from ic.checkpoint import export
@@ -29,63 +26,10 @@ from ic.errors import UsageError
 from ic.files.json_lines import write_rows
 from ic.inference.model_facts import model_end_tokens
 from ic.model.byte_tokenizer import ByteTokenizer
+from tests.conversion.small import SMALL, TEXT, Run, convert, distance
 from tests.gqa import FAMILIES
 
-Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
-ROOT = Path(__file__).resolve().parents[2]
-TEXT = ROOT / "LICENSE"  # a text that stays as it is
-SMALL = ("calibration_rows=8", "calibration_tokens=128", "accelerator=cpu", "format=text")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama with four KV heads that has learned the bytes of a page, with its tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=8,
-        max_position_embeddings=512,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    bytes_T = torch.tensor(list(TEXT.read_bytes()))
-    for _ in range(100):
-        start_B = torch.randint(0, len(bytes_T) - 128, (8,))
-        ids_BT = bytes_T[start_B[:, None] + torch.arange(128)]
-        loss = model(ids_BT, labels=ids_BT).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 3  # 5.8 before it has learned anything
-    folder = tmp_path_factory.mktemp("trained")
-    model.save_pretrained(folder)
-    ByteTokenizer().save_pretrained(folder)
-    (folder / "generation_config.json").write_text('{"eos_token_id": 257}')
-    return folder
-
-
-@torch.no_grad()
-def distance(ours: Any, theirs: PreTrainedModel) -> float:
-    """Mean KL to the original's next-token distribution on the page, in nats per token."""
-    ids_BT = torch.tensor(list(TEXT.read_bytes()[:2048])).view(8, 256)
-    ours_log, theirs_log = (model(ids_BT).logits.log_softmax(-1) for model in (ours, theirs))
-    return float((theirs_log.exp() * (theirs_log - ours_log)).sum(-1).mean())
-
-
-def convert(ic: Run, source: Path, output: Path, *options: str) -> Path:
-    parity = () if any("parity" in option for option in options) else ("parity=null",)
-    given = (f"source={source}", f"output={output}", f"calibration=[{TEXT}]", *SMALL, *parity)
-    assert ic("convert", *given, *options) == 0
-    return output
 
 
 def test_error_falls_with_the_rank(ic: Run, trained: Path, tmp_path: Path) -> None:
@@ -203,9 +147,19 @@ REFUSED = {
         r"rank=57: the full rank beside a rotary key of 8 is 56",
     ),
     "rank of whole keys": ("rope_dim=32 rank=33", r"beside a rotary key of 32 is 32"),
-    "rotary dimension": ("rank=8 rope_dim=12", r"rope_dim=12: must be a multiple of the head dim"),
+    "odd rotary dimension": ("rank=8 rope_dim=5", r"rope_dim=5: must be even, pairs"),
+    "rotary dimension": (
+        "rank=8 rope_dim=12",
+        r"rope_dim=12: must be even and below .* dimension 8",
+    ),
+    "no rotary dimension": ("rank=8 rope_dim=0", r"rope_dim=0: must be at least 2"),
     "rotary beyond the keys": ("rank=8 rope_dim=40", r"rope_dim=40: .* at most 32, .*: 8, 16, 24"),
-    "no room for the rotary key": ("cache=0.1", r"cache=0.1: .* holds 64 .* takes 8 .* least 0.16"),
+    "both beyond the full": ("rank=61 rope_dim=4", r"rank=61: .* a rotary key of 4 is 60, and"),
+    "no room for a latent": ("cache=0.05", r"cache=0.05: .* holds 64 .* takes 2 .* least 0.07"),
+    "no room beside what is asked": (
+        "cache=0.1 rope_dim=6",
+        r"cache=0.1: .* takes 6 of them; give at least 0.13, or a smaller rope_dim",
+    ),
     "budget of all": ("cache=1", r"cache=1.0: must be above 0 and below 1; leave out"),
     "two ways to say it": ("cache=0.5 rank=8", r"rank=8 and cache=0.5: give one of them"),
     "no text": ("rank=8 calibration=[]", r"calibration is empty: name files of text"),

@@ -86,7 +86,7 @@ def test_shared_key_and_rest_give_the_scores(
     query_GsF, key_GF = to_complex(weights.q_GsdX) @ x, to_complex(weights.k_GdX) @ y
     expected = torch.einsum("gsf,gf,f->gs", query_GsF.conj(), key_GF, turn_F).real
     rotary = torch.einsum(
-        "gsmf,mf,f->gs", (shared.query_GsmFX @ x).conj(), shared.key_mFX @ y, turn_F
+        "gsr,r,r->gs", (shared.query_GsSX @ x).conj(), shared.key_SX @ y, turn_F.repeat(components)
     ).real
     rest = torch.einsum("gsf,gf,f->gs", query_GsF.conj(), shared.rest_GFX @ y, turn_F).real
     torch.testing.assert_close(rotary + rest, expected)
@@ -153,7 +153,7 @@ def test_a_head_that_nothing_reads_leaves_numbers(weights: GroupedWeights, input
     """A query or an output of zeros makes a weighting singular."""
     weights.q_GsdX[1] = 0
     weights.o_DGsd[:, 2] = 0
-    layout = Layout(geometry(), components=1, rank=20)
+    layout = Layout(geometry(), rope_dim=DIM, rank=20)
     converted = convert_layer(weights, second_moment(inputs), layout)
     assert all(tensor.isfinite().all() for tensor in converted.tensors.values())
     assert 0.5 < converted.kept < 1
@@ -166,7 +166,7 @@ def test_at_full_rank_scores_and_outputs_come_back_where_nothing_turns(
 ) -> None:
     """YaRN's factor on cos and sin, biases, softmax's scale and the order of heads are all in it."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "attention_factor": scale}
-    layout = Layout(geometry(rope_parameters=rope), components, rank=HIDDEN + 2)
+    layout = Layout(geometry(rope_parameters=rope), components * DIM, rank=HIDDEN + 2)
     tensors = convert_layer(weights, second_moment(inputs), layout).tensors
     x_X, y_X = inputs[3], inputs[4]
     query_HK = (tensors["q_proj.weight"] @ x_X[:-1] + tensors["q_proj.bias"]).unflatten(

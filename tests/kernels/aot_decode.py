@@ -26,6 +26,7 @@ from ic.kernels import triton_mla_splits as splits
 from ic.kernels import triton_new_tokens as new_tokens
 from ic.kernels import triton_silu_mul as silu_mul
 from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
+from ic.kernels.widths import one_tile
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 # (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
@@ -46,6 +47,11 @@ OTHERS = [
     (64, 16, 16, "fp16"),
     (512, 64, 64, "fp8"),
     (512, 64, 32, "bf16"),
+    # Rows narrower than their tile.
+    (8, 16, 16, "bf16"),
+    (48, 32, 16, "bf16"),
+    (48, 32, 64, "bf16"),
+    (48, 32, 16, "fp8"),
 ]
 TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
 
@@ -122,7 +128,7 @@ def compile_decode(
         "NUM_QUERY": num_query,
         "R": latent,
         "P": rope,
-        "TILE": latent + rope if config.combined else latent,
+        "TILE": one_tile(latent, rope) or latent,
         "COMBINED": config.combined,
         "PAGED": page_size is not None,
         "PAGE_SIZE": page_size or 16,
@@ -312,7 +318,7 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
             if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
                 result = compile_many_heads(capability)
-            elif capability == 90 and num_rows == 16 and kind == "fp8":
+            elif (capability, num_rows, kind) == (90, 16, "fp8") and (latent, rope) != (48, 32):
                 result = compile_e4m3_codes(capability, latent, rope)
             else:
                 result = compile_decode(capability, latent, rope, num_rows, kind)

@@ -23,6 +23,7 @@ from ic.kernels import triton_mla_attention as forward
 from ic.kernels import triton_mla_attention_backward as backward
 from ic.kernels import triton_rmsnorm as rmsnorm
 from ic.kernels import triton_rope as rope
+from ic.kernels.widths import split_width
 
 SHARED_LIMIT = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 FLOATS = ("scale", "scale_log2", "eps")
@@ -105,7 +106,7 @@ def compile_kernel(
 
 def attention(capability: int, d: int, v: int, documents: bool) -> list[dict[str, Any]]:
     dtype = torch.bfloat16
-    d1, d2 = backward.split_width(d)
+    d1, d2 = split_width(d)
     pointers = dict.fromkeys(("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DVALUE"), "*bf16")
     pointers |= {"LSE": "*fp32", "DELTA": "*fp32", "DOCUMENT_START": "*i32", "DOCUMENT_END": "*i32"}
     common = {"D1": d1, "D2": d2, "DV": v, "HAS_DOCUMENTS": documents, "PRECISION": "ieee"}

@@ -64,7 +64,7 @@ def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize(("latent", "rope"), [(192, 64), (512, 64), (48, 16), (80, 48)])
+@pytest.mark.parametrize(("latent", "rope"), [(192, 64), (512, 64), (48, 16), (80, 48), (8, 24)])
 def test_matches_reference(
     device: torch.device, dtype: torch.dtype, interleaved: bool, latent: int, rope: int
 ) -> None:

@@ -14,6 +14,7 @@ from ic.kernels.mla_decode_launch import DecodeConfig, Device, decode_config, sp
 from ic.kernels.mla_decode_plan import DecodePlan
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
 from ic.kernels.triton_mla_flash_decode import mla_decode
+from ic.kernels.widths import one_tile
 
 CUDA = torch.cuda.is_available()
 # The interpreter computes bfloat16 wrongly (Triton 3.9.0), so that type is tested on GPUs only.
@@ -100,6 +101,21 @@ def test_matches_reference(
     assert_matches(mla_decode(**case), case, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("page_size", [None, 16])
+@pytest.mark.parametrize(("latent", "rope"), [(8, 16), (24, 8), (48, 32), (80, 16), (96, 64)])
+def test_any_multiples_of_eight(
+    device: torch.device, page_size: int | None, latent: int, rope: int
+) -> None:
+    """A tile wider than a row takes nothing of the next one, which may be nobody's (NaN)."""
+    for dtype, num_query in ((DTYPES[0], 1), (DTYPES[1], 2)):
+        case = make_case(
+            device, [0, 3, 77], dtype=dtype, num_query=num_query, page_size=page_size,
+            latent=latent, rope=rope,
+        )  # fmt: skip
+        assert_matches(mla_decode(**case), case, TOLERANCE[dtype])
+        assert_matches(mla_decode(**case, num_splits=3), case, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize(("latent", "rope"), [(256, 64), (512, 64)])
 def test_large_latents(device: torch.device, latent: int, rope: int) -> None:
     case = make_case(device, [65, 17], heads=17, latent=latent, rope=rope, page_size=64)
@@ -132,7 +148,7 @@ def test_any_number_of_heads(device: torch.device, heads: int) -> None:
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8], ids=str)
 @pytest.mark.parametrize(
     ("latent", "rope", "page_size", "num_query"),
-    [(192, 64, 64, 1), (64, 16, 16, 2), (64, 16, None, 1)],
+    [(192, 64, 64, 1), (64, 16, 16, 2), (64, 16, None, 1), (48, 32, 16, 1), (8, 16, None, 2)],
 )
 def test_quantized_cache(
     device: torch.device,
@@ -189,7 +205,7 @@ def test_e4m3_cache_of_few_heads(
 
 
 @pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize(("latent", "rope"), [(48, 16), (64, 16)])
+@pytest.mark.parametrize(("latent", "rope"), [(48, 16), (64, 16), (40, 16)])
 @pytest.mark.parametrize("num_query", [1, 3])
 def test_both_operand_orders(
     device: torch.device, swap: bool, latent: int, rope: int, num_query: int
@@ -198,9 +214,7 @@ def test_both_operand_orders(
     case = make_case(
         device, [3, 150], dtype=dtype, latent=latent, rope=rope, page_size=32, num_query=num_query
     )
-    config = DecodeConfig(
-        16, 64, 4, 2, 1, swap=swap, combined=(latent + rope) & (latent + rope - 1) == 0
-    )
+    config = DecodeConfig(16, 64, 4, 2, 1, swap=swap, combined=bool(one_tile(latent, rope)))
     q_latent, q_rope, cache = case["q_latent_BQHR"], case["q_rope_BQHP"], case["cache"]
     plan = DecodePlan(q_latent, q_rope, cache, case["block_table"], None, config)
     lengths, table = case["seq_lens_B"], case["block_table"]
@@ -354,14 +368,17 @@ def test_tiles_fit_the_chip(capability: int) -> None:
     that is being multiplied."""
     device = Device(capability, 132, SHARED_BYTES[capability])
     for rows, width, itemsize in itertools.product(
-        (1, 16, 17, 32, 33, 64, 128, 512), ((192, 64), (256, 64), (512, 64), (64, 16)), (1, 2, 4)
+        (1, 16, 17, 32, 33, 64, 128, 512),
+        ((192, 64), (256, 64), (512, 64), (64, 16), (8, 16), (48, 32), (448, 40)),
+        (1, 2, 4),
     ):
         config = decode_config(rows, *width, itemsize, device)
         shape = (rows, width, itemsize, config)
         for size in (config.block_m, config.block_n):  # `tl.dot` takes powers of two from 16 on
             assert size in (16, 32, 64, 128), shape
         assert config.block_m < 2 * max(rows, 16), f"most rows of a tile are empty: {shape}"
-        held = max(config.num_stages - 1, 1) * config.block_n * sum(width) * itemsize
+        tile = one_tile(*width) or sum(width)
+        held = max(config.num_stages - 1, 1) * config.block_n * tile * itemsize
         assert held * config.programs_per_sm <= device.shared_bytes, shape
-        assert config.combined == (sum(width) in (128, 256, 512)), shape
+        assert config.combined == (width not in ((256, 64), (512, 64), (64, 16))), shape
         assert config.e4m3_bits == (capability < 89), shape

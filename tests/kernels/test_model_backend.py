@@ -41,6 +41,8 @@ CONVERTED = {
     "rope_interleave": False,
     "qk_norm_dim": 16,
 }
+# Some frequencies of a wider head, and a row of the cache narrower than its tile.
+NARROW = {"kv_lora_rank": 24, "rope_pairs": [0, 0, 3, 4, 9, 17, 20, 31], "rope_pairs_dim": 64}
 SWITCHES: dict[str, dict[str, Any]] = {
     "attention": ATTENTION,
     "norm": NORM,
@@ -49,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "half_split": ATTENTION | NORM | ROPE | {"rope_interleave": False},
     "nope_layer": ATTENTION | NORM | ROPE | {"nope_layers": [1]},
     "qk_norm": ATTENTION | NORM | ROPE | {"qk_norm_dim": 8, "rope_repeats": 2},
+    "narrow": ATTENTION | NORM | ROPE | NARROW,
     "converted": ATTENTION | NORM | ROPE | CONVERTED,
 }
 TOLERANCE = 1e-4
@@ -101,6 +104,7 @@ def assert_same_gradients(pair: Pair) -> None:
         ("all", False),
         ("qk_norm", False),
         ("converted", False),
+        ("narrow", False),
         *((name, True) for name in ("attention", "norm", "rope", "all")),
     ],
     indirect=["switch"],

@@ -110,7 +110,14 @@ def test_gradients_equal(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("extension", [{"length_temperature": "ssmax"}, {"nope_layers": [1]}])
+@pytest.mark.parametrize(
+    "extension",
+    [
+        {"length_temperature": "ssmax"},
+        {"nope_layers": [1]},
+        {"qk_rope_head_dim": 4, "rope_pairs": [5, 1], "rope_pairs_dim": 16},
+    ],
+)
 def test_extensions_do_not_load_in_theirs(kind: str, extension: dict, tmp_path: Path) -> None:
     model = MLAForCausalLM(MLAConfig(**{**SMALL, **extension}))
     model.save_pretrained(tmp_path)

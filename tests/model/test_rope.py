@@ -78,6 +78,27 @@ def test_types_against_transformers(kind: str, theta: float, repeats: int) -> No
     torch.testing.assert_close(ours.float(), inv_freq.repeat(repeats), rtol=3e-6, atol=0)
 
 
+@pytest.mark.parametrize("kind", SCALED)
+def test_named_pairs_turn_as_those_of_the_whole_rotation(kind: str) -> None:
+    """Of transformers' frequencies for 64 dimensions, in the order and as often as they are named."""
+    rope = {"rope_type": kind, "rope_theta": 1e5, **SCALED[kind]}
+    pairs = [31, 0, 7, 7, 20, 3]
+    config = MLAConfig(
+        **{**SMALL, "qk_rope_head_dim": 12},
+        rope_parameters=rope,
+        rope_pairs=pairs,
+        rope_pairs_dim=64,
+    )
+    theirs = LlamaConfig(head_dim=64, max_position_embeddings=4096, rope_parameters=dict(rope))
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](theirs, torch.device("cpu"))
+    torch.testing.assert_close(
+        inverse_frequencies(config).float(), inv_freq[pairs], rtol=3e-6, atol=0
+    )
+    cos, _ = DecoupledRotaryEmbedding(config)(torch.tensor([[9]]))
+    expected = (9 * inv_freq[pairs].double()).cos() * cos_sin_scale(config)
+    torch.testing.assert_close(cos[0, 0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "factors",
     [

@@ -114,8 +114,14 @@ def test_small_prefill_chunks(serve: Callable[..., Served]) -> None:
             "length_temperature": "none",
         },
         {"kv_lora_rank": 96, "qk_rope_head_dim": 32, "qk_nope_head_dim": 0, "v_head_dim": 24},
+        {
+            "kv_lora_rank": 40,
+            "qk_rope_head_dim": 16,
+            "rope_pairs": [0, 3, 3, 9, 14, 20, 25, 31],
+            "rope_pairs_dim": 64,
+        },
     ],
-    ids=["128+64", "256+64", "512+64", "96+32"],
+    ids=["128+64", "256+64", "512+64", "96+32", "40+16 of 64"],
 )
 def test_dimensions_and_extensions(serve: Callable[..., Served], changes: dict[str, Any]) -> None:
     served = serve(changes, max_num_batched_tokens=96)

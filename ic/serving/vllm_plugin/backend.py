@@ -29,7 +29,7 @@ from vllm.v1.attention.backend import AttentionCGSupport, MultipleOf
 from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
 from ic.kernels import arguments
-from ic.kernels.mla_decode_launch import is_combined
+from ic.kernels.widths import LATENT_RULE, takes_latent
 from ic.serving.vllm_plugin.prefill import PrefillAttention, gather_rows
 from ic.serving.vllm_plugin.versions import prefill_lengths
 
@@ -119,12 +119,10 @@ class LatentBackend(MLACommonBackend):
 
 def check_latent(rank: int, rope: int) -> None:
     """Raises ValueError where the decode kernel does not take a cache of these widths."""
-    powers = all(n >= 16 and n & (n - 1) == 0 for n in (rank, rope))
-    if rank % 16 or not 16 <= rank <= 512 or not (is_combined(rank, rope) or powers):
+    if not takes_latent(rank, rope):
         raise ValueError(
-            f"kv_lora_rank={rank} and qk_rope_head_dim={rope}: our decode kernel takes ranks that "
-            "are multiples of 16 up to 512, where the sum of both is a power of two, or each of "
-            "them one from 16 on"
+            f"kv_lora_rank={rank} and qk_rope_head_dim={rope}: {LATENT_RULE}; serve the model with "
+            "`python -m ic serve attention=torch`"
         )
 
 

@@ -136,7 +136,7 @@ class PrefillAttention:
 def takes(q_THK: Tensor, width: int, v_width: int) -> bool:
     """Whether our kernels attend with these widths on this device."""
     from ic.kernels import arguments
-    from ic.kernels.triton_mla_attention_backward import split_width
+    from ic.kernels.widths import is_power, split_width
 
     capability = arguments.compute_capability(q_THK)
     if not (capability >= 80 if q_THK.is_cuda else arguments.INTERPRETED):
@@ -145,4 +145,4 @@ def takes(q_THK: Tensor, width: int, v_width: int) -> bool:
         split_width(width)
     except ValueError:
         return False
-    return v_width >= 16 and v_width & (v_width - 1) == 0
+    return is_power(v_width)

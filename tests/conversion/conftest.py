@@ -1,0 +1,3 @@
+from tests.conversion.small import trained
+
+__all__ = ["trained"]
