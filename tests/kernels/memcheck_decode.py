@@ -1,6 +1,10 @@
-"""Small launches of every decode path, for `compute-sanitizer --tool memcheck` on a GPU."""
+"""Small launches of every decode path, for compute-sanitizer's memcheck and racecheck on a GPU
+(tests/kernels/test_races.py).
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import test_append_latent as append_tests
 import test_mla_flash_decode as decode_tests
@@ -13,7 +17,7 @@ from ic.kernels.triton_mla_flash_decode import mla_decode
 
 def main() -> None:
     device = torch.device("cuda")
-    for latent, heads in ((192, 16), (512, 16), (512, 128)):
+    for latent, heads in itertools.product((128, 192, 256, 448, 512), (16, 64, 128)):
         for page_size in (None, 16, 64):
             case = decode_tests.make_case(
                 device,
@@ -30,8 +34,8 @@ def main() -> None:
             if page_size:
                 lies["block_table"] = torch.full_like(case["block_table"], -(2**30))
             mla_decode(**lies, check_indices=False)
-            if heads == 16:
-                rows, scale = quantize_per_token(case["cache"].nan_to_num(0), torch.float8_e4m3fn)
+            for kind in (torch.float8_e4m3fn, torch.int8):
+                rows, scale = quantize_per_token(case["cache"].nan_to_num(0), kind)
                 mla_decode(**dict(case, cache=rows, cache_scale=scale))
                 mla_decode(**dict(lies, cache=rows, cache_scale=scale), check_indices=False)
     case = append_tests.make_case(device, [0, 15, 143, -1, 2**40], dtype=torch.bfloat16)
