@@ -22,7 +22,7 @@ class Shape:
     """What of a model its cache depends on.
 
     Attributes:
-        source: where the numbers stand.
+        source: where the numbers stand: a report and its section, or a preset.
     """
 
     name: str
@@ -53,9 +53,9 @@ class Shape:
 
 
 SHAPES = (
-    Shape("DeepSeek-V2-Lite", "arXiv 2405.04434, B", 27, 2048, 16, None, 512, 64, 128),
-    Shape("DeepSeek-V2", "arXiv 2405.04434, 3.1.2", 60, 5120, 128, 1536, 512, 64, 128),
-    Shape("DeepSeek-V3", "arXiv 2412.19437, 4.2", 61, 7168, 128, 1536, 512, 64, 128),
+    Shape("DeepSeek-V2-Lite", "V2, B", 27, 2048, 16, None, 512, 64, 128),
+    Shape("DeepSeek-V2", "V2, 3.1.2", 60, 5120, 128, 1536, 512, 64, 128),
+    Shape("DeepSeek-V3", "V3, 4.2", 61, 7168, 128, 1536, 512, 64, 128),
     Shape("InfiniteContext-1B", "`mla_1b`", 16, 2048, 16, None, 192, 64, 128),
     Shape("`mla_small`", "`mla_small`", 6, 512, 8, None, 128, 32, 64),
     Shape("`mla_tiny`", "`mla_tiny`", 3, 128, 4, None, 64, 16, 32),
