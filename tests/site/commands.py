@@ -71,6 +71,7 @@ AS_WRITTEN = [
     r"python -m ic benchmark list_cases=true$",
     r"python -m ic benchmark serving checkpoint=runs/mla_tiny/default ",
     r"python -m ic ab simulate$",
+    r"python -m ic ablation ablation\.sweep_file=",
     r"python -m ic fit experiment=mla_tiny debug=default --print_config$",
     r"python -m ic export checkpoint=(runs/mla_tiny/default|runs/heal/mine) output=\S+$",
     r"python -m ic make_tokenizer files=\[book\.txt\]",
