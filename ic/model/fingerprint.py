@@ -12,13 +12,18 @@ from torch.distributed.tensor import DTensor
 
 def fingerprint(model: torch.nn.Module) -> str:
     """Identity of the weights: exact integer sums over their bits, the same on every device; with
-    the name of a quantised cache behind it, over which the same weights answer differently.
+    the name of a quantised cache behind it, and of sparse attention, with which the same weights
+    answer differently.
 
     Collective if the weights are `DTensor`s.
     """
-    cache: str = getattr(getattr(model, "config", None), "cache_dtype", "auto")
-    weights = fingerprint_state(model.state_dict())
-    return weights if cache == "auto" else f"{weights}-{cache}"
+    config = getattr(model, "config", None)
+    parts = [fingerprint_state(model.state_dict())]
+    if (cache := getattr(config, "cache_dtype", "auto")) != "auto":
+        parts.append(cache)
+    if getattr(config, "indexer", "off") == "sparse":
+        parts += [f"sparse{config.index_topk}", config.index_cache_dtype]
+    return "-".join(parts)
 
 
 def fingerprint_state(state: Mapping[str, Tensor]) -> str:

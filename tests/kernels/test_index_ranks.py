@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ic.kernels.benchmarks import sparse_decode
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
 from ic.kernels.triton_index_ranks import index_ranks
 from ic.kernels.triton_mla_flash_decode import mla_decode
@@ -213,3 +214,20 @@ def test_the_engine_is_sparse_over_pages(
     for request in requests:
         assert answers[request.id].token_ids == generated(plain, request)
     assert any(generated(plain, r) != generated(dense, r) for r in requests)
+
+
+@pytest.mark.parametrize("key_type", ["bf16", "fp8"])
+def test_the_benchmarks_steps_are_their_references(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, key_type: str
+) -> None:
+    monkeypatch.setattr(sparse_decode, "TOP_K", 32)
+    inputs = sparse_decode.make_inputs(device, 0, batch=2, context=160, key_type=key_type)
+    wide = ["q_latent", "q_rope", "cache", "index_q", *(["keys"] if key_type == "bf16" else [])]
+    inputs |= {name: inputs[name].float() for name in wide}  # bf16 needs a GPU
+    for ours, reference in (
+        (sparse_decode.ours, sparse_decode.reference),
+        (sparse_decode.ranked_scores, sparse_decode.scores),
+        (sparse_decode.chosen, sparse_decode.chosen_reference),
+    ):
+        found = ours(inputs)().float()
+        torch.testing.assert_close(found, reference(inputs).float(), atol=1e-4, rtol=1e-4)

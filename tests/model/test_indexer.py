@@ -13,6 +13,7 @@ import torch
 from transformers import DeepseekV32Config, DeepseekV32ForCausalLM, DynamicCache
 
 from ic.model import MLAConfig, MLAForCausalLM
+from ic.model.fingerprint import fingerprint
 from ic.model.selection import choose, index_scores, ranks_of
 from tests.conftest import SMALL
 
@@ -342,3 +343,11 @@ def test_the_cost_counts_the_indexer() -> None:
         assert num_parameters(config) == sum(p.numel() for p in model.parameters())
         keys = 0 if config.indexer == "dense" else 3 // config.index_group_size * 16
         assert cache_bytes_per_token(config) == 2 * (3 * 40 + keys)
+
+
+def test_answers_of_another_mode_are_not_taken_for_these(make_model: Make) -> None:
+    """Evaluations reuse answers of a model with the same fingerprint."""
+    changes = ({}, {"index_topk": 13}, {"index_cache_dtype": "fp8"}, {"indexer": "dense"})
+    found = [fingerprint(make_model(**SPARSE | change)) for change in changes]
+    assert len(set(found)) == 4
+    assert len({name.partition("-")[0] for name in found}) == 1
