@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
     Collective if the weights are `DTensor`s.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     parts = [fingerprint_state(model.state_dict())]
     if (cache := getattr(config, "cache_dtype", "auto")) != "auto":
         parts.append(cache)

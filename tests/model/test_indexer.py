@@ -244,6 +244,16 @@ def test_scores_are_the_published_formula() -> None:
 
 
 @torch.no_grad()
+def test_weights_of_the_heads_have_the_published_scale(make_model: Make) -> None:
+    """It changes no choice, but the softmax that the indexer learns by."""
+    indexer = make_model(**SPARSE).model.layers[0].self_attn.indexer
+    hidden, low = torch.randn(1, 3, 64), torch.randn(1, 3, 24)
+    found = indexer(hidden, low, torch.ones(1, 3, 4), torch.zeros(1, 3, 4)).w_BTJ
+    expected = hidden @ indexer.weights_proj.weight.T / (16 * 16) ** 0.5
+    torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
 def test_recorded_weights_are_over_the_chosen_tokens(
     make_model: Make, tokens: torch.Tensor
 ) -> None:
