@@ -132,8 +132,8 @@ def test_a_misspelt_backend_names_the_nearest(make: type, name: str) -> None:
             r"qk_nope_head_dim \+ qk_rope_head_dim=56: the Triton attention takes a power of two or",
         ),
         (
-            {"attention_backend": "triton", "kv_lora_rank": 48, "qk_rope_head_dim": 32},
-            "kv_lora_rank=48 and qk_rope_head_dim=32: the Triton decode takes ranks that are",
+            {"attention_backend": "triton", "kv_lora_rank": 44, "qk_rope_head_dim": 32},
+            "kv_lora_rank=44 and qk_rope_head_dim=32: the Triton decode takes ranks and rotary",
         ),
     ],
 )
