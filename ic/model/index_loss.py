@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ic.model.selection import Selection, VisibleKeys, index_scores
-from ic.model.sparse_operators import chosen_weights, pieces
+from ic.model.sparse_operators import chosen_weights, gather_rows, pieces
 
 # Index queries, weights and keys of a piece of the queries -> its summed loss.
 PieceLoss = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
@@ -73,15 +73,16 @@ def sparse_index_loss(
 ) -> Tensor:
     """KL over the chosen keys, summed over the queries: float32 scalar. Arguments as above."""
     batch, tokens, heads = q_BTHC.shape[:3]
-    row_B11 = torch.arange(batch, device=q_BTHC.device)[:, None, None]
+    first_B11 = torch.arange(batch, device=q_BTHC.device)[:, None, None] * rows_BSC.shape[1]
 
     def piece_loss(q: Tensor, w: Tensor, k: Tensor, part: slice) -> Tensor:
         chosen = selection.piece(part)
+        slot_BTK = first_B11 + chosen.index_BTK
         with torch.no_grad():
-            rows_BTKC = rows_BSC[row_B11, chosen.index_BTK]
+            rows_BTKC = gather_rows(rows_BSC.flatten(0, 1), slot_BTK, None, q_BTHC.dtype)
             weights = chosen_weights(q_BTHC[:, part], rows_BTKC, chosen.count_BT, scale)
             target = weights.mean(2)
-        k_BTKI = k[row_B11, chosen.index_BTK].float()
+        k_BTKI = gather_rows(k.flatten(0, 1), slot_BTK, None, torch.float32)
         products = torch.einsum("btji,btki->btjk", q.float(), k_BTKI).relu()
         return _kl(target, torch.einsum("btj,btjk->btk", w, products), chosen.is_chosen)
 
