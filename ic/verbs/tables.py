@@ -37,6 +37,7 @@ from ic.studies.tables.retrieval import (
     needle_sweep_table,
     suite_table,
 )
+from ic.studies.tables.sparse_attention import sparse_attention_table
 
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(suite_table, name) for name in suite_names()},
@@ -51,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling_table,
     "ablation": ablation_table,
     "alignment": alignment_table,
+    "sparse_attention": sparse_attention_table,
     "needle_sweep": needle_sweep_table,
     "configuration": lambda: configuration_reference(_verbs()),
 }
@@ -63,6 +65,7 @@ DOCUMENTS = (
     "docs/parallel.md",
     "docs/planning.md",
     "docs/results.md",
+    "docs/sparse_attention.md",
 )
 
 
