@@ -13,7 +13,7 @@ from transformers import DeepseekV3ForCausalLM, LlamaForCausalLM
 from ic.checkpoint.folder import load_model
 from ic.conversion.distance import Turns
 from ic.conversion.families import Geometry
-from ic.conversion.folding import Left, choose_frequencies
+from ic.conversion.folding import Left, choose_frequencies, fold_rotary_key
 from ic.conversion.grouped import GroupedWeights
 from ic.conversion.layer import convert_layer
 from ic.conversion.layout import Layout, choose_layout
@@ -142,6 +142,22 @@ def test_a_slow_frequency_turns_with_another_at_little_loss(
     """Over 40 tokens 6 and 7 turn by 1.3 and 0.7: much less apart than 6 and 4 are."""
     near, far = (scores_error(weights, second, kept) for kept in ((1, 4, 7), (1, 4)))
     assert near < 0.5 * far
+
+
+def test_a_key_that_needs_no_rotation_stays_out_of_the_component(
+    weights: GroupedWeights, second: Tensor
+) -> None:
+    """However much of it lies along the component: frequency 6 has the keys of 4 here."""
+    weights.k_GdX[:, [6, 14]] = weights.k_GdX[:, [4, 12]]
+    key_GFX = to_complex(weights.k_GdX)
+    turn_GsF = torch.zeros(GROUPS, PER_GROUP, DIM // 2, dtype=torch.complex128)
+    turn_GsF[..., 6] = 1.0
+    beside_GsKF = torch.zeros(GROUPS, PER_GROUP, 1, DIM // 2, dtype=torch.complex128)
+    beside_GsKF[..., 4], beside_GsKF[..., 6] = 1.0, 0.9
+    for still_kept, stays_out in ((1.0, True), (0.5, False)):
+        shared = fold_rotary_key(weights, second, (4,), turn_GsF, beside_GsKF, still_kept)
+        assert torch.equal(shared.rest_GFX[:, 6], key_GFX[:, 6]) == stays_out
+        assert torch.allclose(shared.rest_GFX[:, 4], torch.zeros(()).to(key_GFX), atol=1e-9)
 
 
 def left_of(weights: GroupedWeights, second: Tensor) -> Left:
