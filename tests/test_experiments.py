@@ -113,7 +113,9 @@ def test_text_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {*ALIGNMENT} - {*TEXT}))
 def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None:
     suites = ["suite.niah.samples=2"] if name == "retrieval_tiny" else []
-    assert ic("fit", f"experiment={name}", *SHRINK, *suites, "model.init_from=null") == 0
+    # Of two layers, as many as there are.
+    shared = ["model.indexer.group_size=2"] if name in ("indexer_1b", "sparse_1b") else []
+    assert ic("fit", f"experiment={name}", *SHRINK, *suites, *shared, "model.init_from=null") == 0
     run = tmp_path / "runs" / name / "default"
     assert (run / "checkpoints/last/model.safetensors").is_file()
     assert (run / "passkey/heatmap.png").is_file()
@@ -148,8 +150,11 @@ def test_file_says_how_to_run_it(name: str) -> None:
 def test_the_1b_family_has_the_designs_dimensions(name: str) -> None:
     config, _ = compose_config("fit", RunConfig, [f"experiment={name}"])
     model = config.model.mla_config(vocab_size=320)
-    assert num_parameters(model) == 724_899_072
-    assert cache_bytes_per_token(model) == 8192
+    # Four indexers with 4 heads of 64, and their keys.
+    indexers = 2_654_720 if model.indexer != "off" else 0
+    keys = 4 * 64 * 2 if model.indexer == "sparse" else 0
+    assert num_parameters(model) == 724_899_072 + indexers
+    assert cache_bytes_per_token(model) == 8192 + keys
     assert (model.qk_nope_head_dim, model.qk_rope_head_dim, model.v_head_dim) == (128, 64, 128)
     assert config.data.context_length >= 4096
 
