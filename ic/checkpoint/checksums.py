@@ -29,10 +29,13 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
-def check_intact(folder: Path, *, but: Collection[str] = ()) -> None:
+def check_intact(
+    folder: Path, *, only: Collection[str] | None = None, but: Collection[str] = ()
+) -> None:
     """Compare a folder's files with its checksums, if it has any.
 
     Args:
+        only: names of the files to compare; None for all.
         but: names of files that will not be read. Files that the list does not name are not
             compared, and neither is a listed file that is gone: its reader says what it is for.
 
@@ -47,7 +50,7 @@ def check_intact(folder: Path, *, but: Collection[str] = ()) -> None:
         if not separator or Path(name).name != name:
             raise damaged_error(list_file, f"it is no list of checksums: {line[:80]!r}")
         file = folder / name
-        if name in but or not file.is_file():
+        if name in but or (only is not None and name not in only) or not file.is_file():
             continue
         status = file.stat()
         state = (file.absolute(), status.st_size, status.st_mtime_ns)

@@ -217,6 +217,7 @@ def load_config(folder: Path, *, quantised: bool = False) -> MLAConfig:
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it holds no {CONFIG}")
+    check_intact(folder, only=[CONFIG])  # a damaged one may name another type
     try:
         raw, _ = MLAConfig.get_config_dict(folder)
     except (OSError, ValueError, TypeError) as error:

@@ -87,7 +87,7 @@ def test_keys_that_came_later_or_are_gone(ic: Run, folder: Path, capsys: Capture
     assert "this one has no optimizer.nesterov=True, and continues without" in told
     assert list(losses(folder / "csv/metrics.csv")) == [0, 1, 2, 3, 4, 5]
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    assert written["objective"] == {"all_tokens_weight": 0.1}
+    assert written["objective"] == {"all_tokens_weight": 0.1, "indexer": "none"}
     assert "nesterov" not in written["optimizer"]
 
 
