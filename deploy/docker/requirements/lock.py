@@ -66,7 +66,7 @@ LOCKS = (
     Lock(
         "training-gpu.txt",
         "pyproject.toml",
-        ("wandb", "mlflow", "align", "harness", "gguf", "serve", "quantize", "gpu", "fp8"),
+        ("wandb", "mlflow", "align", "harness", "gguf", "serve", "quantize", "gpu"),
         "constraints.txt",
     ),
     # torchcodec: the one for PyTorch 2.13; vLLM takes any from 0.14 on.
