@@ -77,7 +77,7 @@ def test_an_indexer_stays(make_model: Callable[..., MLAForCausalLM]) -> None:
         (
             [],
             ["lm_head"],
-            r"fp8_keep=\['lm_head'\]: the decoder has no linear layer lm_head; choos",
+            r"fp8_keep=\['lm_head'\]: the decoder has no linear layer lm_head; choose",
         ),
         ([0, 1, 2], [], r"no layer would multiply in FP8 \(model.fp8_keep_layers=\[0, 1, 2\]"),
     ],
