@@ -242,10 +242,7 @@ class MLAModel(MLAPreTrainedModel):
         """A cache for sequences of up to `capacity_tokens`, in buffers that never move or grow."""
         layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
         cache = StaticLatentCache(layers, capacity_tokens, codes)
-        if self.config.indexer == "sparse":
-            codes = code_dtype(self.config.index_cache_dtype)
-            for _ in range(num_indexers(self.config)):
-                cache.layers.append(StaticLatentLayer(capacity_tokens, codes))
+        cache.layers += self._index_layers(StaticLatentLayer, capacity_tokens)
         return cache
 
     def new_cache(self, capacity_tokens: int = 0) -> LatentCache:
@@ -257,10 +254,7 @@ class MLAModel(MLAPreTrainedModel):
         layers, codes = self.config.num_hidden_layers, code_dtype(self.config.cache_dtype)
         if self.context_parallel is None:
             cache = LatentCache(layers, capacity_tokens, codes)
-            if self.config.indexer == "sparse":
-                codes = code_dtype(self.config.index_cache_dtype)
-                for _ in range(num_indexers(self.config)):
-                    cache.layers.append(LatentLayer(capacity_tokens, codes))
+            cache.layers += self._index_layers(LatentLayer, capacity_tokens)
             return cache
         if codes is not None:
             raise ValueError(
@@ -268,6 +262,13 @@ class MLAModel(MLAPreTrainedModel):
                 "quantised; leave it out, or set strategy.context_parallel_size=1"
             )
         return self.context_parallel.new_cache(layers, capacity_tokens)
+
+    def _index_layers(self, layer: Any, capacity_tokens: int) -> list[Any]:
+        """The layers of a cache, behind the latents, that keep a sparse model's index keys."""
+        if self.config.indexer != "sparse":
+            return []
+        codes = code_dtype(self.config.index_cache_dtype)
+        return [layer(capacity_tokens, codes) for _ in range(num_indexers(self.config))]
 
     def new_indexing(self, *, has_losses: bool = False) -> Indexing:
         """For one pass: what the indexers choose if the model is sparse, and their losses."""

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ic.kernels.reference import quantize_per_token
+from ic.model.fp8 import FIRST_FP8, MULTIPLE
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FIRST_FP8 = (8, 9)
 # `torch._int_mm` on a GPU takes no fewer rows.
 _INT8_ROWS = 32
 # More rows of the input are multiplied by a widened weight, which then costs little beside them.
@@ -190,9 +190,9 @@ def _kernels() -> Any:
 def _runs_fp8(device: torch.device, inputs: int, outputs: int) -> bool:
     return (
         device.type == "cuda"
-        and inputs % 16 == 0
-        and outputs % 16 == 0
-        and torch.cuda.get_device_capability(device) >= _FIRST_FP8
+        and inputs % MULTIPLE == 0
+        and outputs % MULTIPLE == 0
+        and torch.cuda.get_device_capability(device) >= FIRST_FP8
     )
 
 

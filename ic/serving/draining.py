@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Literal, Protocol
 
@@ -121,3 +122,19 @@ def build_server(
     )
     greeting += "; clients send the token" if token else "; clients send no token"
     return Server(settings, listening, admission, limits.drain_s, greeting)
+
+
+def serve_until_stopped(ready: AbstractContextManager[Server]) -> int:
+    """Serve until SIGTERM or Ctrl-C, and close what the server needed.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once the answers in work are finished.
+    """
+    with ready as server:
+        server.serve_clients()
+    if server.interrupted:
+        raise KeyboardInterrupt
+    return 0

@@ -9,7 +9,7 @@ from ic.inference.engine.threaded import ThreadedEngine
 from ic.inference.loading import load_source
 from ic.inference.model_facts import positions_of
 from ic.serving.app import build_app
-from ic.serving.draining import Server, build_server
+from ic.serving.draining import Server, build_server, serve_until_stopped
 from ic.serving.listening import listen, url_of
 from ic.serving.options import ServeOptions, served_name
 from ic.serving.prompts import Prompts
@@ -58,11 +58,7 @@ def serve(config: ServeOptions, token: str | None) -> int:
         UsageError, ValueError: as `ready`.
         KeyboardInterrupt: after Ctrl-C, once the answers in work are finished.
     """
-    with ready(config, token) as server:
-        server.serve_clients()
-    if server.interrupted:
-        raise KeyboardInterrupt
-    return 0
+    return serve_until_stopped(ready(config, token))
 
 
 def _context_tokens(config: ServeOptions, positions: int, engine: ThreadedEngine) -> int:

@@ -1,7 +1,8 @@
-"""A small trained model of four KV heads, and its conversion."""
+"""A small trained model of four KV heads, its conversion, and conversations to calibrate on."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from ic.files.json_lines import write_rows
 from ic.model.byte_tokenizer import ByteTokenizer
 
 Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "LICENSE"  # a text that stays as it is
 SMALL = ("calibration_rows=8", "calibration_tokens=128", "accelerator=cpu", "format=text")
@@ -66,3 +69,34 @@ def convert(ic: Run, source: Path, output: Path, *options: str) -> Path:
     given = (f"source={source}", f"output={output}", f"calibration=[{TEXT}]", *SMALL, *parity)
     assert ic("convert", *given, *options) == 0
     return output
+
+
+def write_chats(file: Path, count: int = 40) -> Path:
+    write_rows(
+        file,
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": f"What comes after {n}?"},
+                    {"role": "assistant", "content": f"{n + 1} comes after {n}."},
+                ]
+            }
+            for n in range(count)
+        ),
+    )
+    return file
+
+
+def refused(ic: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
+    """The one line that a conversion is refused with, before it has read a weight."""
+
+    def loads(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("ic.conversion.convert.load_transformers_model", loads)
+    capsys.readouterr()
+    assert ic("convert", *options) == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch("ic: .*\n", err), err
+    assert not Path("out").exists()
+    return err

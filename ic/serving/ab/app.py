@@ -25,7 +25,7 @@ from ic.serving.ab.metrics import NO_VERSION, RouterMetrics
 from ic.serving.ab.options import RouteOptions
 from ic.serving.ab.router import VERSION_HEADER, Router
 from ic.serving.bodies import read_body
-from ic.serving.draining import Server, build_server
+from ic.serving.draining import Server, build_server, serve_until_stopped
 from ic.serving.error_responses import answer_errors
 from ic.serving.errors import invalid, shutting_down
 from ic.serving.guard import OPEN, Guard
@@ -192,8 +192,4 @@ def route(options: RouteOptions, token: str | None) -> int:
         UsageError: as `ready`.
         KeyboardInterrupt: after Ctrl-C, once the answers in work are finished.
     """
-    with ready(options, token) as server:
-        server.serve_clients()
-    if server.interrupted:
-        raise KeyboardInterrupt
-    return 0
+    return serve_until_stopped(ready(options, token))

@@ -68,19 +68,25 @@ def _machines(offer: OfferOptions, gpus: int) -> tuple[int, float, float]:
     return machines, per_s, _HOUR_S / rate if rate else math.inf
 
 
-def _serving(name: str, offer: OfferOptions, rate: ServingRate, options: CostOptions) -> Row:
-    # A machine with more GPUs than the server uses runs as many servers as fit.
-    assert offer.gpus is not None
-    machines, per_s, between_s = _machines(offer, rate.gpus)
-    servers = max(1, offer.gpus // rate.gpus)
-    row: Row = {
-        "what": "serving",
+def _of_a_rate(what: str, name: str, machines: int, rate: ServingRate | TrainingRate) -> Row:
+    """What a row says first, of either kind."""
+    return {
+        "what": what,
         "offer": name,
         "gpu": rate.gpu,
         "gpus": rate.gpus,
         "machines": machines,
         "model": rate.model,
         "context_tokens": rate.context_tokens,
+    }
+
+
+def _serving(name: str, offer: OfferOptions, rate: ServingRate, options: CostOptions) -> Row:
+    # A machine with more GPUs than the server uses runs as many servers as fit.
+    assert offer.gpus is not None
+    machines, per_s, between_s = _machines(offer, rate.gpus)
+    servers = max(1, offer.gpus // rate.gpus)
+    row = _of_a_rate("serving", name, machines, rate) | {
         "batch": rate.batch,
         "first_token_p95_s": rate.first_token_p95_s,
         "per_token_p95_s": rate.per_token_p95_s,
@@ -111,14 +117,7 @@ def _targets(options: CostOptions, rate: ServingRate) -> Iterator[bool]:
 
 def _training(name: str, offer: OfferOptions, rate: TrainingRate, options: CostOptions) -> Row:
     machines, per_s, between_s = _machines(offer, rate.gpus)
-    row: Row = {
-        "what": "training",
-        "offer": name,
-        "gpu": rate.gpu,
-        "gpus": rate.gpus,
-        "machines": machines,
-        "model": rate.model,
-        "context_tokens": rate.context_tokens,
+    row = _of_a_rate("training", name, machines, rate) | {
         "tokens_per_s": rate.tokens_per_s,
         "file": rate.file,
     }
