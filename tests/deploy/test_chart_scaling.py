@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ import yaml
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import MetricsHandler
 
+from tests.ansible.machines import free_ports
 from tests.deploy.charts import Document, documents, of_kind, one
 
 pytestmark = pytest.mark.chart
@@ -148,8 +148,7 @@ def prometheus(
     often = {"scrape_interval": "2s", "evaluation_interval": "1s"}
     config = {"global": often, "rule_files": ["rules.yml"], "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(
         [
             "prometheus",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ansible.machines import free_ports
 from tests.deploy.charts import ROOT, Document, documents, of_kind, one
 from tests.serving.served import save_model
 
@@ -116,8 +116,8 @@ def started(folder: Path, server: Document) -> Iterator[tuple[subprocess.Popen[s
     """The container's own command, on a model and a port of this machine."""
     save_model(folder / "mla_tiny")
     (folder / "token").write_text(f"{TOKEN}\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    # Not one that connections take: who asks again and again would be connected to himself.
+    (port,) = free_ports(1)
     here = {
         "/models": str(folder),
         "/run/secrets/infinite-context/token": str(folder / "token"),

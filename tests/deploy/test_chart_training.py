@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ansible.machines import free_ports
 from tests.deploy.charts import ROOT, Document, documents, of_kind, one
 
 pytestmark = pytest.mark.chart
@@ -159,8 +159,7 @@ def test_every_rank_is_read() -> None:
 @contextmanager
 def pods(folder: Path, job: Document) -> Iterator[list[subprocess.Popen[str]]]:
     """A process for each pod, with its command and its environment, on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     (folder / "runs").mkdir(exist_ok=True)
     found = []
     try:

@@ -1,7 +1,7 @@
 """Prometheus, Alertmanager, node_exporter and a webhook, started with the files of deploy/monitoring.
 
-What differs from the files as they are shipped: addresses and folders, since ports are the system's
-to give, and intervals, which are seconds.
+What differs from the files as they are shipped: addresses and folders, since ports are those that are
+free, and intervals, which are seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import Any
 import httpx2
 import yaml
 
+from tests.ansible.machines import free_ports
 from tests.monitoring.files import MONITORING, ROOT, load
 
 PASSWORD = "of-the-webhook"
@@ -36,11 +36,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
 
 
 @contextmanager
@@ -165,7 +160,8 @@ def stack(folder: Path) -> Iterator[Stack]:
     webhook = Webhook()
     with ExitStack() as started:
         webhook_port = started.enter_context(answering(webhook.take))
-        ports = {name: free_port() for name in ("prometheus", "alertmanager", "node")}
+        names = ("prometheus", "alertmanager", "node")
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
         for job in ("training", "serving", "node", "gpu"):
             (folder / "targets" / job).mkdir(parents=True)
         (folder / "textfiles").mkdir()
