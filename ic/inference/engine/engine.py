@@ -219,17 +219,18 @@ class Engine:
             self._runner.decode_next(self._draw(logits_BV, sequences))
         else:
             self._runner.forget()
-        # The device works on the pass meanwhile.
-        for in_flight in arrived:
-            for active, draw in zip(in_flight.active, in_flight.sent.wait(), strict=True):
-                if self._active.get(active.request.id) is active:
-                    outputs.append(self._take_in(active, draw))
         if (chunk := plan.chunk) is not None:
             self._let_in(self._active[chunk.sequence.id])
             logits_1V = self._runner.read(chunk)
             if logits_1V is not None:
                 drawn = self._draw(logits_1V, [chunk.sequence])
                 self._runner.begin_decoding(chunk.sequence, drawn)
+        # Only now wait for the step before: else the device would have nothing to do while the host
+        # launches the piece, which takes longer than computing a short one.
+        for in_flight in arrived:
+            for active, draw in zip(in_flight.active, in_flight.sent.wait(), strict=True):
+                if self._active.get(active.request.id) is active:
+                    outputs.append(self._take_in(active, draw))
         return outputs
 
     def _draw(self, logits_BV: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
