@@ -36,6 +36,7 @@ class DecodeConfig:
     e4m3_bits: bool = False
     many_heads: bool = False
     e4m3_codes: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def choose_decode_config(
     if e4m3_codes_applies(q_latent, q_rope, cache, paged):
         return e4m3_codes_config(q_latent.shape[3], q_rope.shape[3])
     rows = q_latent.shape[1] * q_latent.shape[2]
+    if pairs_applies(q_latent, q_rope, cache, paged):
+        return pairs_config(rows, q_latent.shape[3])
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
     )
@@ -158,9 +161,36 @@ def many_heads_applies(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> bool:
     """Whether `gluon_mla_decode` takes the shape; the configuration says if the device does."""
+    return (q_latent.shape[3], q_rope.shape[3]) in ((512, 64), (448, 64)) and _fits_tiles_of_64(
+        q_latent, cache, paged
+    )
+
+
+def pairs_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode_pairs` takes the shape and the device."""
+    device = device_of(cache)
+    return (
+        device.capability == 90
+        and not device.interpreted
+        and (q_latent.shape[3], q_rope.shape[3]) in ((128, 64), (192, 64), (256, 64))
+        and _fits_tiles_of_64(q_latent, cache, paged)
+    )
+
+
+def pairs_config(rows: int, latent_dim: int) -> DecodeConfig:
+    """The tiling of `gluon_mla_decode_pairs`: as many buffers as shared memory holds."""
+    groups = 1 if rows <= 64 else 2
+    tile_bytes = 64 * (latent_dim + 64) * 2
+    stages = (231424 - groups * tile_bytes) // tile_bytes
+    return DecodeConfig(64 * groups, 64, 4, stages, 1, pairs=True)
+
+
+def _fits_tiles_of_64(q_latent: torch.Tensor, cache: torch.Tensor, paged: bool) -> bool:
+    """Whether 64 rows have work, and the cache can be copied by TMA in tiles of 64 tokens."""
     return (
         q_latent.shape[1] * q_latent.shape[2] >= 64
-        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
         and cache.dtype == q_latent.dtype
         and cache.dtype in (torch.bfloat16, torch.float16)
         and cache.is_contiguous()
