@@ -66,10 +66,11 @@ def _page(table, start, begin, num_pages, PAGED: gl.constexpr, PAGE_SIZE: gl.con
 
 @gluon.jit
 def _produce(
-    desc_first, desc_narrow, first, second, rope, loaded, freed, table, first_row, num_pages,
-    begin, end, num_tiles, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    tiles, source, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, STAGES: gl.constexpr,
     FIRST: gl.constexpr, SECOND: gl.constexpr,
 ):  # fmt: skip
+    first, second, rope, loaded, freed = tiles
+    desc_first, desc_narrow, table, first_row, num_pages, begin, end, num_tiles = source
     start = begin + (num_tiles - 1) * 64
     # A sequence of no tokens may have no pages either.
     page = _page(table, start, gl.where(end > begin, begin, start + 1), num_pages, PAGED, PAGE_SIZE)
@@ -109,13 +110,16 @@ def _store(acc, out_ptr, offsets, row_ok, FIRST_COLUMN: gl.constexpr, LAYOUT: gl
 
 @gluon.jit
 def _consume(
-    q_latent_ptr, q_rope_ptr, q_first, q_second, q_rope, first, second, rope, loaded, freed, zeroed,
-    begin, end, num_tiles, length, row_start, num_rows, num_heads, scale_log2, out_ptr,
-    lse_ptr, q_row, r_row, stride_qq, stride_qh, stride_rq, stride_rh, out_row,
-    GROUP: gl.constexpr, GROUPS: gl.constexpr, NUM_QUERY: gl.constexpr, SHIFT: gl.constexpr,
-    SPLIT: gl.constexpr, STAGES: gl.constexpr, FIRST: gl.constexpr, SECOND: gl.constexpr,
+    tiles, work, queries, GROUP: gl.constexpr, GROUPS: gl.constexpr, NUM_QUERY: gl.constexpr,
+    SHIFT: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr, FIRST: gl.constexpr,
+    SECOND: gl.constexpr,
 ):  # fmt: skip
     """Attention of 64 query rows; group GROUP of the GROUPS that share the tiles."""
+    first, second, rope, loaded, freed = tiles
+    (zeroed, begin, end, num_tiles, length, num_rows, num_heads, scale_log2, q_latent_ptr,
+     q_rope_ptr, out_ptr, lse_ptr, q_row, r_row, stride_qq, stride_qh, stride_rq, stride_rh,
+     out_row) = work  # fmt: skip
+    q_first, q_second, q_rope, row_start = queries
     DTYPE: gl.constexpr = q_first.dtype
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, FIRST, 16])
@@ -286,40 +290,31 @@ def _decode_pairs_kernel(
     q_row = batch.to(gl.int64) * stride_qb
     r_row = batch.to(gl.int64) * stride_rb
     row_start = row_block * (64 * GROUPS)
+    tiles = (first, second, rope, loaded, freed)
+    work = (zeroed, begin, end, num_tiles, length, num_rows, num_heads, scale_log2, q_latent_ptr,
+            q_rope_ptr, out_ptr, lse_ptr, q_row, r_row, stride_qq, stride_qh, stride_rq, stride_rh,
+            out_row)  # fmt: skip
+    upper = (q_first.index(0), q_second.index(0), q_rope.index(0), row_start)
+    source = (desc_first, desc_narrow, table, first_row, num_pages, begin, end, num_tiles)
     if GROUPS == 1:
         gl.warp_specialize(
             [
-                (_consume, (q_latent_ptr, q_rope_ptr, q_first.index(0), q_second.index(0),
-                            q_rope.index(0), first, second, rope, loaded, freed, zeroed,
-                            begin, end, num_tiles, length, row_start, num_rows, num_heads,
-                            scale_log2, out_ptr, lse_ptr, q_row, r_row, stride_qq, stride_qh,
-                            stride_rq, stride_rh, out_row, 0, GROUPS, NUM_QUERY, SHIFT, SPLIT,
-                            STAGES, FIRST, SECOND)),
-                (_produce, (desc_first, desc_narrow, first, second, rope, loaded, freed, table,
-                            first_row, num_pages, begin, end, num_tiles, PAGED, PAGE_SIZE, STAGES,
-                            FIRST, SECOND)),
+                (_consume, (tiles, work, upper, 0, GROUPS, NUM_QUERY, SHIFT, SPLIT, STAGES, FIRST,
+                            SECOND)),
+                (_produce, (tiles, source, PAGED, PAGE_SIZE, STAGES, FIRST, SECOND)),
             ],
             [1],
             [PRODUCER_REGISTERS],
         )  # fmt: skip
     else:
+        lower = (q_first.index(1), q_second.index(1), q_rope.index(1), row_start + 64)
         gl.warp_specialize(
             [
-                (_consume, (q_latent_ptr, q_rope_ptr, q_first.index(0), q_second.index(0),
-                            q_rope.index(0), first, second, rope, loaded, freed, zeroed,
-                            begin, end, num_tiles, length, row_start, num_rows, num_heads,
-                            scale_log2, out_ptr, lse_ptr, q_row, r_row, stride_qq, stride_qh,
-                            stride_rq, stride_rh, out_row, 0, GROUPS, NUM_QUERY, SHIFT, SPLIT,
-                            STAGES, FIRST, SECOND)),
-                (_consume, (q_latent_ptr, q_rope_ptr, q_first.index(1), q_second.index(1),
-                            q_rope.index(1), first, second, rope, loaded, freed, zeroed,
-                            begin, end, num_tiles, length, row_start + 64, num_rows, num_heads,
-                            scale_log2, out_ptr, lse_ptr, q_row, r_row, stride_qq, stride_qh,
-                            stride_rq, stride_rh, out_row, 1, GROUPS, NUM_QUERY, SHIFT, SPLIT,
-                            STAGES, FIRST, SECOND)),
-                (_produce, (desc_first, desc_narrow, first, second, rope, loaded, freed, table,
-                            first_row, num_pages, begin, end, num_tiles, PAGED, PAGE_SIZE, STAGES,
-                            FIRST, SECOND)),
+                (_consume, (tiles, work, upper, 0, GROUPS, NUM_QUERY, SHIFT, SPLIT, STAGES, FIRST,
+                            SECOND)),
+                (_consume, (tiles, work, lower, 1, GROUPS, NUM_QUERY, SHIFT, SPLIT, STAGES, FIRST,
+                            SECOND)),
+                (_produce, (tiles, source, PAGED, PAGE_SIZE, STAGES, FIRST, SECOND)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
