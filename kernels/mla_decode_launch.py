@@ -180,10 +180,12 @@ def pairs_applies(
 
 
 def pairs_config(rows: int, latent_dim: int) -> DecodeConfig:
-    """The tiling of `gluon_mla_decode_pairs`: as many buffers as shared memory holds."""
+    """The tiling of `gluon_mla_decode_pairs`: as many buffers as Hopper's shared memory holds
+    beside the queries, and 1 KiB for barriers.
+    """
     groups = 1 if rows <= 64 else 2
     tile_bytes = 64 * (latent_dim + 64) * 2
-    stages = (231424 - groups * tile_bytes) // tile_bytes
+    stages = (227 * 1024 - 1024) // tile_bytes - groups
     return DecodeConfig(64 * groups, 64, 4, stages, 1, pairs=True)
 
 

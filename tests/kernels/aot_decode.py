@@ -25,7 +25,13 @@ from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
 from ic.kernels import triton_new_tokens as new_tokens
 from ic.kernels import triton_silu_mul as silu_mul
-from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
+from ic.kernels.mla_decode_launch import (
+    Device,
+    combine_blocks,
+    decode_config,
+    e4m3_codes_config,
+    pairs_config,
+)
 from ic.kernels.widths import one_tile
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -155,7 +161,7 @@ def compile_decode(
     return compile_kernel(splits._decode_kernel, capability, pointers, constants, **options)
 
 
-def compile_many_heads(capability: int) -> dict[str, Any]:
+def compile_many_heads(capability: int, latent: int) -> dict[str, Any]:
     """The Gluon kernel, which only Hopper runs."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -174,7 +180,9 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
         "out_ptr": "*bf16",
         "lse_ptr": "*fp32",
     }
-    constants = {"NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False}
+    constants = {
+        "NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False, "R": latent,
+    }  # fmt: skip
     return compile_kernel(
         _decode_many_heads_kernel,
         capability,
@@ -182,6 +190,47 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
         constants,
         GluonASTSource,
         num_warps=4,
+    )
+
+
+def compile_pairs(
+    capability: int, latent: int, rows: int, num_query: int = 1, split: bool = False
+) -> dict[str, Any]:
+    """The Gluon kernel of many heads and narrow latents."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels.gluon_mla_decode_pairs import REGISTERS, _decode_pairs_kernel, column_parts
+
+    config = pairs_config(rows, latent)
+    groups = config.block_m // 64
+    first, second = column_parts(latent)
+    average, consumer, producer = REGISTERS[groups]
+    descriptors = {}
+    for name, width in (("desc_first", first), ("desc_narrow", 64)):
+        layout = gl.NVMMASharedLayout.get_default_for([64, width], gl.bfloat16)
+        descriptors[name] = f"tensordesc<bf16{[64, width]},{layout!r}>"
+    pointers = {
+        "q_latent_ptr": "*bf16",
+        "q_rope_ptr": "*bf16",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32" if split else "*bf16",
+        "lse_ptr": "*fp32",
+    }
+    constants = {
+        "NUM_QUERY": num_query, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": split,
+        "GROUPS": groups, "STAGES": config.num_stages, "FIRST": first, "SECOND": second,
+        "CONSUMER_REGISTERS": consumer, "PRODUCER_REGISTERS": producer,
+    }  # fmt: skip
+    return compile_kernel(
+        _decode_pairs_kernel,
+        capability,
+        pointers | descriptors,
+        constants,
+        GluonASTSource,
+        num_warps=4,
+        maxnreg=average,
     )
 
 
@@ -327,7 +376,7 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         for latent, rope, num_rows, kind in shapes:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
             if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
-                result = compile_many_heads(capability)
+                result = compile_many_heads(capability, latent)
             elif (capability, num_rows, kind) == (90, 16, "fp8") and (latent, rope) != (48, 32):
                 result = compile_e4m3_codes(capability, latent, rope)
             else:
@@ -360,7 +409,18 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         # e4m3 in small pages has no published figure; its kernel widens and may spill on sm_90.
         rows.append({"name": name, "published": not name.startswith("fp8")} | build())
     if capability == 90:
-        rows.append({"name": "handover", "published": True} | compile_handover(capability))
+        hopper = {
+            "handover": lambda: compile_handover(capability),
+            "many heads 448+64": lambda: compile_many_heads(capability, 448),
+            "pairs 192+64 rows 64": lambda: compile_pairs(capability, 192, 64),
+            "pairs 192+64 rows 128": lambda: compile_pairs(capability, 192, 128),
+            "pairs 192+64 2 query tokens": lambda: compile_pairs(capability, 192, 128, 2, True),
+            "pairs 128+64 rows 128": lambda: compile_pairs(capability, 128, 128),
+            "pairs 256+64 rows 64": lambda: compile_pairs(capability, 256, 64),
+            "pairs 256+64 rows 128": lambda: compile_pairs(capability, 256, 128, split=True),
+        }
+        for name, build in hopper.items():
+            rows.append({"name": name, "published": True} | build())
     limit = SHARED_LIMIT[capability]
     return [row | {"capability": capability, "shared_limit_bytes": limit} for row in rows]
 
