@@ -31,12 +31,12 @@ class DecodeConfig:
     programs_per_sm: int
     swap: bool = False
     combined: bool = False
+    pairs: bool = False
     max_registers: int | None = None
     pdl: bool = False
     e4m3_bits: bool = False
     many_heads: bool = False
     e4m3_codes: bool = False
-    pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ def e4m3_codes_applies(
 def choose_decode_config(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> DecodeConfig:
+    if pairs_applies(q_latent, q_rope, cache, paged):
+        return pairs_config(q_latent.shape[1] * q_latent.shape[2], q_latent.shape[3])
     if e4m3_codes_applies(q_latent, q_rope, cache, paged):
         return e4m3_codes_config(q_latent.shape[3], q_rope.shape[3])
     rows = q_latent.shape[1] * q_latent.shape[2]
-    if pairs_applies(q_latent, q_rope, cache, paged):
-        return pairs_config(rows, q_latent.shape[3])
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
     )
