@@ -42,22 +42,23 @@ from ic.kernels.gluon_mla_decode import LN2, _values, sync_threads
 from ic.kernels.launch import Launch
 
 PUBLIC_REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
-# Words of four codes in a token, and in a part of its columns.
+# Words of four codes in a token.
 WORDS = gl.constexpr(144)
-PART = gl.constexpr(16)
 SHIFT = gl.constexpr(14.0)
-# Parts of 64 columns in a tile: four of the left half, four of the right and the rope.
-PARTS = gl.constexpr(9)
-# Parts whose codes are on their way to registers at once: 8 registers each.
-DEPTH = 4
+# A tile is widened in parts of so many latent columns, and the rope, and the codes of DEPTH parts
+# are on their way to registers meanwhile.
+COLUMNS = 64
+DEPTH = 6
 # Of a thread; what the two value warpgroups and the widening one leave of 512 is the scores'.
 VALUE_REGISTERS = 160
-WIDEN_REGISTERS = 80
+WIDEN_REGISTERS = 96
+PREFETCH = True
+HALVES = True
 
 
 @gluon.jit
 def _widen(codes, E4M3: gl.constexpr):
-    """[64, 16] words of four codes to [64, 32] words of two fp16, exactly."""
+    """Words of four codes to words of two fp16, exactly: twice as many columns."""
     if E4M3:
         low, high = gl.inline_asm_elementwise(
             """{
@@ -90,17 +91,48 @@ def _widen(codes, E4M3: gl.constexpr):
             is_pure=True,
             pack=1,
         )
-    return gl.join(low, high).reshape([64, 32])
+    return gl.join(low, high).reshape([64, 2 * codes.shape[1]])
 
 
 @gluon.jit
-def _as_parts(tile, COUNT: gl.constexpr):
-    """A tile in shared memory as COUNT tiles of 64 columns, the order of its layout, in words."""
+def _as_parts(tile, COUNT: gl.constexpr, COLUMNS: gl.constexpr):
+    """A tile in shared memory as COUNT tiles of COLUMNS, the order of its layout, in words."""
     words: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     if PUBLIC_REINTERPRET:
-        return tile.reinterpret(gl.int32, [COUNT, 64, 32], words)
+        return tile.reinterpret(gl.int32, [COUNT, 64, COLUMNS // 2], words)
     else:
-        return tile._reinterpret(gl.int32, [COUNT, 64, 32], words)
+        return tile._reinterpret(gl.int32, [COUNT, 64, COLUMNS // 2], words)
+
+
+@gluon.jit
+def _load_part(tile, part: gl.constexpr, count, COLUMNS: gl.constexpr):
+    """Codes of one part of `count` tokens' columns, four in a word; zero for the other tokens."""
+    # Eight neighbours store 16 bytes each to all 32 banks: four quarters of two rows.
+    layout: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    WIDTH: gl.constexpr = COLUMNS // 4 if part < 512 // COLUMNS else 16
+    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    words = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout))
+    pointers = tile + part * (COLUMNS // 4) + rows[:, None] * WORDS + words[None, :]
+    return gl.load(pointers, mask=(rows < count)[:, None], other=0)
+
+
+@gluon.jit
+def _prefetch_tile(tile, count):
+    """Ask for `count` tokens' codes in the L2 cache."""
+    line = gl.arange(0, 512, layout=gl.BlockedLayout([1], [32], [4], [0])) * 128
+    gl.inline_asm_elementwise(
+        """{
+        .reg .pred asks;
+        setp.ne.u32 asks, $2, 0;
+        @asks prefetch.global.L2 [$1];
+        mov.b32 $0, 0;
+        }""",
+        "=r,l,r",
+        [(tile.to(gl.int64) + line), (line < count * (4 * WORDS)).to(gl.int32)],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @gluon.jit
@@ -119,65 +151,61 @@ def _tile_row(
 
 @gluon.jit
 def _widened_tiles(
-    left, right, rope, scales, loaded, valued, cache_ptr, scale_ptr, table, first_row, num_pages,
-    begin, end, scale_log2, E4M3: gl.constexpr, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr,
-    DEPTH: gl.constexpr,
+    left, right, rope, scales, logs, inverses, loaded, valued, cache_ptr, scale_ptr, table,
+    first_row, num_pages, begin, end, scale_log2, E4M3: gl.constexpr, PAGED: gl.constexpr,
+    PAGE_SIZE: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, PREFETCH: gl.constexpr,
+    HALVES: gl.constexpr,
 ):  # fmt: skip
-    """Fill the tile buffers, and `scales` with what the scores need of each token's scale."""
-    # Eight neighbours store 16 bytes each to all 32 banks: four parts of two rows.
-    layout: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [4, 1], [1, 0])
+    """Fill the tile buffers, and beside them what the scores need of each token's scale."""
+    PARTS: gl.constexpr = 512 // COLUMNS + 1
+    HALF: gl.constexpr = 256 // COLUMNS
     token_layout: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     tokens = gl.arange(0, 64, layout=token_layout)
-    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-    cols = gl.arange(0, PART, layout=gl.SliceLayout(0, layout))
-    within = rows[:, None] * WORDS + cols[None, :]
     num_tiles = gl.cdiv(end - begin, 64)
 
     row = _tile_row(table, begin, end, first_row, num_pages, PAGED, PAGE_SIZE)
     next_row = _tile_row(table, begin + 64, end, first_row, num_pages, PAGED, PAGE_SIZE)
     token_scale = gl.load(scale_ptr + row + tokens, mask=tokens < end - begin, other=1.0)
-    codes = ()
-    for part in gl.static_range(DEPTH):
-        codes = codes + (
-            gl.load(cache_ptr + row * WORDS + part * PART + within,
-                    mask=(rows < end - begin)[:, None], other=0),
-        )  # fmt: skip
     for i in range(num_tiles):
         start = begin + i * 64
         buffer = i % 2
+        here = cache_ptr + row * WORDS
+        # A fence waits for loads under way: those of the next tile start only behind it.
+        codes = ()
+        for part in gl.static_range(DEPTH):
+            codes = codes + (_load_part(here, part, end - start, COLUMNS),)
         # Page numbers travel two tiles ahead and scales one, so that nothing waits for them.
         after_next = _tile_row(table, start + 128, end, first_row, num_pages, PAGED, PAGE_SIZE)
         next_scale = gl.load(scale_ptr + next_row + tokens, mask=tokens < end - start - 64,
                              other=1.0)  # fmt: skip
-        here = cache_ptr + row * WORDS
-        there = cache_ptr + next_row * WORDS
+        if PREFETCH:
+            _prefetch_tile(cache_ptr + next_row * WORDS, gl.minimum(end - start - 64, 64))
         if i > 1:
             mbarrier.wait(valued.index(buffer), ((i - 2) // 2) & 1)
         token_scale = gl.maximum(token_scale, 1e-30)
-        scales.index(3 * buffer).store(token_scale * scale_log2)
-        scales.index(3 * buffer + 1).store(gl.log2(token_scale))
-        scales.index(3 * buffer + 2).store(1.0 / token_scale)
-        left_parts = _as_parts(left.index(buffer), 4)
-        right_parts = _as_parts(right.index(buffer), 4)
-        rope_part = _as_parts(rope.index(buffer), 1)
+        scales.index(buffer).store(token_scale * scale_log2)
+        logs.index(buffer).store(gl.log2(token_scale))
+        inverses.index(buffer).store(1.0 / token_scale)
+        left_parts = _as_parts(left.index(buffer), HALF, COLUMNS)
+        right_parts = _as_parts(right.index(buffer), HALF, COLUMNS)
+        rope_part = _as_parts(rope.index(buffer), 1, 64)
         for part in gl.static_range(PARTS):
-            if part < 4:
+            if part < HALF:
                 target = left_parts.index(part)
-            elif part < 8:
-                target = right_parts.index(part - 4)
+            elif part < 2 * HALF:
+                target = right_parts.index(part - HALF)
             else:
                 target = rope_part.index(0)
-            target.store(_widen(codes[0], E4M3))
+            target.store(_widen(codes[part], E4M3))
             if part + DEPTH < PARTS:
-                pointers = here + (part + DEPTH) * PART + within
-                ok = rows < end - start
-            else:
-                pointers = there + (part + DEPTH - PARTS) * PART + within
-                ok = rows < end - start - 64
-            codes = codes[1:] + (gl.load(pointers, mask=ok[:, None], other=0),)
+                codes = codes + (_load_part(here, part + DEPTH, end - start, COLUMNS),)
+            if HALVES and part == HALF - 1:
+                fence_async_shared()
+                sync_threads()
+                mbarrier.arrive(loaded.index(buffer))
         fence_async_shared()
         sync_threads()
-        mbarrier.arrive(loaded.index(buffer))
+        mbarrier.arrive(loaded.index(2 + buffer))
         row = next_row
         next_row = after_next
         token_scale = next_scale
@@ -185,9 +213,9 @@ def _widened_tiles(
 
 @gluon.jit
 def _scores(
-    q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales, loaded, scored, valued,
-    begin, end, length, row_start, num_rows, num_heads, lse_ptr, lse_row,
-    NUM_QUERY: gl.constexpr, SPLIT: gl.constexpr,
+    q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales, logs, inverses,
+    loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads, lse_ptr, lse_row,
+    NUM_QUERY: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
@@ -201,21 +229,26 @@ def _scores(
     for i in range(num_tiles):
         start = begin + i * 64
         buffer = i % 2
-        mbarrier.wait(loaded.index(buffer), (i // 2) & 1)
+        if HALVES:
+            mbarrier.wait(loaded.index(buffer), (i // 2) & 1)
+        else:
+            mbarrier.wait(loaded.index(2 + buffer), (i // 2) & 1)
         s = gl.zeros([64, 64], gl.float32, layout)
         s = warpgroup_mma(
             q_left, left.index(buffer).permute((1, 0)), s, use_acc=False, is_async=True
         )
+        if HALVES:
+            mbarrier.wait(loaded.index(2 + buffer), (i // 2) & 1)
         s = warpgroup_mma(q_right, right.index(buffer).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
-        scale = scales.index(3 * buffer).load(token_layout)
-        s = s * scale[None, :] + scales.index(3 * buffer + 1).load(token_layout)[None, :]
+        scale = scales.index(buffer).load(token_layout)
+        s = s * scale[None, :] + logs.index(buffer).load(token_layout)[None, :]
         s = gl.where((start + offs)[None, :] < limit[:, None], s, float("-inf"))
         m_new = gl.maximum(m, gl.max(s, 1))
         alpha = gl.exp2(m - m_new)
         p = gl.exp2(s - (m_new - SHIFT)[:, None])
-        inverse = scales.index(3 * buffer + 2).load(token_layout)
+        inverse = inverses.index(buffer).load(token_layout)
         total = total * alpha + gl.sum(p * inverse[None, :], 1)
         m = m_new
         if i > 0:
@@ -256,8 +289,8 @@ def _decode_codes_kernel(
     stride_qb, stride_qq, stride_qh, stride_rb, stride_rq, stride_rh, stride_table,
     num_heads, num_rows, max_tokens, num_pages, num_splits, num_row_blocks, scale_log2,
     E4M3: gl.constexpr, NUM_QUERY: gl.constexpr, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr,
-    SPLIT: gl.constexpr, DEPTH: gl.constexpr, VALUE_REGISTERS: gl.constexpr,
-    WIDEN_REGISTERS: gl.constexpr,
+    SPLIT: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, VALUE_REGISTERS: gl.constexpr,
+    WIDEN_REGISTERS: gl.constexpr, PREFETCH: gl.constexpr, HALVES: gl.constexpr,
 ):  # fmt: skip
     pid = gl.program_id(0)
     row_block = pid % num_row_blocks
@@ -280,13 +313,16 @@ def _decode_codes_kernel(
     p_smem = gl.allocate_shared_memory(half, [64, 64], narrow)
     vector: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     factor_smem = gl.allocate_shared_memory(gl.float32, [64], vector)
-    scales = gl.allocate_shared_memory(gl.float32, [6, 64], vector)
-    loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    scales = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
+    logs = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
+    inverses = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
+    loaded = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
     scored = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     valued = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(scored, count=1)
     for buffer in gl.static_range(2):
         mbarrier.init(loaded.index(buffer), count=1)
+        mbarrier.init(loaded.index(2 + buffer), count=1)
         mbarrier.init(valued.index(buffer), count=2)
 
     row_start = row_block * 64
@@ -313,15 +349,15 @@ def _decode_codes_kernel(
     gl.warp_specialize(
         [
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales,
-                       loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads,
-                       lse_ptr, out_row, NUM_QUERY, SPLIT)),
+                       logs, inverses, loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads,
+                       lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 0, 128)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 1, 128)),
-            (_widened_tiles, (left, right, rope, scales, loaded, valued, cache_ptr, scale_ptr,
-                              table, first_row, num_pages, begin, end, scale_log2, E4M3, PAGED,
-                              PAGE_SIZE, DEPTH)),
+            (_widened_tiles, (left, right, rope, scales, logs, inverses, loaded, valued,
+                              cache_ptr, scale_ptr, table, first_row, num_pages, begin, end, scale_log2, E4M3, PAGED,
+                              PAGE_SIZE, COLUMNS, DEPTH, PREFETCH, HALVES)),
         ],
         [4, 4, 4],
         [VALUE_REGISTERS, VALUE_REGISTERS, WIDEN_REGISTERS],
@@ -355,9 +391,12 @@ class ManyHeadsCodesSplits:
                     "PAGED": self.paged,
                     "PAGE_SIZE": cache.shape[1] if self.paged else 64,
                     "SPLIT": is_split,
+                    "COLUMNS": COLUMNS,
                     "DEPTH": DEPTH,
                     "VALUE_REGISTERS": VALUE_REGISTERS,
                     "WIDEN_REGISTERS": WIDEN_REGISTERS,
+                    "PREFETCH": PREFETCH,
+                    "HALVES": HALVES,
                 },
                 num_warps=4,
             )
