@@ -15,7 +15,7 @@ memory. A row of 448 + 64 is two halves of 256: its rope columns are the last of
 what is accumulated for them is dropped.
 
 Barriers. `loaded[2]`: TMA has filled a buffer. `scored`: probabilities and the factor for the
-accumulator are in shared memory (one arrival). `valued`: both value warpgroups are done with them
+accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with them
 and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
 
 Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
@@ -110,7 +110,7 @@ def _scores(
         if R == 512:
             s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
         if i > 0:
-            mbarrier.wait(valued, (i - 1) & 1)
+            mbarrier.wait(valued.index(1 - buffer), ((i - 1) // 2) & 1)
             if i + 1 < num_tiles:
                 _fetch(desc_half, desc_rope, left, right, rope, loaded, 1 - buffer, start + 64,
                        table, first_row, num_pages, PAGED, PAGE_SIZE, R)  # fmt: skip
@@ -131,7 +131,7 @@ def _scores(
         sync_threads()
         mbarrier.arrive(scored)
     if num_tiles > 0:
-        mbarrier.wait(valued, (num_tiles - 1) & 1)
+        mbarrier.wait(valued.index((num_tiles - 1) % 2), ((num_tiles - 1) // 2) & 1)
     empty = total == 0.0
     total = gl.where(empty, 1.0, total)
     factor_smem.store(1.0 / total)
@@ -146,9 +146,9 @@ def _scores(
 @gluon.jit
 def _values(
     half, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows, out_ptr, out_row,
-    SIDE: gl.constexpr, R: gl.constexpr = 512,
+    SIDE: gl.constexpr, COLUMNS: gl.constexpr, R: gl.constexpr = 512,
 ):  # fmt: skip
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
     acc = gl.zeros([64, 256], gl.float32, layout)
     num_tiles = gl.cdiv(end - begin, 64)
@@ -158,7 +158,7 @@ def _values(
         acc = warpgroup_mma(p_smem, half.index(i % 2), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
         sync_threads()
-        mbarrier.arrive(valued)
+        mbarrier.arrive(valued.index(i % 2))
     mbarrier.wait(scored, num_tiles & 1)
     acc = acc * factor_smem.load(row_layout)[:, None]
     rows = row_start + gl.arange(0, 64, layout=row_layout)
@@ -213,11 +213,12 @@ def _decode_many_heads_kernel(
     )
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     scored = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    valued = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    valued = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(loaded.index(0), count=1)
     mbarrier.init(loaded.index(1), count=1)
     mbarrier.init(scored, count=1)
-    mbarrier.init(valued, count=2)
+    mbarrier.init(valued.index(0), count=2)
+    mbarrier.init(valued.index(1), count=2)
 
     row_start = row_block * 64
     blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -247,9 +248,9 @@ def _decode_many_heads_kernel(
                        end, length, row_start, num_rows, num_heads, scale_log2, lse_ptr, out_row,
                        NUM_QUERY, PAGED, PAGE_SIZE, SHIFT, SPLIT, R)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
-                       out_ptr, out_row, 0, R)),
+                       out_ptr, out_row, 0, 256, R)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
-                       out_ptr, out_row, 1, R)),
+                       out_ptr, out_row, 1, 256, R)),
         ],
         [4, 4],
         [184, 184],

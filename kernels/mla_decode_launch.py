@@ -37,6 +37,7 @@ class DecodeConfig:
     e4m3_bits: bool = False
     many_heads: bool = False
     e4m3_codes: bool = False
+    many_heads_codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ def decode_config(
     )
 
 
+MANY_HEADS_CODES = DecodeConfig(64, 64, 4, 2, 1, many_heads_codes=True)
+
+
 def e4m3_codes_config(latent_dim: int, rope_dim: int) -> DecodeConfig:
     """The tiling of `gluon_mla_decode_e4m3`, measured on an H100."""
     combined = bool(one_tile(latent_dim, rope_dim))
@@ -144,6 +148,26 @@ def e4m3_codes_applies(
     )
 
 
+def many_heads_codes_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode_codes` takes the shape and the device."""
+    device = device_of(cache)
+    return (
+        device.capability == 90
+        and not device.interpreted
+        and q_latent.shape[1] * q_latent.shape[2] >= 64
+        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
+        and q_latent.dtype in (torch.bfloat16, torch.float16)
+        and cache.dtype in (torch.float8_e4m3fn, torch.int8)
+        and cache.is_contiguous()
+        and cache.data_ptr() % 16 == 0
+        and cache.shape[0] * cache.shape[1] < 2**31
+        and (not paged or cache.shape[1] % 64 == 0)
+        and cache.numel() > 0
+    )
+
+
 def choose_decode_config(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> DecodeConfig:
@@ -151,6 +175,8 @@ def choose_decode_config(
         return pairs_config(q_latent.shape[1] * q_latent.shape[2], q_latent.shape[3])
     if e4m3_codes_applies(q_latent, q_rope, cache, paged):
         return e4m3_codes_config(q_latent.shape[3], q_rope.shape[3])
+    if many_heads_codes_applies(q_latent, q_rope, cache, paged):
+        return MANY_HEADS_CODES
     rows = q_latent.shape[1] * q_latent.shape[2]
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)

@@ -75,6 +75,10 @@ class DecodePlan:
 
             self.splits = ManyHeadsSplits(q_latent_BQHR, q_rope_BQHP, cache, block_table)
             self.is_early = False
+        elif config.many_heads_codes:
+            from ic.kernels.gluon_mla_decode_codes import ManyHeadsCodesSplits
+
+            self.splits = ManyHeadsCodesSplits(q_latent_BQHR, q_rope_BQHP, cache, block_table)
         elif config.e4m3_codes:
             from ic.kernels.gluon_mla_decode_e4m3 import E4M3Splits
 
