@@ -13,8 +13,8 @@ as soon as its values are done: two buffers of 72 KiB, queries 72 KiB, probabili
 memory.
 
 Barriers. `loaded[2]`: TMA has filled a buffer. `scored`: probabilities and the factor for the
-accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with them
-and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
+accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with
+them and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
 
 Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
 probability of 0 times a NaN that happens to be there would be NaN.

@@ -48,10 +48,10 @@ SHIFT = gl.constexpr(14.0)
 # A tile is widened in parts of so many latent columns, and the rope, and the codes of DEPTH parts
 # are on their way to registers meanwhile.
 COLUMNS = 64
-DEPTH = 6
+DEPTH = 9
 # Of a thread; what the two value warpgroups and the widening one leave of 512 is the scores'.
 VALUE_REGISTERS = 160
-WIDEN_REGISTERS = 96
+WIDEN_REGISTERS = 112
 PREFETCH = True
 HALVES = True
 
@@ -173,7 +173,7 @@ def _widened_tiles(
         # A fence waits for loads under way: those of the next tile start only behind it.
         codes = ()
         for part in gl.static_range(DEPTH):
-            codes = codes + (_load_part(here, part, end - start, COLUMNS),)
+            codes += (_load_part(here, part, end - start, COLUMNS),)  # type: ignore[assignment]
         # Page numbers travel two tiles ahead and scales one, so that nothing waits for them.
         after_next = _tile_row(table, start + 128, end, first_row, num_pages, PAGED, PAGE_SIZE)
         next_scale = gl.load(scale_ptr + next_row + tokens, mask=tokens < end - start - 64,
@@ -198,7 +198,8 @@ def _widened_tiles(
                 target = rope_part.index(0)
             target.store(_widen(codes[part], E4M3))
             if part + DEPTH < PARTS:
-                codes = codes + (_load_part(here, part + DEPTH, end - start, COLUMNS),)
+                ahead = (_load_part(here, part + DEPTH, end - start, COLUMNS),)
+                codes += ahead  # type: ignore[assignment]
             if HALVES and part == HALF - 1:
                 fence_async_shared()
                 sync_threads()
@@ -349,15 +350,16 @@ def _decode_codes_kernel(
     gl.warp_specialize(
         [
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales,
-                       logs, inverses, loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads,
-                       lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
+                       logs, inverses, loaded, scored, valued, begin, end, length, row_start,
+                       num_rows, num_heads, lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 0, 128)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 1, 128)),
             (_widened_tiles, (left, right, rope, scales, logs, inverses, loaded, valued,
-                              cache_ptr, scale_ptr, table, first_row, num_pages, begin, end, scale_log2, E4M3, PAGED,
-                              PAGE_SIZE, COLUMNS, DEPTH, PREFETCH, HALVES)),
+                              cache_ptr, scale_ptr, table, first_row, num_pages, begin, end,
+                              scale_log2, E4M3, PAGED, PAGE_SIZE, COLUMNS, DEPTH, PREFETCH,
+                              HALVES)),
         ],
         [4, 4, 4],
         [VALUE_REGISTERS, VALUE_REGISTERS, WIDEN_REGISTERS],
