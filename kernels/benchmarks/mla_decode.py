@@ -186,6 +186,12 @@ def cases() -> Iterable[BenchmarkCase]:
     yield decode_case(64, 4096, 16, 512)
     yield decode_case(128, 4096, 16, 512)
     yield decode_case(1, million, 16, 512, "fp8", baseline="(1, 1M) 16 h 512+64 bf16")
-    yield decode_case(128, 4096, 128, 512)
+    for heads in (128, 64, 32):
+        yield decode_case(128, 4096, heads, 512)
+        baseline = f"(128, 4k) {heads} h 512+64 bf16"
+        yield decode_case(128, 4096, heads, 512, "fp8", baseline=baseline)
+        if heads == 128:
+            yield decode_case(128, 4096, heads, 512, "int8", baseline=baseline)
     yield decode_case(1, million, 128, 512)
+    yield decode_case(1, million, 128, 512, "fp8", baseline="(1, 1M) 128 h 512+64 bf16")
     yield decode_case(128, 4096, 128, 192)

@@ -38,6 +38,9 @@ def test_every_shape_compiles(capability: int) -> None:
     if capability == 90:
         assert rows["decode 192+64 rows 16 bf16"]["wgmma"] > 0
         assert rows["decode 512+64 rows 64 bf16"]["wgmma"] > 0
+        # Scores in 36 steps of 16 columns; values in 4 of 16 tokens, for 4 times 128 columns.
+        assert rows["decode 512+64 rows 64 fp8"]["wgmma"] == 52
+        assert rows["decode 512+64 rows 64 i8"]["wgmma"] == 52
         # Scores alone: one product for every 32 of 256 and of 576 columns.
         assert rows["decode 192+64 rows 16 fp8"]["wgmma"] == 8
         assert rows["decode 512+64 rows 16 fp8"]["wgmma"] == 18
