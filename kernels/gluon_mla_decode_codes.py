@@ -15,9 +15,9 @@ scale, and the probability that meets a value's code is p * scale. Its largest m
 fp16, so the scale goes into the exponent, 2^(s - m + log2 scale), m being the maximum of the sum;
 the softmax's denominator is the sum of that over scale.
 
-Barriers. `loaded[4]`: a tile's left half is widened in a buffer (0 and 1), the rest too (2 and 3),
-with its scale factors beside it (one arrival each). `scored` and `valued[2]` are those of `gluon_mla_decode`: a buffer is written again when
-`valued` says that its values are done.
+Barriers. `loaded[4]`: a tile's left half is widened in a buffer (0 and 1), the rest of it too (2
+and 3), with its scale factors beside it (one arrival each). `scored` and `valued[2]` are those of
+`gluon_mla_decode`: a buffer is written again when `valued` says that its values are done.
 
 Rows past the sequence's end are not read: their codes are 0 and their scale 1.
 """
