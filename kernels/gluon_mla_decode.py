@@ -15,8 +15,8 @@ memory. A row of 448 + 64 is two halves of 256: its rope columns are the last of
 what is accumulated for them is dropped.
 
 Barriers. `loaded[2]`: TMA has filled a buffer. `scored`: probabilities and the factor for the
-accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with them
-and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
+accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with
+them and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
 
 Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
 probability of 0 times a NaN that happens to be there would be NaN.

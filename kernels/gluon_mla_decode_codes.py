@@ -15,9 +15,9 @@ scale, and the probability that meets a value's code is p * scale. Its largest m
 fp16, so the scale goes into the exponent, 2^(s - m + log2 scale), m being the maximum of the sum;
 the softmax's denominator is the sum of that over scale.
 
-Barriers. `loaded[2]`: a tile is widened in a buffer, with its scale factors beside it (one
-arrival). `scored` and `valued[2]` are those of `gluon_mla_decode`: a buffer is written again when
-`valued` says that its values are done.
+Barriers. `loaded[4]`: a tile's left half is widened in a buffer (0 and 1), the rest of it too (2
+and 3), with its scale factors beside it (one arrival each). `scored` and `valued[2]` are those of
+`gluon_mla_decode`: a buffer is written again when `valued` says that its values are done.
 
 Rows past the sequence's end are not read: their codes are 0 and their scale 1.
 """
@@ -26,6 +26,8 @@ Rows past the sequence's end are not read: their codes are 0 and their scale 1.
 # mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -48,10 +50,11 @@ SHIFT = gl.constexpr(14.0)
 # A tile is widened in parts of so many latent columns, and the rope, and the codes of DEPTH parts
 # are on their way to registers meanwhile.
 COLUMNS = 64
-DEPTH = 6
+DEPTH = 9
 # Of a thread; what the two value warpgroups and the widening one leave of 512 is the scores'.
 VALUE_REGISTERS = 160
-WIDEN_REGISTERS = 96
+WIDEN_REGISTERS = 112
+# Ask for the next tile's codes in the L2 cache; begin the scores with a tile's left half.
 PREFETCH = True
 HALVES = True
 
@@ -170,10 +173,10 @@ def _widened_tiles(
         start = begin + i * 64
         buffer = i % 2
         here = cache_ptr + row * WORDS
-        # A fence waits for loads under way: those of the next tile start only behind it.
+        # Not before the last tile's fence, which would wait for them.
         codes = ()
         for part in gl.static_range(DEPTH):
-            codes = codes + (_load_part(here, part, end - start, COLUMNS),)
+            codes += (_load_part(here, part, end - start, COLUMNS),)  # type: ignore[assignment]
         # Page numbers travel two tiles ahead and scales one, so that nothing waits for them.
         after_next = _tile_row(table, start + 128, end, first_row, num_pages, PAGED, PAGE_SIZE)
         next_scale = gl.load(scale_ptr + next_row + tokens, mask=tokens < end - start - 64,
@@ -198,7 +201,8 @@ def _widened_tiles(
                 target = rope_part.index(0)
             target.store(_widen(codes[part], E4M3))
             if part + DEPTH < PARTS:
-                codes = codes + (_load_part(here, part + DEPTH, end - start, COLUMNS),)
+                ahead = (_load_part(here, part + DEPTH, end - start, COLUMNS),)
+                codes += ahead  # type: ignore[assignment]
             if HALVES and part == HALF - 1:
                 fence_async_shared()
                 sync_threads()
@@ -349,19 +353,31 @@ def _decode_codes_kernel(
     gl.warp_specialize(
         [
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales,
-                       logs, inverses, loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads,
-                       lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
+                       logs, inverses, loaded, scored, valued, begin, end, length, row_start,
+                       num_rows, num_heads, lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 0, 128)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 1, 128)),
             (_widened_tiles, (left, right, rope, scales, logs, inverses, loaded, valued,
-                              cache_ptr, scale_ptr, table, first_row, num_pages, begin, end, scale_log2, E4M3, PAGED,
-                              PAGE_SIZE, COLUMNS, DEPTH, PREFETCH, HALVES)),
+                              cache_ptr, scale_ptr, table, first_row, num_pages, begin, end,
+                              scale_log2, E4M3, PAGED, PAGE_SIZE, COLUMNS, DEPTH, PREFETCH,
+                              HALVES)),
         ],
         [4, 4, 4],
         [VALUE_REGISTERS, VALUE_REGISTERS, WIDEN_REGISTERS],
     )  # fmt: skip
+
+
+def kernel_constants(
+    e4m3: bool, num_query: int, page_size: int | None, *, is_split: bool
+) -> dict[str, Any]:
+    return {
+        "E4M3": e4m3, "NUM_QUERY": num_query, "PAGED": page_size is not None,
+        "PAGE_SIZE": page_size or 64, "SPLIT": is_split, "COLUMNS": COLUMNS, "DEPTH": DEPTH,
+        "VALUE_REGISTERS": VALUE_REGISTERS, "WIDEN_REGISTERS": WIDEN_REGISTERS,
+        "PREFETCH": PREFETCH, "HALVES": HALVES,
+    }  # fmt: skip
 
 
 class ManyHeadsCodesSplits:
@@ -375,29 +391,18 @@ class ManyHeadsCodesSplits:
         block_table: torch.Tensor | None,
     ) -> None:
         B, Q, H, _ = q_latent_BQHR.shape
-        self.paged = block_table is not None
         self.row_blocks = triton.cdiv(Q * H, 64)
         self.groups = B * self.row_blocks
         self.numbers = (
             *q_latent_BQHR.stride()[:3], *q_rope_BQHP.stride()[:3],
             block_table.stride(0) if block_table is not None else 0, H, Q * H,
         )  # fmt: skip
+        page_size = cache.shape[1] if block_table is not None else None
+        e4m3 = cache.dtype == torch.float8_e4m3fn
         self.launches = tuple(
             Launch(
                 _decode_codes_kernel,
-                {
-                    "E4M3": cache.dtype == torch.float8_e4m3fn,
-                    "NUM_QUERY": Q,
-                    "PAGED": self.paged,
-                    "PAGE_SIZE": cache.shape[1] if self.paged else 64,
-                    "SPLIT": is_split,
-                    "COLUMNS": COLUMNS,
-                    "DEPTH": DEPTH,
-                    "VALUE_REGISTERS": VALUE_REGISTERS,
-                    "WIDEN_REGISTERS": WIDEN_REGISTERS,
-                    "PREFETCH": PREFETCH,
-                    "HALVES": HALVES,
-                },
+                kernel_constants(e4m3, Q, page_size, is_split=is_split),
                 num_warps=4,
             )
             for is_split in (False, True)

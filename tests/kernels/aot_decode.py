@@ -44,6 +44,8 @@ PUBLISHED = [
     (512, 64, 64, "bf16"),
     (96, 32, 16, "fp8"),
 ]
+# Published where Hopper's own kernel takes them.
+MANY_HEADS_CODES = [(512, 64, 64, "fp8"), (512, 64, 64, "i8")]
 OTHERS = [
     (192, 64, 64, "bf16"),
     (192, 64, 64, "fp8"),
@@ -51,7 +53,6 @@ OTHERS = [
     (192, 64, 16, "i8"),
     (256, 64, 16, "bf16"),
     (64, 16, 16, "fp16"),
-    (512, 64, 64, "fp8"),
     (512, 64, 32, "bf16"),
     # Rows narrower than their tile.
     (8, 16, 16, "bf16"),
@@ -234,6 +235,36 @@ def compile_pairs(
     )
 
 
+def compile_many_heads_codes(
+    capability: int,
+    kind: str,
+    *,
+    query: str = "bf16",
+    page_size: int | None = 64,
+    num_query: int = 1,
+    split: bool = False,
+) -> dict[str, Any]:
+    """The kernel that widens codes in a warpgroup of its own, likewise."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels import gluon_mla_decode_codes as codes
+
+    pointers = {
+        "q_latent_ptr": f"*{query}",
+        "q_rope_ptr": f"*{query}",
+        "cache_ptr": "*i32",
+        "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32" if split else f"*{query}",
+        "lse_ptr": "*fp32",
+    }
+    constants = codes.kernel_constants(kind == "fp8", num_query, page_size, is_split=split)
+    return compile_kernel(
+        codes._decode_codes_kernel, capability, pointers, constants, GluonASTSource, num_warps=4
+    )
+
+
 def compile_e4m3_codes(capability: int, latent: int, rope: int) -> dict[str, Any]:
     """The other Gluon kernel, likewise."""
     from triton.experimental.gluon import language as gl
@@ -372,11 +403,15 @@ def compile_index_ranks(capability: int, num_query: int, kind: str) -> dict[str,
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
-    for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
+    for published, shapes in (
+        (True, PUBLISHED), (capability == 90, MANY_HEADS_CODES), (False, OTHERS)
+    ):  # fmt: skip
         for latent, rope, num_rows, kind in shapes:
             name = f"decode {latent}+{rope} rows {num_rows} {kind}"
             if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
                 result = compile_many_heads(capability, latent)
+            elif capability == 90 and (latent, rope, num_rows, kind) in MANY_HEADS_CODES:
+                result = compile_many_heads_codes(capability, kind)
             elif (capability, num_rows, kind) == (90, 16, "fp8") and (latent, rope) != (48, 32):
                 result = compile_e4m3_codes(capability, latent, rope)
             else:
@@ -421,6 +456,10 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         }
         for name, build in hopper.items():
             rows.append({"name": name, "published": True} | build())
+        for options in ({"split": True}, {"page_size": None, "num_query": 4}, {"query": "fp16"}):
+            for kind in ("fp8", "i8"):
+                row = compile_many_heads_codes(capability, kind, **options)
+                rows.append({"name": f"many heads {kind} {options}", "published": True} | row)
     limit = SHARED_LIMIT[capability]
     return [row | {"capability": capability, "shared_limit_bytes": limit} for row in rows]
 

@@ -41,6 +41,9 @@ def test_every_shape_compiles(capability: int) -> None:
         # Two warpgroups; scores of the first tile and of the others, 16 products each, and values of
         # the others and of the last, 4 products each of 128 and of 64 columns.
         assert rows["pairs 192+64 rows 128"]["wgmma"] == 2 * (2 * 16 + 2 * 8)
+        # Scores in 36 steps of 16 columns; values in 4 of 16 tokens, for 4 times 128 columns.
+        assert rows["decode 512+64 rows 64 fp8"]["wgmma"] == 52
+        assert rows["decode 512+64 rows 64 i8"]["wgmma"] == 52
         # Scores alone: one product for every 32 of 256 and of 576 columns.
         assert rows["decode 192+64 rows 16 fp8"]["wgmma"] == 8
         assert rows["decode 512+64 rows 16 fp8"]["wgmma"] == 18
