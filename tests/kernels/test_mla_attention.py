@@ -41,24 +41,27 @@ def check(
     gradients = torch.autograd.grad(out, (q, k, v), dout)
     wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
     out_ref, lse_ref = attention_reference(*wide, scale=scale, document_ids=document_ids)
-    gradients_ref = torch.autograd.grad(out_ref, wide, dout.double())
+    gradients_ref = torch.autograd.grad(out_ref, wide, dout.double(), retain_graph=True)
     assert relative_error(out, out_ref) < tolerance
     torch.testing.assert_close(
         lse.double(), lse_ref, rtol=0, atol=2e-5 if q.dtype == torch.float32 else 2e-3
     )
     size = float(dout.double().norm())
-    # The backward pass reads `out` as it was rounded: sum_v dout (out - out_ref) enters every score's
-    # gradient alike, and dq is off by it times the probabilities' mean key. One row cannot average
-    # that out.
-    slip = ((out.detach().double() - out_ref) * dout.double()).sum(-1, keepdim=True)
-    mean_key, _ = attention_reference(*wide[:2], wide[1], scale=scale, document_ids=document_ids)
-    rounding = {"q": float((scale * slip * mean_key).detach().norm()), "k": 0.0, "v": 0.0}
+    # The backward pass reads `out` as it was rounded: sum_v dout (out - out_ref) is taken off the
+    # gradient of every score of a row, times its probability, which is the log-sum-exp's gradient.
+    # A single row cannot average that out.
+    slip = ((out.detach().double() - out_ref) * dout.double()).sum(-1).detach()
+    rounding = torch.autograd.grad((slip.transpose(1, 2) * lse_ref).sum(), wide, allow_unused=True)
+    gradients_ref = [
+        want if slipped is None else want - slipped
+        for want, slipped in zip(gradients_ref, rounding, strict=True)
+    ]
     for name, got, want in zip("qkv", gradients, gradients_ref, strict=True):
         assert torch.isfinite(got).all(), f"d{name} is not finite, or was never written"
         wanted = float(
             want.norm()
         )  # with one visible key dq and dk are zero: then compare with dout
-        error = max(float((got.double() - want).norm()) - rounding[name], 0.0)
+        error = float((got.double() - want).norm())
         error /= wanted if wanted > 1e-3 * size else size
         assert error < tolerance, f"d{name}: {error:.2e}"
 
