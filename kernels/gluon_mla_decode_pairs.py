@@ -1,17 +1,18 @@
 """MLA decode for many heads and a latent of 256 or less on Hopper (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where it
-applies: 64 query rows or more, latent 128, 192 or 256 and rope 64, a bf16 or fp16 cache in pages of
-a multiple of 64 tokens (or contiguous), capability 9.0.
+applies: more than 16 query rows, latent 128, 192 or 256 and rope 64, a bf16 or fp16 cache in pages
+of a multiple of 64 tokens (or contiguous), capability 9.0.
 
 Why. A value row of 256 columns fits into the registers of one warpgroup, so unlike in
 `gluon_mla_decode` a warpgroup keeps scores, softmax and values of its 64 query rows to itself and
 its probabilities never leave the registers. Two of them share every tile of a program of 128 rows:
 the matrix units work for the one while the other computes its softmax. Within a warpgroup the
-scores of a tile are issued before the values of the tile before it, so its softmax also runs
-under a product of its own. One more warp fetches tiles (TMA) as far ahead as buffers go: up to 5
-of 32 KiB at 192+64, which is what hides the latency of the memory. With 64 rows there is one
-warpgroup, and memory is the bound.
+scores of a tile and the values of the tile before it are issued together. ptxas waits for both
+before the softmax; to hold it under the values was slower (docs/kernels.md). One more warp fetches
+tiles (TMA) as far ahead as buffers go: up to 5 of 32 KiB at 192+64, which is what hides the latency
+of the memory. Up to 64 rows there is one warpgroup, whose rows that no query has are zero, and
+memory is the bound.
 
 A tile is fetched in up to three parts: the first 128 (of 256: all) latent columns, the 64 others of
 192, the 64 rope columns. So values take the columns of the latent only, where one tile of 256
@@ -172,10 +173,10 @@ def _consume(
     if SECOND > 0:
         acc_second = gl.zeros([64, SECOND], gl.float32, S_LAYOUT)
 
-    mbarrier.wait(loaded.index(1), 0, pred=num_tiles > 1)
     for i in range(1, num_tiles):
         stage = i % STAGES
         before = (i - 1) % STAGES
+        mbarrier.wait(loaded.index(stage), (i // STAGES) & 1)
         token_s = _scores(
             q_first, q_second, q_rope, first.index(stage), second.index(stage), rope.index(stage),
             S_LAYOUT, SECOND,
@@ -195,11 +196,6 @@ def _consume(
         p32 = gl.exp2(s - (m_new - SHIFT)[:, None])
         total = total * alpha + gl.sum(p32, 1)
         m = m_new
-        # Waiting for the next tile here also keeps the compiler from moving the softmax behind the
-        # wait for the values.
-        mbarrier.wait(
-            loaded.index((i + 1) % STAGES), ((i + 1) // STAGES) & 1, pred=i + 1 < num_tiles
-        )
         if SECOND > 0:
             acc, acc_second = warpgroup_mma_wait(0, deps=[token_acc, token_second])
             acc_second = acc_second * alpha[:, None]
