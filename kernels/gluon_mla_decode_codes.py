@@ -1,8 +1,8 @@
 """MLA decode of many heads over an e4m3 or int8 cache on Hopper: four warpgroups (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where
-it applies: 64 query rows or more, latent 512 and rope 64, a quantised cache in pages of a multiple
-of 64 tokens (or contiguous), capability 9.0.
+it applies: more than 16 query rows, latent 512 and rope 64, a quantised cache in pages of a
+multiple of 64 tokens (or contiguous), capability 9.0.
 
 Why. The matrix units multiply fp16, so a tile of codes must be widened on its way to shared memory.
 In the Triton kernel the warps that multiply also widen, one after the other, and its tile of 16
@@ -15,9 +15,9 @@ scale, and the probability that meets a value's code is p * scale. Its largest m
 fp16, so the scale goes into the exponent, 2^(s - m + log2 scale), m being the maximum of the sum;
 the softmax's denominator is the sum of that over scale.
 
-Barriers. `loaded[4]`: a tile's left half is widened in a buffer (0 and 1), the rest of it too (2
-and 3), with its scale factors beside it (one arrival each). `scored` and `valued[2]` are those of
-`gluon_mla_decode`: a buffer is written again when `valued` says that its values are done.
+Barriers. `loaded[2]`: a tile is widened in a buffer, with its scale factors beside it (one
+arrival). `scored` and `valued[2]` are those of `gluon_mla_decode`: a buffer is written again when
+`valued` says that its values are done.
 
 Rows past the sequence's end are not read: their codes are 0 and their scale 1.
 """
@@ -50,13 +50,10 @@ SHIFT = gl.constexpr(14.0)
 # A tile is widened in parts of so many latent columns, and the rope, and the codes of DEPTH parts
 # are on their way to registers meanwhile.
 COLUMNS = 64
-DEPTH = 9
+DEPTH = 6
 # Of a thread; what the two value warpgroups and the widening one leave of 512 is the scores'.
 VALUE_REGISTERS = 160
-WIDEN_REGISTERS = 112
-# Ask for the next tile's codes in the L2 cache; begin the scores with a tile's left half.
-PREFETCH = True
-HALVES = True
+WIDEN_REGISTERS = 96
 
 
 @gluon.jit
@@ -156,8 +153,7 @@ def _tile_row(
 def _widened_tiles(
     left, right, rope, scales, logs, inverses, loaded, valued, cache_ptr, scale_ptr, table,
     first_row, num_pages, begin, end, scale_log2, E4M3: gl.constexpr, PAGED: gl.constexpr,
-    PAGE_SIZE: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, PREFETCH: gl.constexpr,
-    HALVES: gl.constexpr,
+    PAGE_SIZE: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr,
 ):  # fmt: skip
     """Fill the tile buffers, and beside them what the scores need of each token's scale."""
     PARTS: gl.constexpr = 512 // COLUMNS + 1
@@ -181,8 +177,7 @@ def _widened_tiles(
         after_next = _tile_row(table, start + 128, end, first_row, num_pages, PAGED, PAGE_SIZE)
         next_scale = gl.load(scale_ptr + next_row + tokens, mask=tokens < end - start - 64,
                              other=1.0)  # fmt: skip
-        if PREFETCH:
-            _prefetch_tile(cache_ptr + next_row * WORDS, gl.minimum(end - start - 64, 64))
+        _prefetch_tile(cache_ptr + next_row * WORDS, gl.minimum(end - start - 64, 64))
         if i > 1:
             mbarrier.wait(valued.index(buffer), ((i - 2) // 2) & 1)
         token_scale = gl.maximum(token_scale, 1e-30)
@@ -203,13 +198,9 @@ def _widened_tiles(
             if part + DEPTH < PARTS:
                 ahead = (_load_part(here, part + DEPTH, end - start, COLUMNS),)
                 codes += ahead  # type: ignore[assignment]
-            if HALVES and part == HALF - 1:
-                fence_async_shared()
-                sync_threads()
-                mbarrier.arrive(loaded.index(buffer))
         fence_async_shared()
         sync_threads()
-        mbarrier.arrive(loaded.index(2 + buffer))
+        mbarrier.arrive(loaded.index(buffer))
         row = next_row
         next_row = after_next
         token_scale = next_scale
@@ -219,7 +210,7 @@ def _widened_tiles(
 def _scores(
     q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales, logs, inverses,
     loaded, scored, valued, begin, end, length, row_start, num_rows, num_heads, lse_ptr, lse_row,
-    NUM_QUERY: gl.constexpr, SPLIT: gl.constexpr, HALVES: gl.constexpr,
+    NUM_QUERY: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
@@ -233,16 +224,11 @@ def _scores(
     for i in range(num_tiles):
         start = begin + i * 64
         buffer = i % 2
-        if HALVES:
-            mbarrier.wait(loaded.index(buffer), (i // 2) & 1)
-        else:
-            mbarrier.wait(loaded.index(2 + buffer), (i // 2) & 1)
+        mbarrier.wait(loaded.index(buffer), (i // 2) & 1)
         s = gl.zeros([64, 64], gl.float32, layout)
         s = warpgroup_mma(
             q_left, left.index(buffer).permute((1, 0)), s, use_acc=False, is_async=True
         )
-        if HALVES:
-            mbarrier.wait(loaded.index(2 + buffer), (i // 2) & 1)
         s = warpgroup_mma(q_right, right.index(buffer).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
@@ -294,7 +280,7 @@ def _decode_codes_kernel(
     num_heads, num_rows, max_tokens, num_pages, num_splits, num_row_blocks, scale_log2,
     E4M3: gl.constexpr, NUM_QUERY: gl.constexpr, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr,
     SPLIT: gl.constexpr, COLUMNS: gl.constexpr, DEPTH: gl.constexpr, VALUE_REGISTERS: gl.constexpr,
-    WIDEN_REGISTERS: gl.constexpr, PREFETCH: gl.constexpr, HALVES: gl.constexpr,
+    WIDEN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     pid = gl.program_id(0)
     row_block = pid % num_row_blocks
@@ -320,13 +306,12 @@ def _decode_codes_kernel(
     scales = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
     logs = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
     inverses = gl.allocate_shared_memory(gl.float32, [2, 64], vector)
-    loaded = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     scored = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     valued = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(scored, count=1)
     for buffer in gl.static_range(2):
         mbarrier.init(loaded.index(buffer), count=1)
-        mbarrier.init(loaded.index(2 + buffer), count=1)
         mbarrier.init(valued.index(buffer), count=2)
 
     row_start = row_block * 64
@@ -354,15 +339,14 @@ def _decode_codes_kernel(
         [
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, scales,
                        logs, inverses, loaded, scored, valued, begin, end, length, row_start,
-                       num_rows, num_heads, lse_ptr, out_row, NUM_QUERY, SPLIT, HALVES)),
+                       num_rows, num_heads, lse_ptr, out_row, NUM_QUERY, SPLIT)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 0, 128)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
                        out_ptr, out_row, 1, 128)),
             (_widened_tiles, (left, right, rope, scales, logs, inverses, loaded, valued,
                               cache_ptr, scale_ptr, table, first_row, num_pages, begin, end,
-                              scale_log2, E4M3, PAGED, PAGE_SIZE, COLUMNS, DEPTH, PREFETCH,
-                              HALVES)),
+                              scale_log2, E4M3, PAGED, PAGE_SIZE, COLUMNS, DEPTH)),
         ],
         [4, 4, 4],
         [VALUE_REGISTERS, VALUE_REGISTERS, WIDEN_REGISTERS],
@@ -376,7 +360,6 @@ def kernel_constants(
         "E4M3": e4m3, "NUM_QUERY": num_query, "PAGED": page_size is not None,
         "PAGE_SIZE": page_size or 64, "SPLIT": is_split, "COLUMNS": COLUMNS, "DEPTH": DEPTH,
         "VALUE_REGISTERS": VALUE_REGISTERS, "WIDEN_REGISTERS": WIDEN_REGISTERS,
-        "PREFETCH": PREFETCH, "HALVES": HALVES,
     }  # fmt: skip
 
 
