@@ -1,9 +1,9 @@
 """MLA decode for many heads on Hopper: three warpgroups, one for scores and two for values (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where
-it applies: 64 query rows or more, latent 512 or 448 and rope 64, a bf16 or fp16 cache in pages of a
-multiple of 64 tokens (or contiguous), capability 9.0. `gluon_mla_decode_pairs` takes smaller
-latents.
+it applies: more than 16 query rows, latent 512 or 448 and rope 64, a bf16 or fp16 cache in pages of
+a multiple of 64 tokens (or contiguous), capability 9.0. `gluon_mla_decode_pairs` takes smaller
+latents. Rows of a block of 64 that no query has are zero.
 
 Why. With 64 rows and more decode is bound by the matrix units, not by memory. In the Triton kernel
 all eight warps compute scores, then softmax, then values: the matrix units idle during the softmax.

@@ -18,6 +18,8 @@ from ic.kernels.widths import one_tile
 LOG2E = 1.4426950408889634
 MAX_QUERY_TOKENS = 4
 MAX_SPLITS = 1024
+# Query rows that the tiles of few rows take on Hopper; more go to the kernels of 64 rows.
+FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def e4m3_codes_applies(
     return (
         device.capability == 90
         and not device.interpreted
-        and q_latent.shape[1] * q_latent.shape[2] <= 16
+        and q_latent.shape[1] * q_latent.shape[2] <= FEW_ROWS
         and (width in (128, 256, 512) or (latent_dim in (128, 256, 512) and rope_dim in (32, 64)))
         and cache.dtype == torch.float8_e4m3fn
         and cache.is_contiguous()
@@ -156,7 +158,7 @@ def many_heads_codes_applies(
     return (
         device.capability == 90
         and not device.interpreted
-        and q_latent.shape[1] * q_latent.shape[2] >= 64
+        and q_latent.shape[1] * q_latent.shape[2] > FEW_ROWS
         and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
         and q_latent.dtype in (torch.bfloat16, torch.float16)
         and cache.dtype in (torch.float8_e4m3fn, torch.int8)
@@ -216,9 +218,9 @@ def pairs_config(rows: int, latent_dim: int) -> DecodeConfig:
 
 
 def _fits_tiles_of_64(q_latent: torch.Tensor, cache: torch.Tensor, paged: bool) -> bool:
-    """Whether 64 rows have work, and the cache can be copied by TMA in tiles of 64 tokens."""
+    """Whether rows are many, and the cache can be copied by TMA in tiles of 64 tokens."""
     return (
-        q_latent.shape[1] * q_latent.shape[2] >= 64
+        q_latent.shape[1] * q_latent.shape[2] > FEW_ROWS
         and cache.dtype == q_latent.dtype
         and cache.dtype in (torch.bfloat16, torch.float16)
         and cache.is_contiguous()

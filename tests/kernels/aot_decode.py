@@ -26,6 +26,7 @@ from ic.kernels import triton_mla_splits as splits
 from ic.kernels import triton_new_tokens as new_tokens
 from ic.kernels import triton_silu_mul as silu_mul
 from ic.kernels.mla_decode_launch import (
+    FEW_ROWS,
     Device,
     combine_blocks,
     decode_config,
@@ -44,16 +45,23 @@ PUBLISHED = [
     (512, 64, 64, "bf16"),
     (96, 32, 16, "fp8"),
 ]
-# Published where Hopper's own kernel takes them.
-MANY_HEADS_CODES = [(512, 64, 64, "fp8"), (512, 64, 64, "i8")]
-OTHERS = [
+# Published where Hopper's own kernels take them.
+HOPPER_MANY_HEADS = [
+    (512, 64, 64, "fp8"),
+    (512, 64, 64, "i8"),
+    (448, 64, 64, "bf16"),
     (192, 64, 64, "bf16"),
-    (192, 64, 64, "fp8"),
+    (192, 64, 128, "bf16"),
+    (128, 64, 128, "bf16"),
+    (256, 64, 64, "bf16"),
     (192, 64, 32, "bf16"),
+    (512, 64, 32, "bf16"),
+]
+OTHERS = [
+    (192, 64, 64, "fp8"),
     (192, 64, 16, "i8"),
     (256, 64, 16, "bf16"),
     (64, 16, 16, "fp16"),
-    (512, 64, 32, "bf16"),
     # Rows narrower than their tile.
     (8, 16, 16, "bf16"),
     (48, 32, 16, "bf16"),
@@ -401,22 +409,28 @@ def compile_index_ranks(capability: int, num_query: int, kind: str) -> dict[str,
     )
 
 
+def compile_chosen(capability: int, latent: int, rope: int, rows: int, kind: str) -> dict[str, Any]:
+    """The kernel that takes pages of 64."""
+    if capability == 90 and rope == 64 and rows > FEW_ROWS:
+        if kind == "bf16" and latent in (448, 512):
+            return compile_many_heads(capability, latent)
+        if kind == "bf16":
+            return compile_pairs(capability, latent, rows)
+        if latent == 512:
+            return compile_many_heads_codes(capability, kind)
+    if (capability, rows, kind) == (90, FEW_ROWS, "fp8") and (latent, rope) != (48, 32):
+        return compile_e4m3_codes(capability, latent, rope)
+    return compile_decode(capability, latent, rope, rows, kind)
+
+
 def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
     for published, shapes in (
-        (True, PUBLISHED), (capability == 90, MANY_HEADS_CODES), (False, OTHERS)
+        (True, PUBLISHED), (capability == 90, HOPPER_MANY_HEADS), (False, OTHERS)
     ):  # fmt: skip
-        for latent, rope, num_rows, kind in shapes:
-            name = f"decode {latent}+{rope} rows {num_rows} {kind}"
-            if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
-                result = compile_many_heads(capability, latent)
-            elif capability == 90 and (latent, rope, num_rows, kind) in MANY_HEADS_CODES:
-                result = compile_many_heads_codes(capability, kind)
-            elif (capability, num_rows, kind) == (90, 16, "fp8") and (latent, rope) != (48, 32):
-                result = compile_e4m3_codes(capability, latent, rope)
-            else:
-                result = compile_decode(capability, latent, rope, num_rows, kind)
-            rows.append({"name": name, "published": published} | result)
+        for shape in shapes:
+            name = "decode {}+{} rows {} {}".format(*shape)
+            rows.append({"name": name, "published": published} | compile_chosen(capability, *shape))
     others = {
         "combine 264 splits": lambda: compile_combine(capability, 264, 512),
         "append fp8": lambda: compile_append(capability, 512, 64, "fp8"),
@@ -446,12 +460,19 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
     if capability == 90:
         hopper = {
             "handover": lambda: compile_handover(capability),
-            "many heads 448+64": lambda: compile_many_heads(capability, 448),
-            "pairs 192+64 rows 64": lambda: compile_pairs(capability, 192, 64),
-            "pairs 192+64 rows 128": lambda: compile_pairs(capability, 192, 128),
+            "rows 32, page 16": lambda: compile_decode(
+                capability, 192, 64, 32, "bf16", page_size=16
+            ),
+            "rows 64, page 16": lambda: compile_decode(
+                capability, 192, 64, 64, "bf16", page_size=16
+            ),
+            "512 rows 32, page 16": lambda: compile_decode(
+                capability, 512, 64, 32, "bf16", page_size=16
+            ),
+            "512 rows 64, page 16": lambda: compile_decode(
+                capability, 512, 64, 64, "bf16", page_size=16
+            ),
             "pairs 192+64 2 query tokens": lambda: compile_pairs(capability, 192, 128, 2, True),
-            "pairs 128+64 rows 128": lambda: compile_pairs(capability, 128, 128),
-            "pairs 256+64 rows 64": lambda: compile_pairs(capability, 256, 64),
             "pairs 256+64 rows 128": lambda: compile_pairs(capability, 256, 128, split=True),
         }
         for name, build in hopper.items():

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from ic.kernels import mla_decode_launch
 from ic.kernels.mla_decode_launch import DecodeConfig, Device, decode_config, split_count
 from ic.kernels.mla_decode_plan import DecodePlan
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
@@ -215,7 +214,17 @@ def quantize_case(case: dict[str, Any], kind: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8], ids=str)
 @pytest.mark.parametrize(
     ("page_size", "num_query", "heads"),
-    [(64, 1, 128), (64, 1, 64), (None, 1, 100), (128, 2, 32), (None, 4, 32), (64, 3, 64)],
+    [
+        (64, 1, 128),
+        (64, 1, 64),
+        (None, 1, 100),
+        (128, 2, 32),
+        (None, 4, 32),
+        (64, 3, 64),
+        (64, 1, 17),
+        (None, 2, 16),
+        (128, 3, 21),
+    ],
 )
 def test_quantized_cache_of_many_heads(
     device: torch.device, kind: torch.dtype, page_size: int | None, num_query: int, heads: int
@@ -258,6 +267,10 @@ def test_quantized_cache_of_many_heads_and_tokens(device: torch.device, kind: to
         (96, 2, 64, torch.float16),
         (128, 4, 128, torch.bfloat16),
         (64, 3, None, torch.bfloat16),
+        (17, 1, 64, torch.float16),
+        (16, 2, 64, torch.bfloat16),
+        (32, 1, None, torch.bfloat16),
+        (21, 3, 128, torch.float16),
     ],
 )
 def test_many_heads(
@@ -451,43 +464,6 @@ def test_bad_input_is_named(device: torch.device, name: str) -> None:
     case = make_case(device, [30, 48], page_size=16)
     with pytest.raises(ValueError, match=name.split()[0]):
         mla_decode(**bad(case, name))
-
-
-def test_which_many_heads_share_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warpgroups in pairs take rows that fill them, at latents that fit their registers, from a
-    cache that TMA can copy, on Hopper."""
-
-    def pairs(
-        latent: int = 192,
-        rope: int = 64,
-        heads: int = 128,
-        page_size: int | None = 64,
-        device: Device = Device(90, 132, SHARED_BYTES[90]),  # noqa: B008
-    ) -> DecodeConfig | None:
-        monkeypatch.setattr(mla_decode_launch, "device_of", lambda _: device)
-        dtype = torch.bfloat16
-        query = torch.empty(1, 1, heads, latent + rope, dtype=dtype)
-        cache = torch.empty(2, page_size or 100, latent + rope, dtype=dtype)
-        config = mla_decode_launch.choose_decode_config(
-            query[..., :latent], query[..., latent:], cache, page_size is not None
-        )
-        return config if config.pairs else None
-
-    for latent, heads in itertools.product((128, 192, 256), (64, 65, 128, 130)):
-        for page_size in (None, 64, 192):
-            config = pairs(latent, heads=heads, page_size=page_size)
-            assert config is not None
-            assert config.block_m == (64 if heads == 64 else 128)
-            # The loop holds two tiles and waits for a third before it gives one back.
-            assert config.num_stages >= 3
-            held = 64 * config.num_stages + config.block_m
-            assert held * (latent + 64) * 2 + 1024 <= SHARED_BYTES[90]
-    assert pairs(heads=63) is None
-    assert pairs(rope=32) is None
-    assert pairs(latent=512) is None
-    assert pairs(latent=96) is None
-    assert pairs(page_size=16) is None
-    assert pairs(device=Device(100, 132, SHARED_BYTES[100])) is None
 
 
 def test_split_counts() -> None:
