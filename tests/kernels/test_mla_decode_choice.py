@@ -15,6 +15,22 @@ SHARED_BYTES = 232448
 HOPPER = Device(90, 132, SHARED_BYTES)
 
 
+def strided(cache: torch.Tensor) -> torch.Tensor:
+    return cache.repeat(1, 2, 1)[:, ::2]
+
+
+def unaligned(cache: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(cache.numel() + 8, dtype=cache.dtype)[8:].view(cache.shape)
+
+
+def empty(cache: torch.Tensor) -> torch.Tensor:
+    return cache[:0]
+
+
+def name_changes(changes: dict[str, Any]) -> str:
+    return " ".join(f"{name} {getattr(x, '__name__', x)}" for name, x in changes.items())
+
+
 def chosen(
     monkeypatch: pytest.MonkeyPatch, device: Device = HOPPER, **changes: Any
 ) -> launch.DecodeConfig:
@@ -48,7 +64,7 @@ def chosen(
         {"heads": 17},
         {"num_query": 2, "heads": 16},
     ],
-    ids=str,
+    ids=name_changes,
 )
 def test_many_heads_over_codes_on_hopper(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -69,11 +85,11 @@ def test_many_heads_over_codes_on_hopper(
         {"device": Device(100, 148, SHARED_BYTES)},
         {"device": Device(80, 108, 166912)},
         {"device": Device(90, 4, SHARED_BYTES, interpreted=True)},
-        {"cache": lambda x: x.repeat(1, 2, 1)[:, ::2]},
-        {"cache": lambda x: torch.zeros(x.numel() + 8, dtype=x.dtype)[8:].view(x.shape)},
-        {"cache": lambda x: x[:0]},
+        {"cache": strided},
+        {"cache": unaligned},
+        {"cache": empty},
     ],
-    ids=str,
+    ids=name_changes,
 )
 def test_what_other_kernels_take(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
     assert not chosen(monkeypatch, **changes).many_heads_codes
