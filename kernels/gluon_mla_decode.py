@@ -1,8 +1,9 @@
 """MLA decode for many heads on Hopper: three warpgroups, one for scores and two for values (Gluon).
 
 Names and maths are those of `triton_mla_flash_decode`; this replaces `triton_mla_splits` where
-it applies: 64 query rows or more, latent 512 and rope 64, a bf16 or fp16 cache in pages of a
-multiple of 64 tokens (or contiguous), capability 9.0.
+it applies: more than 16 query rows, latent 512 or 448 and rope 64, a bf16 or fp16 cache in pages of
+a multiple of 64 tokens (or contiguous), capability 9.0. `gluon_mla_decode_pairs` takes smaller
+latents. Rows of a block of 64 that no query has are zero.
 
 Why. With 64 rows and more decode is bound by the matrix units, not by memory. In the Triton kernel
 all eight warps compute scores, then softmax, then values: the matrix units idle during the softmax.
@@ -10,11 +11,12 @@ Here one warpgroup fetches tiles (TMA), computes the 64 x 64 scores and the soft
 probabilities into shared memory; two warpgroups each accumulate half of the 512 value columns. So
 the values of tile i are multiplied while the scores of tile i + 1 are. A tile's buffer is refilled
 as soon as its values are done: two buffers of 72 KiB, queries 72 KiB, probabilities 8 KiB of shared
-memory.
+memory. A row of 448 + 64 is two halves of 256: its rope columns are the last of the right half, and
+what is accumulated for them is dropped.
 
 Barriers. `loaded[2]`: TMA has filled a buffer. `scored`: probabilities and the factor for the
-accumulator are in shared memory (one arrival). `valued`: both value warpgroups are done with them
-and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
+accumulator are in shared memory (one arrival). `valued[2]`: both value warpgroups are done with
+them and with the tile's buffer (two arrivals). The last use of `scored` hands over 1 / sum.
 
 Rows of the last tile that lie past the sequence's end are set to zero in shared memory, because a
 probability of 0 times a NaN that happens to be there would be NaN.
@@ -43,13 +45,12 @@ from ic.kernels.launch import Launch
 tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 sync_threads = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 LN2 = gl.constexpr(0.6931471805599453)
-TILE_BYTES = gl.constexpr(64 * 576 * 2)
 
 
 @gluon.jit
 def _fetch(
     desc_half, desc_rope, left, right, rope, loaded, buffer, start, table, first_row, num_pages,
-    PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr,
+    PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, R: gl.constexpr,
 ):  # fmt: skip
     if PAGED:
         page = gl.load(table + start // PAGE_SIZE)
@@ -58,18 +59,19 @@ def _fetch(
     else:
         row = first_row + start
     bar = loaded.index(buffer)
-    mbarrier.expect(bar, TILE_BYTES)
+    mbarrier.expect(bar, 64 * (R + 64) * 2)
     tma_load(desc_half, [row, 0], bar, left.index(buffer))
     tma_load(desc_half, [row, 256], bar, right.index(buffer))
-    tma_load(desc_rope, [row, 512], bar, rope.index(buffer))
+    if R == 512:
+        tma_load(desc_rope, [row, 512], bar, rope.index(buffer))
 
 
 @gluon.jit
-def _zero_rows(tile, count):
-    """Set rows `count`.. of a 64 x 256 tile in shared memory to zero."""
+def _zero_rows(tile, count, WIDTH: gl.constexpr):
+    """Set rows `count`.. of a tile of 64 rows in shared memory to zero."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     row = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-    for chunk in gl.static_range(4):
+    for chunk in gl.static_range(WIDTH // 64):
         part = tile.slice(chunk * 64, 64, dim=1)
         value = part.load(layout)
         part.store(gl.where((row < count)[:, None], value, 0.0))
@@ -80,7 +82,7 @@ def _scores(
     q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, loaded, scored, valued,
     desc_half, desc_rope, table, first_row, num_pages, begin, end, length, row_start, num_rows,
     num_heads, scale_log2, lse_ptr, lse_row, NUM_QUERY: gl.constexpr, PAGED: gl.constexpr,
-    PAGE_SIZE: gl.constexpr, SHIFT: gl.constexpr, SPLIT: gl.constexpr,
+    PAGE_SIZE: gl.constexpr, SHIFT: gl.constexpr, SPLIT: gl.constexpr, R: gl.constexpr,
 ):  # fmt: skip
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
@@ -92,10 +94,10 @@ def _scores(
     num_tiles = gl.cdiv(end - begin, 64)
     if num_tiles > 0:
         _fetch(desc_half, desc_rope, left, right, rope, loaded, 0, begin, table, first_row,
-               num_pages, PAGED, PAGE_SIZE)  # fmt: skip
+               num_pages, PAGED, PAGE_SIZE, R)  # fmt: skip
     if num_tiles > 1:
         _fetch(desc_half, desc_rope, left, right, rope, loaded, 1, begin + 64, table, first_row,
-               num_pages, PAGED, PAGE_SIZE)  # fmt: skip
+               num_pages, PAGED, PAGE_SIZE, R)  # fmt: skip
     for i in range(num_tiles):
         start = begin + i * 64
         buffer = i % 2
@@ -105,16 +107,17 @@ def _scores(
             q_left, left.index(buffer).permute((1, 0)), s, use_acc=False, is_async=True
         )
         s = warpgroup_mma(q_right, right.index(buffer).permute((1, 0)), s, is_async=True)
-        s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
+        if R == 512:
+            s = warpgroup_mma(q_rope, rope.index(buffer).permute((1, 0)), s, is_async=True)
         if i > 0:
-            mbarrier.wait(valued, (i - 1) & 1)
+            mbarrier.wait(valued.index(1 - buffer), ((i - 1) // 2) & 1)
             if i + 1 < num_tiles:
                 _fetch(desc_half, desc_rope, left, right, rope, loaded, 1 - buffer, start + 64,
-                       table, first_row, num_pages, PAGED, PAGE_SIZE)  # fmt: skip
+                       table, first_row, num_pages, PAGED, PAGE_SIZE, R)  # fmt: skip
         s = warpgroup_mma_wait(0, deps=[s])
         if end - start < 64:
-            _zero_rows(left.index(buffer), end - start)
-            _zero_rows(right.index(buffer), end - start)
+            _zero_rows(left.index(buffer), end - start, 256)
+            _zero_rows(right.index(buffer), end - start, 256)
         s = s * scale_log2
         s = gl.where((start + offs)[None, :] < limit[:, None], s, float("-inf"))
         m_new = gl.maximum(m, gl.max(s, 1))
@@ -128,7 +131,7 @@ def _scores(
         sync_threads()
         mbarrier.arrive(scored)
     if num_tiles > 0:
-        mbarrier.wait(valued, (num_tiles - 1) & 1)
+        mbarrier.wait(valued.index((num_tiles - 1) % 2), ((num_tiles - 1) // 2) & 1)
     empty = total == 0.0
     total = gl.where(empty, 1.0, total)
     factor_smem.store(1.0 / total)
@@ -143,9 +146,9 @@ def _scores(
 @gluon.jit
 def _values(
     half, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows, out_ptr, out_row,
-    SIDE: gl.constexpr,
+    SIDE: gl.constexpr, COLUMNS: gl.constexpr, R: gl.constexpr = 512,
 ):  # fmt: skip
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     row_layout: gl.constexpr = gl.SliceLayout(1, layout)
     acc = gl.zeros([64, 256], gl.float32, layout)
     num_tiles = gl.cdiv(end - begin, 64)
@@ -155,13 +158,14 @@ def _values(
         acc = warpgroup_mma(p_smem, half.index(i % 2), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
         sync_threads()
-        mbarrier.arrive(valued)
+        mbarrier.arrive(valued.index(i % 2))
     mbarrier.wait(scored, num_tiles & 1)
     acc = acc * factor_smem.load(row_layout)[:, None]
     rows = row_start + gl.arange(0, 64, layout=row_layout)
     cols = SIDE * 256 + gl.arange(0, 256, layout=gl.SliceLayout(0, layout))
-    offsets = (out_row + rows)[:, None] * 512 + cols[None, :]
-    gl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=(rows < num_rows)[:, None])
+    offsets = (out_row + rows)[:, None] * R + cols[None, :]
+    ok = (rows < num_rows)[:, None] & (cols < R)[None, :]
+    gl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=ok)
 
 
 @gluon.jit
@@ -180,7 +184,7 @@ def _decode_many_heads_kernel(
     stride_qb, stride_qq, stride_qh, stride_rb, stride_rq, stride_rh, stride_table,
     num_heads, num_rows, max_tokens, num_pages, num_splits, num_row_blocks, scale_log2,
     NUM_QUERY: gl.constexpr, PAGED: gl.constexpr, PAGE_SIZE: gl.constexpr, SHIFT: gl.constexpr,
-    SPLIT: gl.constexpr,
+    SPLIT: gl.constexpr, R: gl.constexpr,
 ):  # fmt: skip
     pid = gl.program_id(0)
     row_block = pid % num_row_blocks
@@ -196,21 +200,25 @@ def _decode_many_heads_kernel(
     narrow: gl.constexpr = desc_rope.layout
     q_left = gl.allocate_shared_memory(dtype, [64, 256], wide)
     q_right = gl.allocate_shared_memory(dtype, [64, 256], wide)
-    q_rope = gl.allocate_shared_memory(dtype, [64, 64], narrow)
     left = gl.allocate_shared_memory(dtype, [2, 64, 256], wide)
     right = gl.allocate_shared_memory(dtype, [2, 64, 256], wide)
-    rope = gl.allocate_shared_memory(dtype, [2, 64, 64], narrow)
+    q_rope = q_right.slice(192, 64, dim=1)
+    rope = right
+    if R == 512:
+        q_rope = gl.allocate_shared_memory(dtype, [64, 64], narrow)
+        rope = gl.allocate_shared_memory(dtype, [2, 64, 64], narrow)
     p_smem = gl.allocate_shared_memory(dtype, [64, 64], narrow)
     factor_smem = gl.allocate_shared_memory(
         gl.float32, [64], gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     )
     loaded = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     scored = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    valued = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    valued = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     mbarrier.init(loaded.index(0), count=1)
     mbarrier.init(loaded.index(1), count=1)
     mbarrier.init(scored, count=1)
-    mbarrier.init(valued, count=2)
+    mbarrier.init(valued.index(0), count=2)
+    mbarrier.init(valued.index(1), count=2)
 
     row_start = row_block * 64
     blocked: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -221,7 +229,7 @@ def _decode_many_heads_kernel(
     q_offsets = batch.to(gl.int64) * stride_qb + token * stride_qq + head * stride_qh
     r_offsets = batch.to(gl.int64) * stride_rb + token * stride_rq + head * stride_rh
     _load_rows(q_latent_ptr, q_offsets, row_ok, 0, q_left, 256)
-    _load_rows(q_latent_ptr, q_offsets, row_ok, 256, q_right, 256)
+    _load_rows(q_latent_ptr, q_offsets, row_ok, 256, q_right, R - 256)
     _load_rows(q_rope_ptr, r_offsets, row_ok, 0, q_rope, 64)
     fence_async_shared()
     sync_threads()
@@ -238,11 +246,11 @@ def _decode_many_heads_kernel(
             (_scores, (q_left, q_right, q_rope, left, right, rope, p_smem, factor_smem, loaded,
                        scored, valued, desc_half, desc_rope, table, first_row, num_pages, begin,
                        end, length, row_start, num_rows, num_heads, scale_log2, lse_ptr, out_row,
-                       NUM_QUERY, PAGED, PAGE_SIZE, SHIFT, SPLIT)),
+                       NUM_QUERY, PAGED, PAGE_SIZE, SHIFT, SPLIT, R)),
             (_values, (left, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
-                       out_ptr, out_row, 0)),
+                       out_ptr, out_row, 0, 256, R)),
             (_values, (right, p_smem, factor_smem, scored, valued, begin, end, row_start, num_rows,
-                       out_ptr, out_row, 1)),
+                       out_ptr, out_row, 1, 256, R)),
         ],
         [4, 4],
         [184, 184],
@@ -259,7 +267,7 @@ class ManyHeadsSplits:
         cache: torch.Tensor,
         block_table: torch.Tensor | None,
     ) -> None:
-        B, Q, H, _ = q_latent_BQHR.shape
+        B, Q, H, R = q_latent_BQHR.shape
         element = gl.bfloat16 if cache.dtype == torch.bfloat16 else gl.float16
         self.wide = gl.NVMMASharedLayout.get_default_for([64, 256], element)
         self.narrow = gl.NVMMASharedLayout.get_default_for([64, 64], element)
@@ -279,6 +287,7 @@ class ManyHeadsSplits:
                     "PAGE_SIZE": cache.shape[1] if self.paged else 64,
                     "SHIFT": 14.0 if cache.dtype == torch.float16 else 0.0,
                     "SPLIT": is_split,
+                    "R": R,
                 },
                 num_warps=4,
             )
@@ -298,7 +307,7 @@ class ManyHeadsSplits:
         out: torch.Tensor,
         lse: torch.Tensor,
     ) -> None:
-        flat = cache.view(-1, 576)
+        flat = cache.view(-1, cache.shape[2])
         half = TensorDescriptor.from_tensor(flat, [64, 256], self.wide)
         rope = TensorDescriptor.from_tensor(flat, [64, 64], self.narrow)
         table = seq_lens_B if block_table is None else block_table

@@ -18,6 +18,8 @@ from ic.kernels.widths import one_tile
 LOG2E = 1.4426950408889634
 MAX_QUERY_TOKENS = 4
 MAX_SPLITS = 1024
+# Query rows that the tiles of few rows take on Hopper; more go to the kernels of 64 rows.
+FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class DecodeConfig:
     programs_per_sm: int
     swap: bool = False
     combined: bool = False
+    pairs: bool = False
     max_registers: int | None = None
     pdl: bool = False
     e4m3_bits: bool = False
     many_heads: bool = False
     e4m3_codes: bool = False
+    many_heads_codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ def decode_config(
     )
 
 
+MANY_HEADS_CODES = DecodeConfig(64, 64, 4, 2, 1, many_heads_codes=True)
+
+
 def e4m3_codes_config(latent_dim: int, rope_dim: int) -> DecodeConfig:
     """The tiling of `gluon_mla_decode_e4m3`, measured on an H100."""
     combined = bool(one_tile(latent_dim, rope_dim))
@@ -132,9 +139,29 @@ def e4m3_codes_applies(
     return (
         device.capability == 90
         and not device.interpreted
-        and q_latent.shape[1] * q_latent.shape[2] <= 16
+        and q_latent.shape[1] * q_latent.shape[2] <= FEW_ROWS
         and (width in (128, 256, 512) or (latent_dim in (128, 256, 512) and rope_dim in (32, 64)))
         and cache.dtype == torch.float8_e4m3fn
+        and cache.is_contiguous()
+        and cache.data_ptr() % 16 == 0
+        and cache.shape[0] * cache.shape[1] < 2**31
+        and (not paged or cache.shape[1] % 64 == 0)
+        and cache.numel() > 0
+    )
+
+
+def many_heads_codes_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode_codes` takes the shape and the device."""
+    device = device_of(cache)
+    return (
+        device.capability == 90
+        and not device.interpreted
+        and q_latent.shape[1] * q_latent.shape[2] > FEW_ROWS
+        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
+        and q_latent.dtype in (torch.bfloat16, torch.float16)
+        and cache.dtype in (torch.float8_e4m3fn, torch.int8)
         and cache.is_contiguous()
         and cache.data_ptr() % 16 == 0
         and cache.shape[0] * cache.shape[1] < 2**31
@@ -146,8 +173,12 @@ def e4m3_codes_applies(
 def choose_decode_config(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> DecodeConfig:
+    if pairs_applies(q_latent, q_rope, cache, paged):
+        return pairs_config(q_latent.shape[1] * q_latent.shape[2], q_latent.shape[3])
     if e4m3_codes_applies(q_latent, q_rope, cache, paged):
         return e4m3_codes_config(q_latent.shape[3], q_rope.shape[3])
+    if many_heads_codes_applies(q_latent, q_rope, cache, paged):
+        return MANY_HEADS_CODES
     rows = q_latent.shape[1] * q_latent.shape[2]
     return decode_config(
         rows, q_latent.shape[3], q_rope.shape[3], cache.element_size(), device_of(cache)
@@ -158,9 +189,38 @@ def many_heads_applies(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> bool:
     """Whether `gluon_mla_decode` takes the shape; the configuration says if the device does."""
+    return (q_latent.shape[3], q_rope.shape[3]) in ((512, 64), (448, 64)) and _fits_tiles_of_64(
+        q_latent, cache, paged
+    )
+
+
+def pairs_applies(
+    q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
+) -> bool:
+    """Whether `gluon_mla_decode_pairs` takes the shape and the device."""
+    device = device_of(cache)
     return (
-        q_latent.shape[1] * q_latent.shape[2] >= 64
-        and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
+        device.capability == 90
+        and not device.interpreted
+        and (q_latent.shape[3], q_rope.shape[3]) in ((128, 64), (192, 64), (256, 64))
+        and _fits_tiles_of_64(q_latent, cache, paged)
+    )
+
+
+def pairs_config(rows: int, latent_dim: int) -> DecodeConfig:
+    """The tiling of `gluon_mla_decode_pairs`: as many buffers as Hopper's shared memory holds
+    beside the queries, and 1 KiB for barriers.
+    """
+    groups = 1 if rows <= 64 else 2
+    tile_bytes = 64 * (latent_dim + 64) * 2
+    stages = (227 * 1024 - 1024) // tile_bytes - groups
+    return DecodeConfig(64 * groups, 64, 4, stages, 1, pairs=True)
+
+
+def _fits_tiles_of_64(q_latent: torch.Tensor, cache: torch.Tensor, paged: bool) -> bool:
+    """Whether rows are many, and the cache can be copied by TMA in tiles of 64 tokens."""
+    return (
+        q_latent.shape[1] * q_latent.shape[2] > FEW_ROWS
         and cache.dtype == q_latent.dtype
         and cache.dtype in (torch.bfloat16, torch.float16)
         and cache.is_contiguous()

@@ -66,11 +66,19 @@ class DecodePlan:
         self.combines: dict[int, Combine] = {}
         self.splits: Splits
         paged = block_table is not None
-        if config.many_heads and many_heads_applies(q_latent_BQHR, q_rope_BQHP, cache, paged):
+        if config.pairs:
+            from ic.kernels.gluon_mla_decode_pairs import PairsSplits
+
+            self.splits = PairsSplits(q_latent_BQHR, q_rope_BQHP, cache, block_table, config)
+        elif config.many_heads and many_heads_applies(q_latent_BQHR, q_rope_BQHP, cache, paged):
             from ic.kernels.gluon_mla_decode import ManyHeadsSplits
 
             self.splits = ManyHeadsSplits(q_latent_BQHR, q_rope_BQHP, cache, block_table)
             self.is_early = False
+        elif config.many_heads_codes:
+            from ic.kernels.gluon_mla_decode_codes import ManyHeadsCodesSplits
+
+            self.splits = ManyHeadsCodesSplits(q_latent_BQHR, q_rope_BQHP, cache, block_table)
         elif config.e4m3_codes:
             from ic.kernels.gluon_mla_decode_e4m3 import E4M3Splits
 

@@ -24,7 +24,8 @@ A quantised cache (e4m3 or int8, one fp32 scale a token) is widened to fp16 in r
 d of a token enters as s_j + log2(d): the probability that multiplies the widened row is then at
 most 1 whatever the scales are, and the sum of probabilities divides by d again. fp16 probabilities
 are shifted by 2^14, so that the many small ones of a long context are not lost to fp16's range.
-On Hopper `gluon_mla_decode_e4m3` takes e4m3 caches and few rows instead, without widening the keys.
+On Hopper `gluon_mla_decode_e4m3` takes e4m3 caches and few rows instead, without widening the keys,
+and `gluon_mla_decode_codes` more than 16 rows of 512+64, with warps that do nothing but widen.
 
 Memory traffic. B*S*(R+P)*itemsize (+ 4 bytes a token of scale) once for every BLOCK_M rows, which
 share it through L2; partial results cost 4*(R+1) bytes a row and split, written and read once.

@@ -186,6 +186,14 @@ def cases() -> Iterable[BenchmarkCase]:
     yield decode_case(64, 4096, 16, 512)
     yield decode_case(128, 4096, 16, 512)
     yield decode_case(1, million, 16, 512, "fp8", baseline="(1, 1M) 16 h 512+64 bf16")
-    yield decode_case(128, 4096, 128, 512)
+    for heads in (32, 64, 128):
+        yield decode_case(128, 4096, heads, 512)
+        for codes in ("fp8", "int8"):
+            base = f"(128, 4k) {heads} h 512+64 bf16"
+            yield decode_case(128, 4096, heads, 512, codes, baseline=base)
     yield decode_case(1, million, 128, 512)
-    yield decode_case(128, 4096, 128, 192)
+    yield decode_case(1, million, 128, 512, "fp8", baseline="(1, 1M) 128 h 512+64 bf16")
+    yield decode_case(128, 4096, 64, 192)
+    for latent in (128, 192, 256, 448):
+        yield decode_case(128, 4096, 128, latent)
+    yield decode_case(128, 4096, 128, 192, "fp8", baseline="(128, 4k) 128 h 192+64 bf16")

@@ -25,7 +25,14 @@ from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
 from ic.kernels import triton_new_tokens as new_tokens
 from ic.kernels import triton_silu_mul as silu_mul
-from ic.kernels.mla_decode_launch import Device, combine_blocks, decode_config, e4m3_codes_config
+from ic.kernels.mla_decode_launch import (
+    FEW_ROWS,
+    Device,
+    combine_blocks,
+    decode_config,
+    e4m3_codes_config,
+    pairs_config,
+)
 from ic.kernels.widths import one_tile
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
@@ -38,15 +45,23 @@ PUBLISHED = [
     (512, 64, 64, "bf16"),
     (96, 32, 16, "fp8"),
 ]
-OTHERS = [
+# Published where Hopper's own kernels take them.
+HOPPER_MANY_HEADS = [
+    (512, 64, 64, "fp8"),
+    (512, 64, 64, "i8"),
+    (448, 64, 64, "bf16"),
     (192, 64, 64, "bf16"),
-    (192, 64, 64, "fp8"),
+    (192, 64, 128, "bf16"),
+    (128, 64, 128, "bf16"),
+    (256, 64, 64, "bf16"),
     (192, 64, 32, "bf16"),
+    (512, 64, 32, "bf16"),
+]
+OTHERS = [
+    (192, 64, 64, "fp8"),
     (192, 64, 16, "i8"),
     (256, 64, 16, "bf16"),
     (64, 16, 16, "fp16"),
-    (512, 64, 64, "fp8"),
-    (512, 64, 32, "bf16"),
     # Rows narrower than their tile.
     (8, 16, 16, "bf16"),
     (48, 32, 16, "bf16"),
@@ -155,7 +170,7 @@ def compile_decode(
     return compile_kernel(splits._decode_kernel, capability, pointers, constants, **options)
 
 
-def compile_many_heads(capability: int) -> dict[str, Any]:
+def compile_many_heads(capability: int, latent: int) -> dict[str, Any]:
     """The Gluon kernel, which only Hopper runs."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -174,7 +189,9 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
         "out_ptr": "*bf16",
         "lse_ptr": "*fp32",
     }
-    constants = {"NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False}
+    constants = {
+        "NUM_QUERY": 1, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": False, "R": latent,
+    }  # fmt: skip
     return compile_kernel(
         _decode_many_heads_kernel,
         capability,
@@ -182,6 +199,77 @@ def compile_many_heads(capability: int) -> dict[str, Any]:
         constants,
         GluonASTSource,
         num_warps=4,
+    )
+
+
+def compile_pairs(
+    capability: int, latent: int, rows: int, num_query: int = 1, split: bool = False
+) -> dict[str, Any]:
+    """The Gluon kernel of many heads and narrow latents."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels.gluon_mla_decode_pairs import REGISTERS, _decode_pairs_kernel, column_parts
+
+    config = pairs_config(rows, latent)
+    groups = config.block_m // 64
+    first, second = column_parts(latent)
+    average, consumer, producer = REGISTERS[groups]
+    descriptors = {}
+    for name, width in (("desc_first", first), ("desc_narrow", 64)):
+        layout = gl.NVMMASharedLayout.get_default_for([64, width], gl.bfloat16)
+        descriptors[name] = f"tensordesc<bf16{[64, width]},{layout!r}>"
+    pointers = {
+        "q_latent_ptr": "*bf16",
+        "q_rope_ptr": "*bf16",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32" if split else "*bf16",
+        "lse_ptr": "*fp32",
+    }
+    constants = {
+        "NUM_QUERY": num_query, "PAGED": True, "PAGE_SIZE": 64, "SHIFT": 0.0, "SPLIT": split,
+        "GROUPS": groups, "STAGES": config.num_stages, "FIRST": first, "SECOND": second,
+        "CONSUMER_REGISTERS": consumer, "PRODUCER_REGISTERS": producer,
+    }  # fmt: skip
+    return compile_kernel(
+        _decode_pairs_kernel,
+        capability,
+        pointers | descriptors,
+        constants,
+        GluonASTSource,
+        num_warps=4,
+        maxnreg=average,
+    )
+
+
+def compile_many_heads_codes(
+    capability: int,
+    kind: str,
+    *,
+    query: str = "bf16",
+    page_size: int | None = 64,
+    num_query: int = 1,
+    split: bool = False,
+) -> dict[str, Any]:
+    """The kernel that widens codes in a warpgroup of its own, likewise."""
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from ic.kernels import gluon_mla_decode_codes as codes
+
+    pointers = {
+        "q_latent_ptr": f"*{query}",
+        "q_rope_ptr": f"*{query}",
+        "cache_ptr": "*i32",
+        "scale_ptr": "*fp32",
+        "block_table_ptr": "*i32",
+        "seq_lens_ptr": "*i32",
+        "out_ptr": "*fp32" if split else f"*{query}",
+        "lse_ptr": "*fp32",
+    }
+    constants = codes.kernel_constants(kind == "fp8", num_query, page_size, is_split=split)
+    return compile_kernel(
+        codes._decode_codes_kernel, capability, pointers, constants, GluonASTSource, num_warps=4
     )
 
 
@@ -321,18 +409,28 @@ def compile_index_ranks(capability: int, num_query: int, kind: str) -> dict[str,
     )
 
 
+def compile_chosen(capability: int, latent: int, rope: int, rows: int, kind: str) -> dict[str, Any]:
+    """The kernel that takes pages of 64."""
+    if capability == 90 and rope == 64 and rows > FEW_ROWS:
+        if kind == "bf16" and latent in (448, 512):
+            return compile_many_heads(capability, latent)
+        if kind == "bf16":
+            return compile_pairs(capability, latent, rows)
+        if latent == 512:
+            return compile_many_heads_codes(capability, kind)
+    if (capability, rows, kind) == (90, FEW_ROWS, "fp8") and (latent, rope) != (48, 32):
+        return compile_e4m3_codes(capability, latent, rope)
+    return compile_decode(capability, latent, rope, rows, kind)
+
+
 def compile_all(capability: int) -> list[dict[str, Any]]:
     rows = []
-    for published, shapes in ((True, PUBLISHED), (False, OTHERS)):
-        for latent, rope, num_rows, kind in shapes:
-            name = f"decode {latent}+{rope} rows {num_rows} {kind}"
-            if capability == 90 and (latent, num_rows, kind) == (512, 64, "bf16"):
-                result = compile_many_heads(capability)
-            elif (capability, num_rows, kind) == (90, 16, "fp8") and (latent, rope) != (48, 32):
-                result = compile_e4m3_codes(capability, latent, rope)
-            else:
-                result = compile_decode(capability, latent, rope, num_rows, kind)
-            rows.append({"name": name, "published": published} | result)
+    for published, shapes in (
+        (True, PUBLISHED), (capability == 90, HOPPER_MANY_HEADS), (False, OTHERS)
+    ):  # fmt: skip
+        for shape in shapes:
+            name = "decode {}+{} rows {} {}".format(*shape)
+            rows.append({"name": name, "published": published} | compile_chosen(capability, *shape))
     others = {
         "combine 264 splits": lambda: compile_combine(capability, 264, 512),
         "append fp8": lambda: compile_append(capability, 512, 64, "fp8"),
@@ -360,7 +458,29 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         # e4m3 in small pages has no published figure; its kernel widens and may spill on sm_90.
         rows.append({"name": name, "published": not name.startswith("fp8")} | build())
     if capability == 90:
-        rows.append({"name": "handover", "published": True} | compile_handover(capability))
+        hopper = {
+            "handover": lambda: compile_handover(capability),
+            "rows 32, page 16": lambda: compile_decode(
+                capability, 192, 64, 32, "bf16", page_size=16
+            ),
+            "rows 64, page 16": lambda: compile_decode(
+                capability, 192, 64, 64, "bf16", page_size=16
+            ),
+            "512 rows 32, page 16": lambda: compile_decode(
+                capability, 512, 64, 32, "bf16", page_size=16
+            ),
+            "512 rows 64, page 16": lambda: compile_decode(
+                capability, 512, 64, 64, "bf16", page_size=16
+            ),
+            "pairs 192+64 2 query tokens": lambda: compile_pairs(capability, 192, 128, 2, True),
+            "pairs 256+64 rows 128": lambda: compile_pairs(capability, 256, 128, split=True),
+        }
+        for name, build in hopper.items():
+            rows.append({"name": name, "published": True} | build())
+        for options in ({"split": True}, {"page_size": None, "num_query": 4}, {"query": "fp16"}):
+            for kind in ("fp8", "i8"):
+                row = compile_many_heads_codes(capability, kind, **options)
+                rows.append({"name": f"many heads {kind} {options}", "published": True} | row)
     limit = SHARED_LIMIT[capability]
     return [row | {"capability": capability, "shared_limit_bytes": limit} for row in rows]
 

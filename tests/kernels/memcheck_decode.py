@@ -17,7 +17,7 @@ from ic.kernels.triton_mla_flash_decode import mla_decode
 
 def main() -> None:
     device = torch.device("cuda")
-    for latent, heads in itertools.product((128, 192, 256, 448, 512), (16, 64, 128)):
+    for latent, heads in itertools.product((128, 192, 256, 448, 512), (16, 32, 64, 128)):
         for page_size in (None, 16, 64):
             case = decode_tests.make_case(
                 device,

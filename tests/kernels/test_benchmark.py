@@ -57,8 +57,9 @@ def test_baseline_ratio() -> None:
     assert rows[1]["times_baseline_speed"] == 3.0
 
 
-def test_documented_table_is_current() -> None:
-    run = json.loads((ROOT / "docs/results/kernels-decode.json").read_text())
+@pytest.mark.parametrize("name", ["kernels-decode", "kernels-decode-h200"])
+def test_documented_table_is_current(name: str) -> None:
+    run = json.loads((ROOT / f"docs/results/{name}.json").read_text())
     assert markdown_table(run, run["rows"]) in (ROOT / "docs/kernels.md").read_text()
 
 

@@ -181,12 +181,16 @@ def test_memcheck(script: str) -> None:
 
 
 def explained_lines() -> set[Place]:
-    """Where the decode kernel writes and reads `factor_smem`, and where those loops are called."""
-    file = REPOSITORY / "kernels/gluon_mla_decode.py"
-    words = ("factor_smem.store", "factor_smem.load", "def _decode_many_heads_kernel",
+    """Where the decode kernels of many heads write and read the vectors that warpgroups hand over
+    (factors, and scales of a token), and where those loops are called."""
+    files = [REPOSITORY / f"kernels/{name}.py"
+             for name in ("gluon_mla_decode", "gluon_mla_decode_codes")]  # fmt: skip
+    words = ("factor_smem.store", "factor_smem.load", "scales.index", "logs.index",
+             "inverses.index", "def _decode_many_heads_kernel", "def _decode_codes_kernel",
              "gl.warp_specialize")  # fmt: skip
     return {
         (file.name, number)
+        for file in files
         for number, line in enumerate(file.read_text().splitlines(), start=1)
         if any(word in line for word in words)
     }
