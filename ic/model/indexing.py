@@ -23,7 +23,7 @@ from ic.model.index_loss import dense_index_loss, sparse_index_loss
 from ic.model.indexer import IndexInputs
 from ic.model.paged_cache import PagedLatentLayer, gather_pages
 from ic.model.quantised_latents import dequantise
-from ic.model.selection import Selection, VisibleKeys, choose
+from ic.model.selection import Selection, VisibleKeys
 from ic.model.sparse_operators import SparseOperators, pieces
 from ic.model.static_cache import StaticLatentLayer
 
@@ -187,15 +187,16 @@ class Indexing:
         table, top_k = context.block_table_BN, self.config.index_topk
         found = []
         for part in pieces(tokens, 4 * batch * self._num_keys(keys, context)):
-            ranks = self.operators.index_ranks(
+            chosen = self.operators.choose_keys(
                 new.q_BTJI[:, part],
                 new.w_BTJ[:, part],
                 keys,
                 visible.piece(part),
+                top_k,
                 key_scale=scale,
                 block_table_BN=table,
             )
-            found.append(choose(ranks, top_k))
+            found.append(chosen)
         return Selection(
             torch.cat([x.index_BTK for x in found], dim=1),
             torch.cat([x.count_BT for x in found], dim=1),

@@ -59,8 +59,8 @@ class Selection:
     """The keys that each query attends to.
 
     Attributes:
-        index_BTK: int64, their places among S keys, the best first. Behind `count_BT` of them the
-            first is repeated.
+        index_BTK: int64, their places among S keys, in an order that the backend fixes. Behind
+            `count_BT` of them the first is repeated.
         count_BT: int64, how many they are: at least 1.
     """
 

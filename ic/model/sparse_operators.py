@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ic.model.paged_cache import gather_pages
 from ic.model.quantised_latents import dequantise
-from ic.model.selection import VisibleKeys, index_scores, ranks_of
+from ic.model.selection import Selection, VisibleKeys, choose, index_scores, ranks_of
 
 # Most numbers that a piece of the queries may gather: 256 MiB of float32.
 PIECE_NUMBERS = 2**26
@@ -27,18 +27,19 @@ def pieces(tokens: int, numbers: int) -> list[slice]:
 class SparseOperators:
     """The two steps of sparse attention in PyTorch; a backend overrides what it does itself."""
 
-    def index_ranks(
+    def choose_keys(
         self,
         q_BTJI: Tensor,
         w_BTJ: Tensor,
         keys: Tensor,
         visible: VisibleKeys,
+        top_k: int,
         *,
         key_scale: Tensor | None = None,
         block_table_BN: Tensor | None = None,
-    ) -> Tensor:
-        """Ranks (B, T, S) int64 of keys by their index score (`ic.model.selection.ranks_of`);
-        without gradients.
+    ) -> Selection:
+        """The `top_k` keys of the highest index score of each query, as many as it sees; of equal
+        ones the later. Without gradients.
 
         Args:
             keys: (B, S, I); with a block table (pages, tokens of a page, I), and S is what the
@@ -50,7 +51,8 @@ class SparseOperators:
             keys, key_scale = gather_pages(keys, key_scale, block_table_BN, visible.last_BT + 1)
         if key_scale is not None:
             keys = dequantise(keys, key_scale, torch.float32)
-        return ranks_of(index_scores(q_BTJI, w_BTJ, keys), visible.matrix(keys.shape[1]))
+        scores_BTS = index_scores(q_BTJI, w_BTJ, keys)
+        return choose(ranks_of(scores_BTS, visible.matrix(keys.shape[1])), top_k)
 
     def attend_chosen(
         self,

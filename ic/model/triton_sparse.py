@@ -1,8 +1,8 @@
 """Sparse attention on our kernels.
 
-Nothing but the ranks needs a kernel of its own: the decode kernel reads pages through a block
-table, and a page of one token is a token. Each query is then a sequence of the tokens chosen for
-it, in prefill as in decoding.
+Scores and choice have kernels of their own. Attention needs none: the decode kernel reads pages
+through a block table, and a page of one token is a token. Each query is then a sequence of the
+tokens chosen for it, in prefill as in decoding.
 
 Legend as in `ic.model.sparse_operators`.
 """
@@ -12,34 +12,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ic.kernels.triton_index_ranks import MAX_HEADS, index_ranks
+from ic.kernels.triton_index_choice import index_choice
+from ic.kernels.triton_index_scores import MAX_HEADS, index_scores
 from ic.kernels.triton_mla_flash_decode import mla_decode
-from ic.model.selection import VisibleKeys
+from ic.model.selection import Selection, VisibleKeys
 from ic.model.sparse_operators import SparseOperators
 
 
 class TritonSparseOperators(SparseOperators):
     """As `SparseOperators`; PyTorch's where a mask hides keys, and for gradients."""
 
-    def index_ranks(
+    def choose_keys(
         self,
         q_BTJI: Tensor,
         w_BTJ: Tensor,
         keys: Tensor,
         visible: VisibleKeys,
+        top_k: int,
         *,
         key_scale: Tensor | None = None,
         block_table_BN: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Selection:
         heads, dim = q_BTJI.shape[2:]
         if visible.mask_BTS is not None or heads > MAX_HEADS or dim < 16 or dim & (dim - 1):
-            return super().index_ranks(
-                q_BTJI, w_BTJ, keys, visible, key_scale=key_scale, block_table_BN=block_table_BN
+            return super().choose_keys(
+                q_BTJI,
+                w_BTJ,
+                keys,
+                visible,
+                top_k,
+                key_scale=key_scale,
+                block_table_BN=block_table_BN,
             )
         first_BT, last_BT = (
             x.expand(w_BTJ.shape[:2]).int() for x in (visible.first_BT, visible.last_BT)
         )
-        return index_ranks(
+        scores_BTS = index_scores(
             q_BTJI if key_scale is not None else q_BTJI.to(keys.dtype),
             w_BTJ,
             keys,
@@ -48,6 +56,7 @@ class TritonSparseOperators(SparseOperators):
             key_scale=key_scale,
             block_table=block_table_BN,
         )
+        return Selection(*index_choice(scores_BTS, first_BT, last_BT, top_k))
 
     def attend_chosen(
         self,
@@ -79,6 +88,6 @@ class TritonSparseOperators(SparseOperators):
             softmax_scale=scale,
             block_table=slot_BTK.flatten(0, 1).int(),
             cache_scale=None if row_scale_M is None else row_scale_M[:, None],
-            check_indices=False,  # `choose` made them
+            check_indices=False,  # `choose_keys` made them
         )
         return out_M1HR.view(batch, tokens, *out_M1HR.shape[2:])

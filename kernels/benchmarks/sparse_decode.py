@@ -1,7 +1,10 @@
-"""Benchmark cases of sparse decode: ranks of all keys, the choice, attention to what was chosen.
+"""Benchmark cases of sparse decode: scores of all keys, the choice, attention to what was chosen.
 
 One query token per row. Dense attention over the same latents is a case beside them, and each step
 has one of its own, so that it shows where the time goes.
+
+Of equal scores the later keys are taken, by us and by the references. The inputs have such scores:
+a row whose weights are all negative scores zero at best, and so do a sixteenth of its keys.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import torch
 
 from ic.kernels.benchmark_registry import BenchmarkCase, Call, Inputs, register
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
-from ic.kernels.triton_index_ranks import index_ranks
+from ic.kernels.triton_index_choice import index_choice
+from ic.kernels.triton_index_scores import index_scores
 from ic.kernels.triton_mla_flash_decode import mla_decode
 
 HEADS, LATENT, ROPE = 16, 192, 64
@@ -48,16 +52,20 @@ def make_inputs(
     }
 
 
-def ranks_of(inputs: Inputs) -> torch.Tensor:
+def scores_of(inputs: Inputs) -> torch.Tensor:
     names = ("index_q", "index_w", "keys", "first", "last")
-    return index_ranks(*(inputs[name] for name in names), key_scale=inputs["key_scale"])
+    return index_scores(*(inputs[name] for name in names), key_scale=inputs["key_scale"])
 
 
-def table_of(ranks: torch.Tensor) -> torch.Tensor:
-    """The places of the chosen tokens among those of all rows."""
-    place = ranks[:, 0].topk(TOP_K, dim=-1).values & _PLACE
-    first = torch.arange(len(ranks), device=ranks.device)[:, None] * ranks.shape[-1]
-    return (place + first).int()
+def in_all_rows(place: torch.Tensor, context: int) -> torch.Tensor:
+    """Places (B, K) within their rows as those among the tokens of all rows."""
+    return (place + torch.arange(len(place), device=place.device)[:, None] * context).int()
+
+
+def table_of(inputs: Inputs, scores: torch.Tensor) -> torch.Tensor:
+    """The places of the chosen tokens among those of all rows, in ascending order."""
+    place, _ = index_choice(scores, inputs["first"], inputs["last"], TOP_K)
+    return in_all_rows(place[:, 0], scores.shape[-1])
 
 
 def attend(inputs: Inputs, table: torch.Tensor) -> torch.Tensor:
@@ -75,7 +83,7 @@ def attend(inputs: Inputs, table: torch.Tensor) -> torch.Tensor:
 
 
 def ours(inputs: Inputs) -> Call:
-    return lambda: attend(inputs, table_of(ranks_of(inputs)))
+    return lambda: attend(inputs, table_of(inputs, scores_of(inputs)))
 
 
 def dense(inputs: Inputs) -> Call:
@@ -103,63 +111,64 @@ def scores(inputs: Inputs) -> torch.Tensor:
     return total
 
 
-def reference(inputs: Inputs) -> torch.Tensor:
+def chosen_reference(inputs: Inputs) -> torch.Tensor:
+    """The places of the highest scores, in ascending order."""
     total = scores(inputs)
-    first = torch.arange(len(total), device=total.device)[:, None] * total.shape[1]
-    table = (total.topk(TOP_K, dim=-1).indices + first).int()
+    context = total.shape[1]
+    # A stable sort of the keys in reverse has of equal ones the later first.
+    order = total.flip(-1).sort(dim=-1, descending=True, stable=True).indices[:, :TOP_K]
+    return in_all_rows((context - 1 - order).sort(-1).values, context).float()
+
+
+def reference(inputs: Inputs) -> torch.Tensor:
     out, _ = mla_decode_reference(
         inputs["q_latent"],
         inputs["q_rope"],
         inputs["cache"].view(-1, 1, LATENT + ROPE),
         torch.full_like(inputs["last"][:, 0], TOP_K),
         softmax_scale=inputs["scale"],
-        block_table=table,
+        block_table=chosen_reference(inputs).int(),
     )
     return out
 
 
-def ranked_scores(inputs: Inputs) -> Call:
-    """The scores within the ranks on the first call, which is compared; then only ranks."""
-    checked: list[bool] = []
-
-    def call() -> torch.Tensor:
-        ranks = ranks_of(inputs)
-        if checked:
-            return ranks
-        checked.append(True)
-        ordered = (ranks[:, 0] >> 32).int()
-        return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
-
-    return call
+def scored(inputs: Inputs) -> Call:
+    return lambda: scores_of(inputs)
 
 
 def chosen(inputs: Inputs) -> Call:
-    """The sorted places on the first call, which is compared; then only the choice."""
-    ranks, checked = ranks_of(inputs), list[bool]()
+    total = scores_of(inputs)
+    return lambda: table_of(inputs, total)
+
+
+def chosen_by_pytorch(inputs: Inputs) -> Call:
+    """`torch.topk` over scores and places together, whose ties are then as ours.
+
+    Sorted on the first call, which is compared; then only the choice.
+    """
+    total = scores_of(inputs)[:, 0]
+    bits = (total + 0.0).view(torch.int32)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
+    ranks = ordered | torch.arange(total.shape[1], device=total.device)
+    checked: list[bool] = []
 
     def call() -> torch.Tensor:
-        table = table_of(ranks)
+        table = in_all_rows(ranks.topk(TOP_K, dim=-1).values & _PLACE, ranks.shape[1])
         if checked:
             return table
         checked.append(True)
-        return table.sort(-1).values.float()
+        return table.sort(-1).values
 
     return call
-
-
-def chosen_reference(inputs: Inputs) -> torch.Tensor:
-    total = scores(inputs)
-    first = torch.arange(len(total), device=total.device)[:, None] * total.shape[1]
-    return (total.topk(TOP_K, dim=-1).indices + first).sort(-1).values.float()
 
 
 def sparse_case(what: str, batch: int, context: int, key_type: str) -> BenchmarkCase:
     config: dict[str, Any] = {"batch": batch, "context": context, "key_type": key_type}
     key_bytes = context * (2 * INDEX_DIM if key_type == "bf16" else INDEX_DIM + 4)
     steps = {
-        "ranks": (ranked_scores, scores, key_bytes + 8 * context),
-        "choice": (chosen, chosen_reference, 8 * context + 4 * TOP_K),
-        "whole": (ours, reference, key_bytes + 16 * context + 2 * TOP_K * (LATENT + ROPE)),
+        "scores": (scored, scores, key_bytes + 4 * context),
+        "choice": (chosen, chosen_reference, 4 * context + 4 * TOP_K),
+        "whole": (ours, reference, key_bytes + 8 * context + 2 * TOP_K * (LATENT + ROPE)),
     }
     prepare, compare, row_bytes = steps[what]
     flops = 2 * INDEX_HEADS * INDEX_DIM * context
@@ -173,6 +182,7 @@ def sparse_case(what: str, batch: int, context: int, key_type: str) -> Benchmark
         bytes_moved=batch * row_bytes,
         flops=batch * flops,
         tolerance=5e-2,
+        peers={"PyTorch": chosen_by_pytorch} if what == "choice" else {},
     )
 
 
@@ -208,5 +218,5 @@ def cases() -> Iterable[BenchmarkCase]:
     for batch, context in ((1, 2**20), (1, 2**17), (16, 2**15)):
         yield dense_case(batch, context)
         for key_type in ("bf16", "fp8"):
-            for what in ("ranks", "choice", "whole"):
+            for what in ("scores", "choice", "whole"):
                 yield sparse_case(what, batch, context, key_type)

@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ic.kernels import triton_append_latent as append
-from ic.kernels import triton_index_ranks as index_ranks
+from ic.kernels import triton_index_choice as index_choice
+from ic.kernels import triton_index_scores as index_scores
 from ic.kernels import triton_matvec as matvec
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
@@ -77,9 +78,13 @@ def compile_kernel(
     pointers: dict[str, str],
     constants: dict[str, Any],
     source_type: Any = ASTSource,
+    *,
+    aligned_strides: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """Compile one kernel: pointer and stride arguments divisible by 16, other numbers int32."""
+    """Compile one kernel: pointers, and strides unless said otherwise, divisible by 16, other
+    numbers int32.
+    """
     signature, attributes, values = {}, {}, {}
     for index, name in enumerate(fn.arg_names):
         if name in constants:
@@ -88,7 +93,7 @@ def compile_kernel(
             continue
         is_float = name in ("scale_log2", "eps", "beta", "original")
         signature[name] = pointers.get(name, "fp32" if is_float else "i32")
-        if name.endswith("_ptr") or name.startswith("stride_"):
+        if name.endswith("_ptr") or (aligned_strides and name.startswith("stride_")):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = source_type(fn=fn, signature=signature, constexprs=values, attrs=attributes)
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -391,21 +396,21 @@ def compile_matvec(capability: int, *, width: int, swiglu: bool) -> dict[str, An
     )
 
 
-def compile_index_ranks(capability: int, num_query: int, kind: str) -> dict[str, Any]:
+def compile_index_scores(capability: int, num_query: int, kind: str) -> dict[str, Any]:
     """Four index heads of 64 over pages."""
-    block_t, joined, num_warps = index_ranks.index_tile(num_query, 4)
+    block_t, joined, num_warps = index_scores.index_tile(num_query, 4)
     bits = kind == "fp8" and capability < 89
     constants = {
         "J": 4, "JOINED": joined, "DIM": 64, "QUANTIZED": kind != "bf16", "E4M3_BITS": bits,
-        "PAGED": True, "PAGE_SIZE": 64, "BLOCK_T": block_t, "BLOCK_S": index_ranks.BLOCK_S,
+        "PAGED": True, "PAGE_SIZE": 64, "BLOCK_T": block_t, "BLOCK_S": index_scores.BLOCK_S,
     }  # fmt: skip
     pointers = {
         "q_ptr": "*bf16", "w_ptr": "*fp32", "key_ptr": "*u8" if bits else f"*{TYPES[kind]}",
         "scale_ptr": "*fp32", "table_ptr": "*i32", "first_ptr": "*i32", "last_ptr": "*i32",
-        "rank_ptr": "*i64",
+        "score_ptr": "*fp32",
     }  # fmt: skip
     return compile_kernel(
-        index_ranks.index_ranks_kernel, capability, pointers, constants, num_warps=num_warps
+        index_scores.index_scores_kernel, capability, pointers, constants, num_warps=num_warps
     )
 
 
@@ -421,6 +426,25 @@ def compile_chosen(capability: int, latent: int, rope: int, rows: int, kind: str
     if (capability, rows, kind) == (90, FEW_ROWS, "fp8") and (latent, rope) != (48, 32):
         return compile_e4m3_codes(capability, latent, rope)
     return compile_decode(capability, latent, rope, rows, kind)
+
+
+def compile_index_choice(capability: int, step: str) -> dict[str, Any]:
+    numbers = "first_ptr", "last_ptr", "count_ptr", "state_ptr", "chunk_ptr"
+    pointers = dict.fromkeys(numbers, "*i32")
+    pointers |= {"score_ptr": "*fp32", "index_ptr": "*i64", "chosen_ptr": "*i64"}
+    constants: dict[str, Any] = {"BLOCK": index_choice.BLOCK}
+    if step == "chosen":
+        kernel = index_choice._count_chosen_kernel
+    elif step == "write":
+        kernel = index_choice._write_chosen_kernel
+        constants["MAX_CHUNKS"] = index_choice.MAX_CHUNKS
+    else:
+        kernel = index_choice._count_digits_kernel
+        constants["DIGITS"] = int(step)
+    return compile_kernel(
+        kernel, capability, pointers, constants, aligned_strides=False,
+        num_warps=index_choice.WARPS,
+    )  # fmt: skip
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
@@ -441,10 +465,15 @@ def compile_all(capability: int) -> list[dict[str, Any]]:
         "silu mul": lambda: compile_silu_mul(capability),
         "matvec": lambda: compile_matvec(capability, width=5440, swiglu=False),
         "matvec swiglu": lambda: compile_matvec(capability, width=2048, swiglu=True),
-        "index ranks": lambda: compile_index_ranks(capability, 1, "bf16"),
-        "index ranks fp8 keys": lambda: compile_index_ranks(capability, 1, "fp8"),
-        "index ranks of a prompt": lambda: compile_index_ranks(capability, 4096, "fp8"),
-        "index ranks int8 keys": lambda: compile_index_ranks(capability, 1, "i8"),
+        "index scores": lambda: compile_index_scores(capability, 1, "bf16"),
+        "index scores fp8 keys": lambda: compile_index_scores(capability, 1, "fp8"),
+        "index scores of a prompt": lambda: compile_index_scores(capability, 4096, "fp8"),
+        "index scores int8 keys": lambda: compile_index_scores(capability, 1, "i8"),
+        "index choice, first digit": lambda: compile_index_choice(capability, "0"),
+        "index choice, second digit": lambda: compile_index_choice(capability, "1"),
+        "index choice, last digit": lambda: compile_index_choice(capability, "3"),
+        "index choice, chunks": lambda: compile_index_choice(capability, "chosen"),
+        "index choice, places": lambda: compile_index_choice(capability, "write"),
         "page 1": lambda: compile_decode(capability, 192, 64, 16, "bf16", page_size=1),
         "page 1, 512": lambda: compile_decode(capability, 512, 64, 16, "bf16", page_size=1),
         "fp8, page 1": lambda: compile_decode(capability, 192, 64, 16, "fp8", page_size=1),

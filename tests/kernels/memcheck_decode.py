@@ -12,6 +12,7 @@ import torch
 
 from ic.kernels.reference import quantize_per_token
 from ic.kernels.triton_append_latent import append_latent
+from ic.kernels.triton_index_choice import index_choice
 from ic.kernels.triton_mla_flash_decode import mla_decode
 
 
@@ -40,6 +41,10 @@ def main() -> None:
                 mla_decode(**dict(lies, cache=rows, cache_scale=scale), check_indices=False)
     case = append_tests.make_case(device, [0, 15, 143, -1, 2**40], dtype=torch.bfloat16)
     append_latent(**case, check_indices=False)
+    scores = torch.randn(2, 3, 5001, device=device)
+    last = torch.tensor([[0, 77, 5000], [-1, 2**31 - 1, 2049]], dtype=torch.int32, device=device)
+    for top_k in (1, 2048, 5001):
+        index_choice(scores.round(), torch.zeros_like(last), last, top_k)
     torch.cuda.synchronize()
     print("memcheck launches done")
 

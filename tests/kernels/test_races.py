@@ -26,6 +26,7 @@ import torch
 
 from ic.kernels.reference import quantize_per_token
 from ic.kernels.triton_append_latent import append_latent
+from ic.kernels.triton_index_choice import index_choice
 from ic.kernels.triton_mla_attention import mla_attention
 from ic.kernels.triton_mla_flash_decode import mla_decode
 from tests.kernels import test_append_latent, test_mla_flash_decode
@@ -120,6 +121,25 @@ def attention(device: torch.device, heads: int, width: tuple[int, int], tokens: 
         assert_same_bits(call)
 
 
+def choice(device: torch.device, rows: int, keys: int, top_k: int) -> None:
+    """With ties at the threshold, which many programs share."""
+    scores = torch.randn(1, rows, keys, generator=torch.Generator().manual_seed(0)).to(device)
+    last = torch.full((1, rows), keys - 1, dtype=torch.int32, device=device)
+    for given in (scores, scores.relu(), scores.round(decimals=1)):
+
+        def call(given: torch.Tensor = given) -> tuple[torch.Tensor, ...]:
+            return index_choice(given, torch.zeros_like(last), last, top_k)
+
+        assert_same_bits(call)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("top_k", [1, 2048, 5000])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 2**20), (16, 2**15), (600, 7001)])
+def test_choice_repeats_itself(device: torch.device, rows: int, keys: int, top_k: int) -> None:
+    choice(device, rows, keys, top_k)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 111, 1000])
 @pytest.mark.parametrize("width", [(192, 128), (128, 128), (64, 64), (96, 64)], ids=str)
@@ -136,6 +156,7 @@ def test_the_same_in_the_interpreter(device: torch.device) -> None:
         assert_decode_repeats(device, 192, 3, kind, page_size=16)
         append(device, 192, CACHES[kind])
     attention(device, 2, (48, 32), 45)
+    choice(device, 2, 5000, 100)
 
 
 Place = tuple[str, int]

@@ -1,4 +1,4 @@
-"""Index ranks, and decode through a table of tokens, against the formulas in PyTorch."""
+"""Index scores, and decode through a table of tokens, against the formulas in PyTorch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 from ic.kernels.benchmarks import sparse_decode
 from ic.kernels.reference import mla_decode_reference, quantize_per_token
-from ic.kernels.triton_index_ranks import index_ranks
+from ic.kernels.triton_index_scores import index_scores
 from ic.kernels.triton_mla_flash_decode import mla_decode
 from ic.model import MLAForCausalLM
-from ic.model.selection import HIDDEN, index_scores, ranks_of
+from ic.model.selection import index_scores as formula
 from tests.inference.engine.serving import ask, draw_prompt, engine_of, finish, generated
 from tests.kernels.test_model_backend import DIMS, SWITCHES, Kernels
 
@@ -26,15 +26,10 @@ def draw(
     return tuple(torch.randn(shape, generator=g).to(device) for shape in shapes)
 
 
-def compare(ranks: torch.Tensor, scores: torch.Tensor, visible: torch.Tensor, atol: float) -> None:
-    """The scores within ranks, their places, and what is hidden."""
-    assert (ranks == HIDDEN).equal(~visible)
-    ordered = (ranks >> 32).int()
-    bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
-    found = bits.view(torch.float32)
+def compare(found: torch.Tensor, scores: torch.Tensor, visible: torch.Tensor, atol: float) -> None:
+    """The scores, and what is hidden."""
+    assert (found == -torch.inf).equal(~visible)
     torch.testing.assert_close(found[visible], scores[visible], atol=atol, rtol=1e-5)
-    place = torch.arange(ranks.shape[-1], device=ranks.device).expand_as(ranks)
-    assert (ranks & (2**32 - 1))[visible].equal(place[visible])
 
 
 @pytest.mark.parametrize(
@@ -47,7 +42,7 @@ def compare(ranks: torch.Tensor, scores: torch.Tensor, visible: torch.Tensor, at
         (1, 3, 64, 128, 40),
     ],
 )
-def test_ranks_hold_the_scores(
+def test_scores(
     device: torch.device, batch: int, queries: int, heads: int, dim: int, keys: int
 ) -> None:
     q, w, k = draw(device, batch, queries, heads, dim, keys)
@@ -55,17 +50,31 @@ def test_ranks_hold_the_scores(
     first = (last - torch.randint(0, keys, last.shape, device=device)).clamp(min=0).int()
     place = torch.arange(keys, device=device)
     visible = (place >= first[..., None]) & (place <= last[..., None])
-    compare(index_ranks(q, w, k, first, last), index_scores(q, w, k), visible, 1e-4)
+    compare(index_scores(q, w, k, first, last), formula(q, w, k), visible, 1e-4)
 
 
-def test_scores_that_are_equal_are_ordered_as_in_pytorch(device: torch.device) -> None:
-    q, w, k = draw(device, 1, 4, 2, 16, 200)
+def test_scores_are_the_same_whatever_queries_stand_beside(device: torch.device) -> None:
+    """So a choice does not depend on the pieces that a prompt is read in, ties included."""
+    q, w, k = draw(device, 1, 9, 2, 16, 200)
     k[:, ::3] = 0
-    last = torch.full((1, 4), 199, dtype=torch.int32, device=device)
-    ranks = index_ranks(q, w, k, torch.zeros_like(last), last)
-    visible = torch.ones(1, 4, 200, dtype=torch.bool, device=device)
-    expected = ranks_of(torch.zeros(1, 4, 200, device=device), visible)
-    assert ranks[..., ::3].equal(expected[..., ::3])
+    last = torch.arange(191, 200, dtype=torch.int32, device=device)[None]
+    whole = index_scores(q, w, k, torch.zeros_like(last), last)
+    assert (whole[..., :190:3] == 0).all()
+    for part in (slice(0, 1), slice(1, 6), slice(6, 9)):
+        given = q[:, part], w[:, part], k, torch.zeros_like(last[:, part]), last[:, part]
+        assert index_scores(*given).equal(whole[:, part])
+
+
+def test_keys_that_no_query_sees_are_not_read(device: torch.device) -> None:
+    """Of a table for many tokens that holds a few, pages beyond them may be any."""
+    q, w, k = draw(device, 2, 3, 4, 16, 512)
+    last = torch.tensor([[140, 141, 142], [300, 301, 302]], dtype=torch.int32, device=device)
+    first = last - 120
+    visible = torch.arange(512, device=device) <= last[..., None]
+    visible &= torch.arange(512, device=device) >= first[..., None]
+    expected = formula(q, w, k)
+    k[0, :20], k[0, 143:], k[1, :180], k[1, 303:] = (torch.nan,) * 4
+    compare(index_scores(q, w, k, first, last), expected, visible, 1e-4)
 
 
 @pytest.mark.parametrize("codes", [None, torch.float8_e4m3fn, torch.int8], ids=["", "fp8", "int8"])
@@ -99,11 +108,11 @@ def test_quantised_keys_in_pages(
             scale = paged
     last = torch.tensor([[70, 71], [94, 95]], dtype=torch.int32, device=device)
     visible = torch.arange(96, device=device) <= last[..., None]
-    found = index_ranks(
+    found = index_scores(
         q, w, held, torch.zeros_like(last), last, key_scale=scale, block_table=table
     )
     # Quantised keys meet the query in fp16.
-    compare(found, index_scores(q, w, plain), visible, 1e-4 if codes is None else 2e-2)
+    compare(found, formula(q, w, plain), visible, 1e-4 if codes is None else 2e-2)
 
 
 def test_arguments_that_do_not_fit_are_refused(device: torch.device) -> None:
@@ -124,10 +133,10 @@ def test_arguments_that_do_not_fit_are_refused(device: torch.device) -> None:
         "keys has pages of 15": {"keys": k[:, :15], "block_table": table},
         "block_table is torch.int64": {"block_table": table.long()},
     }
-    index_ranks(**good)
+    index_scores(**good)
     for message, changes in bad.items():
         with pytest.raises(ValueError, match=message):
-            index_ranks(**good | changes)
+            index_scores(**good | changes)
 
 
 def test_the_operator_is_what_pytorch_expects(device: torch.device) -> None:
@@ -135,7 +144,7 @@ def test_the_operator_is_what_pytorch_expects(device: torch.device) -> None:
     last = torch.full((1, 2), 40, dtype=torch.int32, device=device)
     table = torch.tensor([[2, 0, 1]], dtype=torch.int32, device=device)
     given = (q, w, k.view(3, 16, 32), last * 0, last, None, table)
-    torch.library.opcheck(torch.ops.ic.index_ranks.default, given)
+    torch.library.opcheck(torch.ops.ic.index_scores.default, given)
 
 
 @pytest.mark.parametrize("codes", [None, torch.float8_e4m3fn, torch.int8], ids=["", "fp8", "int8"])
@@ -184,7 +193,8 @@ def test_the_model_on_kernels(
             parts = tokens.split([30, 1, 4, 5], dim=1)
             given = {"past_key_values": cache, "use_cache": True}
             found.append([model(part, **given).logits for part in parts])
-    assert kernels.names.count("index_ranks") == kernels.names.count("mla_decode") == layers * 4
+    for name in ("index_scores", "index_choice", "mla_decode"):
+        assert kernels.names.count(name) == layers * 4
     for one, other in zip(*found, strict=True):
         if codes == "auto":
             torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
@@ -221,13 +231,35 @@ def test_the_benchmarks_steps_are_their_references(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, key_type: str
 ) -> None:
     monkeypatch.setattr(sparse_decode, "TOP_K", 32)
-    inputs = sparse_decode.make_inputs(device, 0, batch=2, context=160, key_type=key_type)
-    wide = ["q_latent", "q_rope", "cache", "index_q", *(["keys"] if key_type == "bf16" else [])]
-    inputs |= {name: inputs[name].float() for name in wide}  # bf16 needs a GPU
+    inputs = benchmark_inputs(device, key_type)
+    inputs["index_w"][1] = -inputs["index_w"][1].abs()  # no score above zero, which many have
     for ours, reference in (
         (sparse_decode.ours, sparse_decode.reference),
-        (sparse_decode.ranked_scores, sparse_decode.scores),
+        (sparse_decode.scored, sparse_decode.scores),
         (sparse_decode.chosen, sparse_decode.chosen_reference),
+        (sparse_decode.chosen_by_pytorch, sparse_decode.chosen_reference),
     ):
-        found = ours(inputs)().float()
-        torch.testing.assert_close(found, reference(inputs).float(), atol=1e-4, rtol=1e-4)
+        found, expected = ours(inputs)().float(), reference(inputs).float()
+        if ours is sparse_decode.scored:
+            found = found[:, 0]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_choice_by_other_ties_is_not_the_benchmarks(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference that takes the earlier of equal scores would attend to other tokens."""
+    monkeypatch.setattr(sparse_decode, "TOP_K", 32)
+    inputs = benchmark_inputs(device, "bf16")
+    inputs["index_w"] = -inputs["index_w"].abs()
+    right = sparse_decode.chosen_reference(inputs)
+    total = sparse_decode.scores(inputs)
+    assert (total == 0).sum(-1).min() > 0
+    earlier = total.sort(dim=-1, descending=True, stable=True).indices[:, :32].sort(-1).values
+    assert not right.equal(earlier + torch.arange(2, device=device)[:, None] * total.shape[1])
+
+
+def benchmark_inputs(device: torch.device, key_type: str) -> dict[str, Any]:
+    inputs = sparse_decode.make_inputs(device, 0, batch=2, context=960, key_type=key_type)
+    wide = ["q_latent", "q_rope", "cache", "index_q", *(["keys"] if key_type == "bf16" else [])]
+    return inputs | {name: inputs[name].float() for name in wide}  # bf16 needs a GPU

@@ -1,17 +1,15 @@
-"""Index scores of all keys as numbers to choose the highest from: the first half of an indexer.
+"""Index scores of all keys: the first half of an indexer; `triton_index_choice` is the second.
 
-    I[t, s] = sum over j of w[t, j] relu(q[t, j] . k[s])
-    rank[t, s] = (I[t, s] ordered as int32, s) as int64, or the lowest int64 where t does not see s
+    I[t, s] = sum over j of w[t, j] relu(q[t, j] . k[s]), or -inf where t does not see s
 
 J index heads share one key of I dimensions per token (DeepSeek-V3.2's lightning indexer, arXiv
-2512.02556). Equal scores are ordered by their place, so a choice does not depend on how queries
-were cut into calls. `torch.topk` over the ranks is the second half.
+2512.02556).
 
 Tiling: a program takes BLOCK_T queries with all their heads, the rows of one product, and BLOCK_S
 keys. ReLU, weights and the sum over the heads happen in registers. A quantised key's scale is
-positive, so it multiplies the sum.
+positive, so it multiplies the sum. Keys that none of a program's queries sees are not read.
 
-Memory traffic: keys once for every BLOCK_T queries, I or 2 I bytes each; ranks, 8 bytes each,
+Memory traffic: keys once for every BLOCK_T queries, I or 2 I bytes each; scores, 4 bytes each,
 written once.
 
 Limits: I a power of two of at least 16; J up to 64, padded to a power of two; pages of a multiple
@@ -42,14 +40,14 @@ BLOCK_S = 128
 
 
 @triton.jit(do_not_specialize=["num_queries", "num_keys"])
-def index_ranks_kernel(
-    q_ptr, w_ptr, key_ptr, scale_ptr, table_ptr, first_ptr, last_ptr, rank_ptr,
+def index_scores_kernel(
+    q_ptr, w_ptr, key_ptr, scale_ptr, table_ptr, first_ptr, last_ptr, score_ptr,
     stride_outer, stride_token, stride_scale_outer, stride_table, num_queries, num_keys, num_pages,
     J: tl.constexpr, JOINED: tl.constexpr, DIM: tl.constexpr, QUANTIZED: tl.constexpr,
     E4M3_BITS: tl.constexpr, PAGED: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Ranks of BLOCK_S keys for BLOCK_T queries of one row; JOINED pads J to a power of two."""
+    """Scores of BLOCK_S keys for BLOCK_T queries of one row; JOINED pads J to a power of two."""
     blocks = tl.cdiv(num_queries, BLOCK_T)
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     begin = (tl.program_id(0) % blocks) * BLOCK_T
@@ -61,8 +59,13 @@ def index_ranks_kernel(
     dims = tl.arange(0, DIM)
     q = tl.load(q_ptr + at_row[:, None] * DIM + dims[None, :], mask=row_ok[:, None], other=0.0)
     w = tl.load(w_ptr + at_row, mask=row_ok, other=0.0)
+    t = begin + tl.arange(0, BLOCK_T)
+    query_ok = t < num_queries
+    first = tl.load(first_ptr + batch * num_queries + t, mask=query_ok, other=2147483647)
+    last = tl.load(last_ptr + batch * num_queries + t, mask=query_ok, other=-1)
     n = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
-    key_ok = n < num_keys
+    # What no query sees is not read: of a cache for a million tokens that holds a few, most.
+    key_ok = (n < num_keys) & (n >= tl.min(first, 0)) & (n <= tl.max(last, 0))
     if PAGED:
         page = tl.load(table_ptr + batch * stride_table + n // PAGE_SIZE, mask=key_ok, other=0)
         page = tl.minimum(tl.maximum(page, 0), num_pages - 1).to(tl.int64)
@@ -81,18 +84,10 @@ def index_ranks_kernel(
     if QUANTIZED:
         factor = tl.load(scale_ptr + at_scale, mask=key_ok, other=1.0)
         score = score * (factor * 256.0 if E4M3_BITS else factor)[None, :]
-    score = tl.where(score == 0.0, 0.0, score)  # no negative zero
-    bits = score.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    rank = (ordered.to(tl.int64) << 32) | n.to(tl.int64)[None, :]
-    t = begin + tl.arange(0, BLOCK_T)
-    query_ok = t < num_queries
-    first = tl.load(first_ptr + batch * num_queries + t, mask=query_ok, other=0)
-    last = tl.load(last_ptr + batch * num_queries + t, mask=query_ok, other=-1)
     visible = (n[None, :] >= first[:, None]) & (n[None, :] <= last[:, None])
-    rank = tl.where(visible, rank, -9223372036854775808)
-    at_rank = (batch * num_queries + t)[:, None] * num_keys + n[None, :]
-    tl.store(rank_ptr + at_rank, rank, mask=query_ok[:, None] & key_ok[None, :])
+    score = tl.where(visible, score, float("-inf"))
+    at_score = (batch * num_queries + t)[:, None] * num_keys + n[None, :]
+    tl.store(score_ptr + at_score, score, mask=query_ok[:, None] & (n < num_keys)[None, :])
 
 
 def index_tile(num_queries: int, num_heads: int) -> tuple[int, int, int]:
@@ -105,7 +100,7 @@ def index_tile(num_queries: int, num_heads: int) -> tuple[int, int, int]:
 _launches = Launches()
 
 
-def index_ranks(
+def index_scores(
     q_BTJI: Tensor,
     w_BTJ: Tensor,
     keys: Tensor,
@@ -115,7 +110,7 @@ def index_ranks(
     key_scale: Tensor | None = None,
     block_table: Tensor | None = None,
 ) -> Tensor:
-    """Ranks (B, T, S) int64 of each key for each query; without gradients.
+    """Scores (B, T, S) float32 of each key for each query; without gradients.
 
     Args:
         q_BTJI, w_BTJ: index queries, and float32 weights of their heads with every scale within.
@@ -132,11 +127,11 @@ def index_ranks(
     given = q_BTJI, w_BTJ, keys, first_BT, last_BT, key_scale, block_table
     if is_eager(*given):
         return _compute(*given)
-    return _index_ranks_op(*given)
+    return _index_scores_op(*given)
 
 
-@torch.library.custom_op("ic::index_ranks", mutates_args=())
-def _index_ranks_op(
+@torch.library.custom_op("ic::index_scores", mutates_args=())
+def _index_scores_op(
     q: Tensor,
     w: Tensor,
     keys: Tensor,
@@ -148,7 +143,7 @@ def _index_ranks_op(
     return _compute(q, w, keys, first, last, key_scale, block_table)
 
 
-@_index_ranks_op.register_fake
+@_index_scores_op.register_fake
 def _(
     q: Tensor,
     w: Tensor,
@@ -159,7 +154,7 @@ def _(
     block_table: Tensor | None,
 ) -> Tensor:
     held = keys.shape[1] * (1 if block_table is None else block_table.shape[1])
-    return q.new_empty(*q.shape[:2], held, dtype=torch.int64)
+    return q.new_empty(*q.shape[:2], held, dtype=torch.float32)
 
 
 def _compute(
@@ -176,9 +171,9 @@ def _compute(
     batch, queries, heads, dim = q.shape
     paged = block_table is not None
     held = keys.shape[1] * (block_table.shape[1] if block_table is not None else 1)
-    ranks = torch.empty(batch, queries, held, dtype=torch.int64, device=q.device)
-    if not ranks.numel():
-        return ranks
+    scores = torch.empty(batch, queries, held, dtype=torch.float32, device=q.device)
+    if not scores.numel():
+        return scores
     device = device_of(keys)
     bits = keys.dtype == torch.float8_e4m3fn and (device.capability < 89 or device.interpreted)
     block_t, joined, warps = index_tile(queries, heads)
@@ -194,16 +189,16 @@ def _compute(
     key = (*constants.values(), q.dtype, keys.dtype, q.get_device(), strides, len(keys) == 1)
     launch = _launches.get(key)
     if launch is None:
-        launch = _launches[key] = Launch(index_ranks_kernel, constants, num_warps=warps)
+        launch = _launches[key] = Launch(index_scores_kernel, constants, num_warps=warps)
     launch(
         (batch * triton.cdiv(queries, block_t), triton.cdiv(held, BLOCK_S), 1),
         (
             q, w, keys.view(torch.uint8) if bits else keys, key_scale, block_table, first, last,
-            ranks,
+            scores,
         ),
         (*strides, queries, held, len(keys)),
     )  # fmt: skip
-    return ranks
+    return scores
 
 
 def _check(
