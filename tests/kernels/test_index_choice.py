@@ -76,7 +76,7 @@ def test_keys_outside_the_range_are_neither_read_nor_chosen(device: torch.device
     top_k, keys = 40, 3 * BLOCK
     ranges = [
         (0, -1), (5, 4), (7, 7), (BLOCK, BLOCK + top_k - 1), (BLOCK - 3, BLOCK + top_k - 3),
-        (100, 100 + top_k - 2), (BLOCK - 1, 2 * BLOCK), (-5, 10), (2 * BLOCK + 9, 2**31 - 1),
+        (100, 100 + top_k - 2), (BLOCK - 1, BLOCK + 10), (-5, 10), (2 * BLOCK + 9, 2**31 - 1),
         (2**31 - 1, -(2**31)),
     ]  # fmt: skip
     first, last = (
