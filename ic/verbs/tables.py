@@ -37,7 +37,7 @@ from ic.studies.tables.retrieval import (
     needle_sweep_table,
     suite_table,
 )
-from ic.studies.tables.sparse_attention import sparse_attention_table
+from ic.studies.tables.sparse_attention import sparse_attention_table, sparse_decode_table
 
 TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(suite_table, name) for name in suite_names()},
@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation_table,
     "alignment": alignment_table,
     "sparse_attention": sparse_attention_table,
+    "sparse_decode": sparse_decode_table,
     "needle_sweep": needle_sweep_table,
     "configuration": lambda: configuration_reference(_verbs()),
 }

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from ic.model import MLAForCausalLM
+from ic.model.index_loss import dense_index_loss
+from ic.model.selection import VisibleKeys
 from ic.training.indexer import set_trained
 
 Make = Callable[..., MLAForCausalLM]
@@ -154,6 +157,27 @@ def test_no_tensor_grows_with_the_square_of_the_context(
         sums = model.target_sums(tokens, tokens, index_loss=True)
         (sums.all_tokens + sums.index_loss).backward()
     assert 50_000 < largest.numbers <= 1500 * 4 * 40  # queries of all heads, in absorbed form
+
+
+def test_pieces_of_the_queries_leave_out_the_keys_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the products of the dense loss are half of T x T where pieces are small."""
+    g = torch.Generator().manual_seed(0)
+    q, w, k, attended, rows = (
+        torch.randn(shape, generator=g)
+        for shape in ((1, 256, 3, 16), (1, 256, 3), (1, 256, 16), (1, 256, 4, 24), (1, 256, 24))
+    )
+    visible = VisibleKeys.of(torch.arange(1, 257)[None], None, in_texts=False)
+    products, losses = [], []
+    for numbers in (2**26, 256 * 17 * 8):
+        monkeypatch.setattr("ic.model.sparse_operators.PIECE_NUMBERS", numbers)
+        with FlopCounterMode(display=False) as counter:
+            losses.append(dense_index_loss(q, w, k, attended, rows, visible, 0.2).item())
+        products.append(counter.get_total_flops())
+    assert products[0] == 2 * 256 * 256 * (4 * 24 + 3 * 16)
+    assert products[1] / products[0] == pytest.approx((1 + 8 / 256) / 2)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_a_loss_needs_the_matrix_of_attention(make_model: Make, tokens: torch.Tensor) -> None:

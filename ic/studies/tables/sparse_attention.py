@@ -1,4 +1,6 @@
-"""The table of sparse attention: passkeys that one model finds by dense and by sparse attention."""
+"""The tables of sparse attention: passkeys that one model finds by dense and by sparse attention,
+and how long its steps take on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +27,23 @@ def sparse_attention_table() -> str:
     return "\n".join(
         markdown(["model", "attention", *heads, "commit"], lines, left=2, text=["commit"])
     )
+
+
+def sparse_decode_table() -> str:
+    """Microseconds of one layer's decode step by rows and context, dense and in sparse steps."""
+    data = load("kernels-sparse-decode-h200.json")
+    found = {row["case"]: row for row in data["rows"]}
+    names = {
+        "dense": "dense",
+        "ranks": "bf16 keys, ranks",
+        "ranks, FP8 keys": "fp8 keys, ranks",
+        "choice": "bf16 keys, choice",
+        "whole": "bf16 keys, whole",
+        "whole, FP8 keys": "fp8 keys, whole",
+    }
+    lines = []
+    for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in data["rows"]):
+        rows = [found[f"({batch}, {context >> 10}k) {name}"] for name in names.values()]
+        times = [f"{row['median_us']:.1f}" if "n" in row else "refused" for row in rows]
+        lines.append([f"{batch} x {context:,}", *times])
+    return "\n".join(markdown(["rows x context", *names], lines, left=1))
