@@ -7,20 +7,10 @@ tests replaces `triton.jit`:  python tests/kernels/aot_decode.py CAPABILITY ...
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from ic.kernels import triton_append_latent as append
-from ic.kernels import triton_index_choice as index_choice
-from ic.kernels import triton_index_scores as index_scores
 from ic.kernels import triton_matvec as matvec
 from ic.kernels import triton_mla_combine as combine
 from ic.kernels import triton_mla_splits as splits
@@ -35,6 +25,8 @@ from ic.kernels.mla_decode_launch import (
     pairs_config,
 )
 from ic.kernels.widths import one_tile
+from tests.kernels.aot_compile import TYPES, compile_kernel
+from tests.kernels.aot_index import compile_index_choice, compile_index_scores
 
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448}
 # (latent, rope, rows, cache type): the published figures' shapes, then others that must compile.
@@ -69,55 +61,6 @@ OTHERS = [
     (48, 32, 64, "bf16"),
     (48, 32, 16, "fp8"),
 ]
-TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "i8": "i8"}
-
-
-def compile_kernel(
-    fn: Any,
-    capability: int,
-    pointers: dict[str, str],
-    constants: dict[str, Any],
-    source_type: Any = ASTSource,
-    *,
-    aligned_strides: bool = True,
-    **options: Any,
-) -> dict[str, Any]:
-    """Compile one kernel: pointers, and strides unless said otherwise, divisible by 16, other
-    numbers int32.
-    """
-    signature, attributes, values = {}, {}, {}
-    for index, name in enumerate(fn.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            values[(index,)] = constants[name]
-            continue
-        is_float = name in ("scale_log2", "eps", "beta", "original")
-        signature[name] = pointers.get(name, "fp32" if is_float else "i32")
-        if name.endswith("_ptr") or (aligned_strides and name.startswith("stride_")):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = source_type(fn=fn, signature=signature, constexprs=values, attrs=attributes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return {
-        "shared_bytes": kernel.metadata.shared,
-        "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
-    } | resource_usage(kernel.asm["cubin"])
-
-
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers and spilled stack bytes."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run(
-            [tools / "cuobjdump", "-res-usage", file.name],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    assert found, report
-    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
 
 
 def compile_decode(
@@ -396,24 +339,6 @@ def compile_matvec(capability: int, *, width: int, swiglu: bool) -> dict[str, An
     )
 
 
-def compile_index_scores(capability: int, num_query: int, kind: str) -> dict[str, Any]:
-    """Four index heads of 64 over pages."""
-    block_t, joined, num_warps = index_scores.index_tile(num_query, 4)
-    bits = kind == "fp8" and capability < 89
-    constants = {
-        "J": 4, "JOINED": joined, "DIM": 64, "QUANTIZED": kind != "bf16", "E4M3_BITS": bits,
-        "PAGED": True, "PAGE_SIZE": 64, "BLOCK_T": block_t, "BLOCK_S": index_scores.BLOCK_S,
-    }  # fmt: skip
-    pointers = {
-        "q_ptr": "*bf16", "w_ptr": "*fp32", "key_ptr": "*u8" if bits else f"*{TYPES[kind]}",
-        "scale_ptr": "*fp32", "table_ptr": "*i32", "first_ptr": "*i32", "last_ptr": "*i32",
-        "score_ptr": "*fp32",
-    }  # fmt: skip
-    return compile_kernel(
-        index_scores.index_scores_kernel, capability, pointers, constants, num_warps=num_warps
-    )
-
-
 def compile_chosen(capability: int, latent: int, rope: int, rows: int, kind: str) -> dict[str, Any]:
     """The kernel that takes pages of 64."""
     if capability == 90 and rope == 64 and rows > FEW_ROWS:
@@ -426,25 +351,6 @@ def compile_chosen(capability: int, latent: int, rope: int, rows: int, kind: str
     if (capability, rows, kind) == (90, FEW_ROWS, "fp8") and (latent, rope) != (48, 32):
         return compile_e4m3_codes(capability, latent, rope)
     return compile_decode(capability, latent, rope, rows, kind)
-
-
-def compile_index_choice(capability: int, step: str) -> dict[str, Any]:
-    numbers = "first_ptr", "last_ptr", "count_ptr", "state_ptr", "chunk_ptr"
-    pointers = dict.fromkeys(numbers, "*i32")
-    pointers |= {"score_ptr": "*fp32", "index_ptr": "*i64", "chosen_ptr": "*i64"}
-    constants: dict[str, Any] = {"BLOCK": index_choice.BLOCK}
-    if step == "chosen":
-        kernel = index_choice._count_chosen_kernel
-    elif step == "write":
-        kernel = index_choice._write_chosen_kernel
-        constants["MAX_CHUNKS"] = index_choice.MAX_CHUNKS
-    else:
-        kernel = index_choice._count_digits_kernel
-        constants["DIGITS"] = int(step)
-    return compile_kernel(
-        kernel, capability, pointers, constants, aligned_strides=False,
-        num_warps=index_choice.WARPS,
-    )  # fmt: skip
 
 
 def compile_all(capability: int) -> list[dict[str, Any]]:
