@@ -10,8 +10,8 @@ its probabilities never leave the registers. Two of them share every tile of a p
 the matrix units work for the one while the other computes its softmax. Within a warpgroup the
 scores of a tile and the values of the tile before it are issued together. ptxas waits for both
 before the softmax; to hold it under the values was slower (docs/kernels.md). One more warp fetches
-tiles (TMA) as far ahead as buffers go: up to 5 of 32 KiB at 192+64, which is what hides the latency
-of the memory. Up to 64 rows there is one warpgroup, whose rows that no query has are zero, and
+tiles (TMA) as far ahead as buffers go: 5 of 32 KiB at 192+64, which is what hides the latency of
+the memory. Up to 64 rows there is one warpgroup, whose rows that no query has are zero, and
 memory is the bound.
 
 A tile is fetched in up to three parts: the first 128 (of 256: all) latent columns, the 64 others of

@@ -142,11 +142,7 @@ def e4m3_codes_applies(
         and q_latent.shape[1] * q_latent.shape[2] <= FEW_ROWS
         and (width in (128, 256, 512) or (latent_dim in (128, 256, 512) and rope_dim in (32, 64)))
         and cache.dtype == torch.float8_e4m3fn
-        and cache.is_contiguous()
-        and cache.data_ptr() % 16 == 0
-        and cache.shape[0] * cache.shape[1] < 2**31
-        and (not paged or cache.shape[1] % 64 == 0)
-        and cache.numel() > 0
+        and _is_in_tiles_of_64(cache, paged)
     )
 
 
@@ -162,11 +158,7 @@ def many_heads_codes_applies(
         and (q_latent.shape[3], q_rope.shape[3]) == (512, 64)
         and q_latent.dtype in (torch.bfloat16, torch.float16)
         and cache.dtype in (torch.float8_e4m3fn, torch.int8)
-        and cache.is_contiguous()
-        and cache.data_ptr() % 16 == 0
-        and cache.shape[0] * cache.shape[1] < 2**31
-        and (not paged or cache.shape[1] % 64 == 0)
-        and cache.numel() > 0
+        and _is_in_tiles_of_64(cache, paged)
     )
 
 
@@ -189,9 +181,8 @@ def many_heads_applies(
     q_latent: torch.Tensor, q_rope: torch.Tensor, cache: torch.Tensor, paged: bool
 ) -> bool:
     """Whether `gluon_mla_decode` takes the shape; the configuration says if the device does."""
-    return (q_latent.shape[3], q_rope.shape[3]) in ((512, 64), (448, 64)) and _fits_tiles_of_64(
-        q_latent, cache, paged
-    )
+    widths = q_latent.shape[3], q_rope.shape[3]
+    return widths in ((512, 64), (448, 64)) and _are_many_over_16_bits(q_latent, cache, paged)
 
 
 def pairs_applies(
@@ -203,7 +194,7 @@ def pairs_applies(
         device.capability == 90
         and not device.interpreted
         and (q_latent.shape[3], q_rope.shape[3]) in ((128, 64), (192, 64), (256, 64))
-        and _fits_tiles_of_64(q_latent, cache, paged)
+        and _are_many_over_16_bits(q_latent, cache, paged)
     )
 
 
@@ -217,13 +208,22 @@ def pairs_config(rows: int, latent_dim: int) -> DecodeConfig:
     return DecodeConfig(64 * groups, 64, 4, stages, 1, pairs=True)
 
 
-def _fits_tiles_of_64(q_latent: torch.Tensor, cache: torch.Tensor, paged: bool) -> bool:
-    """Whether rows are many, and the cache can be copied by TMA in tiles of 64 tokens."""
+def _are_many_over_16_bits(q_latent: torch.Tensor, cache: torch.Tensor, paged: bool) -> bool:
+    """Whether rows are many, and the cache one of 16 bits in tiles of 64 tokens."""
     return (
         q_latent.shape[1] * q_latent.shape[2] > FEW_ROWS
         and cache.dtype == q_latent.dtype
         and cache.dtype in (torch.bfloat16, torch.float16)
-        and cache.is_contiguous()
+        and _is_in_tiles_of_64(cache, paged)
+    )
+
+
+def _is_in_tiles_of_64(cache: torch.Tensor, paged: bool) -> bool:
+    """Whether the Gluon kernels can fetch the cache in tiles of 64 tokens, by TMA or 16 bytes at a
+    time. `find_plan` keeps what this asks of an address and a size in its key.
+    """
+    return (
+        cache.is_contiguous()
         and cache.data_ptr() % 16 == 0
         and cache.shape[0] * cache.shape[1] < 2**31
         and (not paged or cache.shape[1] % 64 == 0)
