@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +26,8 @@ class Crowd:
         url: of the server.
         token: what it asks for.
         expected: the greedy answer to each of `PROMPTS`.
-        large: bytes of a body that is too large.
-
+        large: bytes of a prompt that is too large.
+        copies: how many answers to each of several prompts are asked for at once.
 
     Attributes:
         outcomes: how often each kind of client ended how.
@@ -36,6 +37,7 @@ class Crowd:
     token: str
     expected: list[str]
     large: int
+    copies: int = 2
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     _ended: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -67,6 +69,13 @@ class Crowd:
             self.outcomes[kind, outcome] += 1
             self._ended.notify_all()
 
+    async def run_and_kill(self, clients: int, kill: Callable[[], None]) -> None:
+        """All at once; their server gets a signal when a third of them have gone."""
+        crowd = asyncio.create_task(self.run(clients))
+        await self.wait_for(clients // 3)
+        kill()
+        await crowd
+
     async def wait_for(self, clients: int) -> None:
         """Until so many have ended."""
         async with self._ended:
@@ -76,7 +85,8 @@ class Crowd:
         prompt = PROMPTS[index % len(PROMPTS)]
         return {"prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, **more}
 
-    def _error(self, response: httpx2.Response) -> str:
+    def error(self, response: httpx2.Response) -> str:
+        """The status and the code of an error, which has OpenAI's form."""
         error = response.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
         if response.status_code == 429:
@@ -86,16 +96,19 @@ class Crowd:
     async def whole(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
         response = await http.post("/v1/completions", json=self._body(index))
         if response.status_code != 200:
-            return self._error(response)
+            return self.error(response)
         right = response.json()["choices"][0]["text"] == self.expected[index % len(PROMPTS)]
         return "right" if right else "wrong"
 
     async def several(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
-        response = await http.post("/v1/completions", json=self._body(index, prompt=PROMPTS, n=2))
+        response = await http.post(
+            "/v1/completions", json=self._body(index, prompt=PROMPTS, n=self.copies)
+        )
         if response.status_code != 200:
-            return self._error(response)
+            return self.error(response)
         texts = [choice["text"] for choice in response.json()["choices"]]
-        return "right" if texts == [t for t in self.expected for _ in range(2)] else "wrong"
+        expected = [text for text in self.expected for _ in range(self.copies)]
+        return "right" if texts == expected else "wrong"
 
     async def stream(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
         return await self._stream(http, index, None)
@@ -116,7 +129,7 @@ class Crowd:
                         await waited.wait()
                 if response.status_code != 200:
                     await response.aread()
-                    return self._error(response)
+                    return self.error(response)
                 lines = [line async for line in response.aiter_lines() if line]
         finally:
             if slow is not None:  # those that wait for this one go on
@@ -135,7 +148,7 @@ class Crowd:
         async with http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 await response.aread()
-                return self._error(response)
+                return self.error(response)
             async for _line in response.aiter_lines():
                 break
         return "left"
@@ -151,28 +164,28 @@ class Crowd:
         finally:
             asking.cancel()
         try:
-            return self._error(await asking)
+            return self.error(await asking)
         except asyncio.CancelledError:
             return "left"
 
     async def too_large(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
-        return self._error(
-            await http.post("/v1/completions", json=self._body(index, user="x" * self.large))
+        return self.error(
+            await http.post("/v1/completions", json=self._body(index, prompt="x" * self.large))
         )
 
     async def malformed(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
         headers = {"content-type": "application/json"}
-        return self._error(
+        return self.error(
             await http.post("/v1/chat/completions", content=b'{"messages": [', headers=headers)
         )
 
     async def unauthorised(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
         headers = {"authorization": f"Bearer {self.token[::-1]}"}
-        return self._error(
+        return self.error(
             await http.post("/v1/completions", json=self._body(index), headers=headers)
         )
 
     async def out_of_range(self, http: httpx2.AsyncClient, index: int, _: asyncio.Barrier) -> str:
-        return self._error(
+        return self.error(
             await http.post("/v1/completions", json=self._body(index, max_tokens=10**9))
         )

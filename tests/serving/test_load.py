@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def test_a_server_that_is_killed_again_and_again(folder: Path) -> None:
             assert calm.outcomes == ANSWERED
             found.wait_until_idle()
             broken = Crowd(found.url, TOKEN, expected, BODY_BYTES)
-            asyncio.run(killed_amid(broken, server.kill))
+            asyncio.run(broken.run_and_kill(CLIENTS, server.kill))
     assert broken.outcomes.total() == CLIENTS
     ends = Counter(outcome for _, outcome in broken.outcomes.elements())
     assert ends[BROKEN] > 0
@@ -94,17 +93,9 @@ def test_a_server_that_is_told_to_end_amid_a_crowd(folder: Path) -> None:
     options = (f"limits.body_bytes={BODY_BYTES}", "limits.requests=400", "limits.drain_s=300")
     with process(folder, *options, env={"IC_SERVE_TOKEN": TOKEN}) as (server, found):
         crowd = Crowd(found.url, TOKEN, expected_answers(folder), BODY_BYTES)
-        asyncio.run(killed_amid(crowd, server.terminate))
+        asyncio.run(crowd.run_and_kill(CLIENTS, server.terminate))
         assert server.wait() == 0
     allowed = {"right", "left", "503 server_shutting_down", BROKEN}
     answers = {"whole", "stream", "several", "read_slowly", "leave", "leave_unanswered"}
     assert {outcome for kind, outcome in crowd.outcomes if kind in answers} <= allowed
     assert crowd.outcomes.total() == CLIENTS
-
-
-async def killed_amid(crowd: Crowd, kill: Callable[[], None]) -> None:
-    """A crowd whose server gets a signal when a third of it has gone."""
-    clients = asyncio.create_task(crowd.run(CLIENTS))
-    await crowd.wait_for(CLIENTS // 3)
-    kill()
-    await clients

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +21,20 @@ from ic.kernels.reference import attention_reference
 from ic.serving.vllm_plugin import register, versions
 from ic.serving.vllm_plugin.prefill import PrefillAttention, gather_rows
 
+# A server that begins a process of a name, and is killed.
+SERVER = """
+import multiprocessing, os, signal, sys, threading
+from ic.serving.vllm_plugin.orphans import end_with_server
+
+def begun():
+    for _ in range(2):
+        end_with_server()
+    print(os.getpid(), threading.active_count(), flush=True)
+    signal.pause()
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=begun, name=sys.argv[1]).start()
+"""
 H, N, P, V, R = 2, 16, 16, 16, 32
 SCALE = (N + P) ** -0.5
 
@@ -117,3 +138,26 @@ def test_an_e4m3_cache_is_read_with_its_scale() -> None:
     rows = gather_rows(codes, torch.tensor([2, 0]), 3, 20, 0.5)
     expected = torch.cat((codes[2], codes[0])).float()[3:20] * 0.5
     assert rows.equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "watches"), [("EngineCore", True), ("EngineCore_DP1", True), ("Worker", False)]
+)
+def test_an_engine_ends_when_its_server_was_killed(
+    tmp_path: Path, name: str, watches: bool
+) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    with subprocess.Popen([sys.executable, script, name], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        begun, threads = map(int, server.stdout.readline().split())
+        ended = os.pidfd_open(begun)
+        try:
+            assert threads == 1 + watches  # once, though it is called twice
+            server.kill()
+            if watches:
+                assert select.select([ended], [], [], 300)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            os.close(ended)

@@ -12,7 +12,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
+import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,25 @@ def saved_model(folder: Path, **changes: Any) -> MLAForCausalLM:
     model.config.architectures = [MLAForCausalLM.__name__]
     model.save_pretrained(folder)
     return model
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a vLLM of processes of its own, which import this tree."""
+    own = {k: v for k, v in os.environ.items() if k not in ("VLLM_ENABLE_V1_MULTIPROCESSING",)}
+    return own | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} | more
+
+
+def wait_until_ready(server: subprocess.Popen[Any], port: int, log: Path) -> None:
+    """Until vLLM's server answers, however long that takes; fails if it ends before."""
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+            return
+        except OSError:
+            if server.poll() is not None:
+                pytest.fail(log.read_text()[-4000:])
+            with suppress(subprocess.TimeoutExpired):  # a second, or until it ends
+                server.wait(1)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ic.checkpoint.export import export_checkpoint
 from ic.checkpoint.source import find_source
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
-from tests.vllm.conftest import prompts, saved_model
+from tests.vllm.conftest import environment, prompts, saved_model, wait_until_ready
 
 pytestmark = pytest.mark.vllm
 VOCABULARY = 320
@@ -38,11 +38,6 @@ if __name__ == "__main__":
             for o in outputs]
     print("ANSWER", json.dumps([[list(o.token_ids) for o in outputs], rows]), flush=True)
 """
-
-
-def environment(**more: str) -> dict[str, str]:
-    own = {k: v for k, v in os.environ.items() if k not in ("VLLM_ENABLE_V1_MULTIPROCESSING",)}
-    return own | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} | more
 
 
 def worst_of_a_process(
@@ -114,17 +109,7 @@ def test_the_http_server_streams_an_answer(tmp_path: Path) -> None:
     command += [f"--port={port}", "--dtype=float32", "--max-model-len=512", "--enforce-eager"]
     server = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    pytest.fail((tmp_path / "log").read_text()[-4000:])
-                try:  # a second, or until it ends
-                    server.wait(1)
-                except subprocess.TimeoutExpired:
-                    continue
+        wait_until_ready(server, port, tmp_path / "log")
         asked = {"model": "ours", "prompt": "The pass key is", "max_tokens": 16, "temperature": 0}
         asked |= {"stream": True, "ignore_eos": True, "add_special_tokens": False}
         asked |= {"return_token_ids": True}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from ic.serving.vllm_plugin.cpu import OURS, keep_chunks_and_prefixes
+from ic.serving.vllm_plugin.orphans import end_with_server
 from ic.serving.vllm_plugin.versions import installed, refusal
 
 MODEL = "ic.serving.vllm_plugin.model:MLAForCausalLM"
@@ -46,5 +47,6 @@ def register() -> None:
     ModelRegistry.register_model(OURS, MODEL)
     register_backend(AttentionBackendEnum.CUSTOM, BACKEND)
     register_mla_prefill_backend(MLAPrefillBackendEnum.CUSTOM, PREFILL)
+    end_with_server()
     if current_platform.is_cpu():
         keep_chunks_and_prefixes()
