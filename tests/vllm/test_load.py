@@ -66,7 +66,7 @@ def save_model(folder: Path) -> list[str]:
     """
     tokenizer = ByteTokenizer()
     special = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-    model = saved_model(folder, **special, vocab_size=320)
+    model = saved_model(folder, **special, vocab_size=320, num_hidden_layers=1)
     spelled = torch.zeros(320, dtype=torch.bool)
     spelled[32:127] = True
     with torch.no_grad():
@@ -114,13 +114,13 @@ def test_all_are_answered_and_none_waits_for_a_server_that_was_killed(tmp_path: 
         assert MODULE in psutil.Process(server.pid).cmdline()  # our command became vLLM's
         assert len(watches) >= 2  # the engine, and its worker
         # Of vLLM's copies none may be greedy.
-        calm = VllmCrowd(found.url, TOKEN, expected, 10 * MAX_TOKENS, copies=1)
+        calm = VllmCrowd(found.url, TOKEN, expected, 2 * MAX_TOKENS, copies=1)
         asyncio.run(calm.run(CLIENTS))
         assert calm.outcomes == ANSWERED
         for gauge in IDLE:
             metrics = found.wait_for(gauge, 0)
         assert [metrics[gauge] for gauge in IDLE] == [0, 0, 0]
-        broken = VllmCrowd(found.url, TOKEN, expected, 10 * MAX_TOKENS, copies=1)
+        broken = VllmCrowd(found.url, TOKEN, expected, 2 * MAX_TOKENS, copies=1)
         asyncio.run(broken.run_and_kill(CLIENTS, server.kill))
         for watch in watches:
             assert select.select([watch], [], [], PATIENCE_S)[0], "a process stays alive"
