@@ -46,6 +46,16 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def unauthorized() -> ApiError:
+    """For who sends no token, or another one."""
+    return ApiError(
+        401,
+        "Incorrect or missing API key: send the header 'Authorization: Bearer TOKEN'.",
+        code="invalid_api_key",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ic.serving.errors import ApiError
+from ic.serving.errors import ApiError, unauthorized
 from ic.serving.token import Token
 
 if TYPE_CHECKING:
@@ -82,12 +82,7 @@ class Guard:
         elif scope["path"] != OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not self._token.matches(given.strip().encode("latin-1")):
-                raise ApiError(
-                    401,
-                    "Incorrect or missing API key: send the header 'Authorization: Bearer TOKEN'.",
-                    code="invalid_api_key",
-                    headers={"www-authenticate": "Bearer"},
-                )
+                raise unauthorized()
         content = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and content != "application/json":
             raise ApiError(

@@ -25,6 +25,8 @@ _MODEL_TYPE = "infinite_context"
 # vLLM chooses the class of a model by this list, which a run's checkpoints do not have.
 _ARCHITECTURE = json.dumps({"architectures": ["MLAForCausalLM"]}, separators=(",", ":"))
 _CACHE_ARGUMENT = "--kv-cache-dtype"
+# What vLLM says without the token, in OpenAI's form.
+_MIDDLEWARE = "ic.serving.vllm_plugin.unauthorized.OpenAIUnauthorized"
 # Arguments of vLLM's that options of ours give: what is checked of these must be what is run.
 _OURS = {
     "--model": "source=",
@@ -111,6 +113,7 @@ def vllm_command(config: ServeOptions) -> list[str]:
         f"--host={config.host}",
         f"--port={config.port}",
         f"--dtype={config.dtype}",
+        f"--middleware={_MIDDLEWARE}",
         *([] if config.tokenizer is None else [f"--tokenizer={config.tokenizer}"]),
         *_cache_arguments(config, source.path),
         *([f"--hf-overrides={_ARCHITECTURE}"] if _lacks_architecture(source.path) else []),

@@ -36,6 +36,7 @@ def test_the_command_is_shown(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *(f"--model={folder}", "--served-model-name=tiny", "--host=0.0.0.0", "--port=9000"),
         "--dtype=bfloat16",
+        "--middleware=ic.serving.vllm_plugin.unauthorized.OpenAIUnauthorized",
         '--hf-overrides={"architectures":["MLAForCausalLM"]}',  # of a checkpoint, which lacks them
         *("--max-model-len", "2048"),
     ]

@@ -42,7 +42,7 @@ ANSWERED = Counter(
         ("leave_unanswered", "left"): 20,
         ("too_large", "400 400"): 20,  # longer than the context: vLLM takes bodies of any size
         ("malformed", "400 400"): 20,
-        ("unauthorised", "401 Unauthorized"): 20,
+        ("unauthorised", "401 invalid_api_key"): 20,
         ("out_of_range", "400 400"): 20,
     }
 )
@@ -52,10 +52,9 @@ class VllmCrowd(Crowd):
     """Clients of vLLM's server."""
 
     def error(self, response: httpx2.Response) -> str:
-        """vLLM's codes are statuses; what it says without a token is not in OpenAI's form."""
-        if response.status_code == 401:
-            return f"401 {response.json()['error']}"
-        assert response.json()["error"]["code"] == response.status_code
+        """vLLM's own codes are statuses."""
+        code = response.json()["error"]["code"]
+        assert code == ("invalid_api_key" if response.status_code == 401 else response.status_code)
         return super().error(response)
 
 
