@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from ic.errors import UsageError
 from ic.serving.ab.options import RouteOptions
-from ic.serving.listening import listen
+from ic.serving.listening import check_address
 from ic.serving.token import check_reach, read_token
 
 Config = RouteOptions
@@ -25,7 +25,7 @@ def check(config: RouteOptions) -> None:
         raise UsageError(
             f"ab route needs {', '.join(missing)}: pip install 'infinite-context[serve]'"
         )
-    listen(config.host, config.port).close()
+    check_address(config.host, config.port)
 
 
 def run(config: RouteOptions) -> int:

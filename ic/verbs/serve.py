@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from ic.checkpoint.source import find_source
 from ic.errors import UsageError
-from ic.serving.listening import listen
+from ic.serving.listening import check_address
 from ic.serving.options import ServeOptions
 from ic.serving.token import check_reach, read_token
 from ic.serving.vllm_command import check_vllm, has_vllm, run_vllm, vllm_command
@@ -40,7 +40,7 @@ def check(config: ServeOptions) -> None:
             raise UsageError(
                 f"backend=engine needs {', '.join(missing)}: pip install 'infinite-context[serve]'"
             )
-    listen(config.host, config.port).close()
+    check_address(config.host, config.port)
 
 
 def run(config: ServeOptions) -> int:

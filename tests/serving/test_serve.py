@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ic.errors import UsageError
+from ic.serving import listening
 from ic.serving.options import LimitOptions, ServeOptions
+from ic.verbs import serve
 from tests.serving.served import NAME, process
 
 Run = Callable[..., int]
@@ -40,6 +43,24 @@ def test_a_port_that_is_taken(ic: Run, capsys: Capture, folder: Path) -> None:
     assert f"port={port}" in said
     assert "in use" in said
     assert "choose another" in said
+
+
+def test_checking_an_address_lets_nobody_connect(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """A connection that waits at a socket is reset when it is closed, though a server comes."""
+
+    def listened(*_: object) -> None:
+        raise AssertionError("it listens")
+
+    monkeypatch.setattr(socket.socket, "listen", listened)
+    serve.check(ServeOptions(source=str(folder), backend="engine", port=0))
+    monkeypatch.undo()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(UsageError, match="cannot listen on host=127.0.0.1 .*in use"),
+    ):
+        listening.check_address("127.0.0.1", taken.getsockname()[1])
 
 
 @pytest.mark.parametrize(
