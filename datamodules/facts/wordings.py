@@ -293,25 +293,22 @@ REQUESTS = {
 LEADS = {
     "train": (
         "",
-        "It is",
-        "It was",
-        "That is",
-        "The answer is",
-        "The answer:",
-        "Answer:",
-        "The {a} is",
-        "The {a} of {e} is",
-        "The {a} for {e} is",
-        "{e}'s {a} is",
-        "{e} has",
         "The text says",
         "I would say",
-        "Sure, it is",
-        "Of course:",
         "Here it is:",
-        "As I remember, it is",
-        "Yes, the {a} is",
         "->",
+        *expand(
+            (
+                "[It|That|This] [is|was]",
+                "[Sure, it|Well, it|As I remember, it|I think it|As far as I know, it] [is|was]",
+                "[The|Its|Yes, the|Here the|Sure, the] {a} [is|was|reads|should be]",
+                "[The {a} of {e}|The {a} for {e}|{e}'s {a}] [is|was|reads]",
+                "{e} [has|had|uses|got|goes by|was given]",
+                "[The answer|The value|The right one|The {a} in the text] is",
+                "[Answer|The answer|Result|Value|Solution|Of course|Easy|Noted|{a}|{e}'s {a}]:",
+                "[In the text it|Further up it|On one of the pages it] [is|says|reads]",
+            )
+        ),
     ),
     "validation": ("That would be", "The reply:", "Certainly, that was", "=>"),
     "test": ("The correct {a} must be", "Found:", "According to the above,", "Response:"),
@@ -319,28 +316,29 @@ LEADS = {
 # Around a request `{q}` and its lead, which is followed by the value.
 FRAMES = {
     "train": (
-        "{q} {l}",
-        "{q} {l}",
-        "{q} {l}",
-        "{q}\n{l}",
-        "Question: {q}\nAnswer: {l}",
-        "Question: {q} Answer: {l}",
-        "Q: {q}\nA: {l}",
-        "Q: {q} A: {l}",
-        "User: {q}\nAssistant: {l}",
-        "Human: {q}\n\nAI: {l}",
-        '"{q}" - "{l}',
-        '"{q}" he asked. "{l}',
-        '"{q}" she said.\n"{l}',
-        "- {q}\n- {l}",
-        "### Question\n{q}\n### Answer\n{l}",
-        "<question>{q}</question>\n<answer>{l}",
-        "Teacher: {q}\nPupil: {l}",
-        "Now a question about the text. {q} {l}",
-        "Read the text above. {q} {l}",
-        "Answer in a few words. {q} {l}",
-        "{q} (see above)\n{l}",
-        "Quiz: {q}\nSolution: {l}",
+        *("{q} {l}", "{q}\n{l}") * 80,  # a fifth of the questions stand alone
+        *expand(
+            (
+                "[Question|Q|Query|Asked|1]: {q}[ |\n|\n\n][Answer|A|Answered|Told|2]: {l}",
+                "[User|Human|Student|Teacher|Reader|Child|Visitor|Captain|Mary|Alice]: {q}[\n|\n\n]"
+                "[Assistant|AI|Pupil|Librarian|Clerk|Robot|Doctor|Tom|Bob|Host]: {l}",
+                "[Mary|The boss|A child] [asked|asks][:|,] {q} [Tom|The clerk|We] "
+                "[answered|answers|said]: {l}",
+                '"{q}" [he|she|someone|the boy] [asked|wanted to know|said].[ |\n]"{l}',
+                '"{q}" - "{l}',
+                "[-|*|1.|+] {q}\n[-|*|2.|+] {l}",
+                "[#|##|###] [Question|Task|Problem]\n{q}\n[#|##|###] [Answer|Solution]\n{l}",
+                "<question>{q}</question>\n<answer>{l}",
+                "<q>{q}</q>[|\n]<a>{l}",
+                "[Now|Here is|Next comes|Finally] a [question|riddle|request] "
+                "[about the text|about what you read|on the pages above]. {q} {l}",
+                "[Read|Look through|Search|Think of] the [text|pages|lines] above. {q} {l}",
+                "[Answer|Say it|Write it|Reply] [in a few words|with the value alone|at once]. "
+                "{q} {l}",
+                "{q} [(see above)|(one answer)|(no guessing)][ |\n]{l}",
+                "[Quiz|Test|Exam|Homework]: {q}\n[Solution|Result|Mine]: {l}",
+            )
+        ),
     ),
     "validation": (
         "Interviewer: {q}\nGuest: {l}",
