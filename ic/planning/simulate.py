@@ -30,7 +30,7 @@ from ic.parallel.context_parallel import ContextParallel
 from ic.planning.gpu_operators import GpuOperators
 from ic.planning.live_memory import LiveMemory, one_share
 from ic.training.objective import objective
-from ic.training.optimizers import build_optimizer
+from ic.training.optimizers import MuonWithAdamW, build_optimizer
 
 # Precision by Lightning's name: the parameters' dtype, and autocast's or None.
 PRECISIONS: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
@@ -211,6 +211,8 @@ class FakeRun:
             for group in self._optimizer.param_groups:
                 if self.on_gpu and "foreach" in group:
                     group["foreach"] = True  # PyTorch's choice on a GPU
+            if self.on_gpu and isinstance(self._optimizer, MuonWithAdamW):
+                self._optimizer.muon.dtype = torch.bfloat16  # ours on a GPU; fake ones are a CPU's
             self._make_gradients()
             with memory.part("optimizer_step"):
                 self._optimizer.step()

@@ -24,6 +24,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     One object keeps what Lightning, gradient clipping, schedulers and sharded checkpoints expect:
     groups and a state keyed by parameter. Group 0 is Muon's, group 1 AdamW's.
+
+    Attributes:
+        muon: the one of the two that has the matrices.
     """
 
     def __init__(
@@ -31,7 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     ) -> None:
         matrices = list(muon)
         sharded = any(isinstance(matrix, DTensor) for matrix in matrices)
-        self._muon = (ShardedMuon if sharded else BatchedMuon)(
+        self.muon = (ShardedMuon if sharded else BatchedMuon)(
             matrices,
             lr=config.lr,
             weight_decay=config.weight_decay,
@@ -44,7 +47,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             weight_decay=config.weight_decay,
             betas=(config.betas[0], config.betas[1]),
         )
-        super().__init__(self._muon.param_groups + self._adamw.param_groups, {})
+        super().__init__(self.muon.param_groups + self._adamw.param_groups, {})
         self._share()
 
     @torch.no_grad()
@@ -53,7 +56,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._muon.step()
+        self.muon.step()
         self._adamw.step()
         return loss
 
@@ -64,9 +67,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def _share(self) -> None:
         # Both write into this object's state and read the rates that a scheduler sets on its
         # groups.
-        self._muon.param_groups = self.param_groups[:1]
+        self.muon.param_groups = self.param_groups[:1]
         self._adamw.param_groups = self.param_groups[1:]
-        self._muon.state = self._adamw.state = self.state
+        self.muon.state = self._adamw.state = self.state
 
 
 def build_optimizer(model: nn.Module, config: OptimizerOptions) -> torch.optim.Optimizer:

@@ -2,8 +2,8 @@
 
 Muon orthogonalises whole matrices. Of each stack of equal shapes a rank gathers its share of whole
 matrices, orthogonalises them, and hands the rows back: no matrix is worked on twice, and what
-travels is the update in bfloat16, in which `torch.optim.Muon` orthogonalises as well: 4 bytes a
-number and step in all.
+travels is the update in the type in which it is orthogonalised, bfloat16 on a GPU: 4 bytes a number
+and step in all.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ShardedMuon(BatchedMuon):
     ) -> Tensor:
         process_group, num_ranks = _mesh_of(matrices)
         rank, (num_rows, width) = dist.get_rank(process_group), matrices[0].shape
-        own_LmN = torch.stack(directions).bfloat16()
+        own_LmN = torch.stack(directions).to(self._dtype_of(matrices))
         # How many whole matrices a rank works on, and how many rows of each are its own.
         wholes = [(len(matrices) + num_ranks - 1 - r) // num_ranks for r in range(num_ranks)]
         most = -(-num_rows // num_ranks)  # as torch.chunk deals rows out
@@ -59,7 +59,7 @@ class ShardedMuon(BatchedMuon):
             whole_KMN = torch.cat(
                 [p.view(num_whole, n, width) for p, n in zip(pieces, rows, strict=True)], dim=1
             )
-            pieces = orthogonalize(whole_KMN, group).split(rows, dim=1)
+            pieces = orthogonalize(whole_KMN, group, whole_KMN.dtype).split(rows, dim=1)
             received = torch.cat([piece.flatten() for piece in pieces])
         back = torch.empty_like(own_LmN)
         dist.all_to_all_single(

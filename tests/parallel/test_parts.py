@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -45,7 +45,17 @@ def on_two(body: Callable[[], None]) -> Callable[..., None]:
 @on_two
 def sharded_muon_equals_muon() -> None:
     mesh = init_device_mesh("cpu", (2,))
-    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(0)
+        compare_muon(mesh, dtype)
+    copied = nn.Parameter(distribute_tensor(torch.randn(7, 12), mesh, [Replicate()]))
+    copied.grad = torch.ones_like(copied)
+    with pytest.raises(ValueError, match=r"shape \(7, 12\) is not sharded by rows"):
+        ShardedMuon([copied]).step()
+
+
+def compare_muon(mesh: DeviceMesh, dtype: torch.dtype) -> None:
+    """To the last bit in bfloat16; a product of float32 may depend on the length of its stack."""
     # Stacks of odd numbers of matrices and of rows, and fewer rows or matrices than ranks.
     shapes = [(7, 12), (12, 5), (1, 6), (8, 8), (3, 3), (7, 12), (12, 5), (7, 12)]
     whole = [torch.randn(shape) for shape in shapes]
@@ -53,6 +63,8 @@ def sharded_muon_equals_muon() -> None:
     sharded = [nn.Parameter(distribute_tensor(matrix, mesh, [Shard(0)])) for matrix in whole]
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
     optimizers = [BatchedMuon(alone, **settings), ShardedMuon(sharded, **settings)]
+    for optimizer in optimizers:
+        optimizer.dtype = dtype
     for _ in range(3):
         for one, many in zip(alone, sharded, strict=True):
             one.grad = torch.randn_like(one)
@@ -60,13 +72,10 @@ def sharded_muon_equals_muon() -> None:
         for optimizer in optimizers:
             optimizer.step()
     for one, many in zip(alone, sharded, strict=True):
-        assert many.full_tensor().equal(one)
+        error = (many.full_tensor() - one).norm() / one.norm()
+        assert error == 0 if dtype == torch.bfloat16 else error < 1e-6
         momentum = optimizers[1].state[many]["momentum_buffer"]
         assert momentum.full_tensor().equal(optimizers[0].state[one]["momentum_buffer"])
-    copied = nn.Parameter(distribute_tensor(whole[0], mesh, [Replicate()]))
-    copied.grad = torch.ones_like(copied)
-    with pytest.raises(ValueError, match=r"shape \(7, 12\) is not sharded by rows"):
-        ShardedMuon([copied]).step()
 
 
 @on_two

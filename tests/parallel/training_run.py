@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -31,6 +32,7 @@ from ic.model.byte_tokenizer import ByteTokenizer
 from ic.parallel.replica import data_replica
 from ic.run.build import build_module, build_trainer
 from ic.run.resume import Start
+from ic.training.muon import BatchedMuon
 from ic.training.options import OptimizerOptions
 from tests.conftest import SMALL, randomize
 
@@ -50,10 +52,10 @@ GRID = PasskeyGridConfig(
 class Case:
     """One way to run.
 
-    Muon orthogonalises in bfloat16, where the last bit of a float32 gradient can turn a rounding
-    and move an update by 1 %. With Muon the weights are therefore float64, and the temperature is
-    one without weights (`ssmax` computes in float32): sums in another order then differ too little
-    to be seen.
+    Muon orthogonalises in bfloat16 here, on every CPU. There the last bit of a float32 gradient can
+    turn a rounding and move an update by 1 %. With Muon the weights are therefore float64, and the
+    temperature is one without weights (`ssmax` computes in float32): sums in another order then
+    differ too little to be seen.
 
     Attributes:
         documents: pack documents into the rows.
@@ -211,7 +213,9 @@ def run_case(case: Case, num_processes: int, folder: Path) -> dict[str, Any]:
     trainer, module = build_case(case, num_processes, folder)
     recorder = Recorder(case.strategy)
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=FixedRows(case))
+    # In float32 the last bits of a product may depend on how many matrices a rank works on.
+    with patch.object(BatchedMuon, "dtype", torch.bfloat16):
+        trainer.fit(module, datamodule=FixedRows(case))
     weights = {}
     if case.strategy != "fsdp":
         weights = {name: whole(p).cpu() for name, p in module.model.named_parameters()}

@@ -80,6 +80,20 @@ def test_step_is_what_real_tensors_take(optimizer: str) -> None:
     assert peak.total_bytes == pytest.approx(highest, rel=0.02)
 
 
+def test_muon_of_a_gpu_is_planned_alike_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch so small that the optimizer's temporaries are the peak."""
+    config, peaks = tiny("optimizer=muon"), {}
+    for multiplies in (True, False):
+        dtype = torch.bfloat16 if multiplies else torch.float32
+        monkeypatch.setattr(
+            "ic.training.muon.newton_schulz_dtype", lambda device, dtype=dtype: dtype
+        )
+        for on_gpu in (True, False):
+            fake = FakeRun(config, config.model.mla_config(320), on_gpu=on_gpu)
+            peaks[on_gpu, multiplies] = fake.training_step(1, 32).parts_bytes["optimizer_step"]
+    assert peaks[True, True] == peaks[True, False] == peaks[False, True] < peaks[False, False]
+
+
 def test_step_on_the_triton_kernels() -> None:
     """Against what the kernels allocate in the interpreter, which is slow: a small model."""
     config = tiny(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ic.training.muon import BatchedMuon, stacks
+from ic.training.muon import BatchedMuon, newton_schulz_dtype, orthogonalize, stacks
 from ic.training.optimizers import MuonWithAdamW, build_optimizer, is_muon_parameter, lr_factor
 from ic.training.options import OptimizerOptions
 
@@ -19,7 +19,8 @@ def gradients(model: torch.nn.Module, step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_equals_two_separate_optimizers(make_model) -> None:
+def test_equals_two_separate_optimizers(make_model, monkeypatch) -> None:
+    monkeypatch.setattr(BatchedMuon, "dtype", torch.bfloat16)  # theirs on every CPU
     config = OptimizerOptions(lr=3e-3, weight_decay=0.1, betas=[0.8, 0.9], momentum=0.9)
     ours, theirs = make_model(), make_model()
     optimizer = build_optimizer(ours, config)
@@ -93,6 +94,7 @@ def test_stacks_of_matrices_equal_one_by_one(nesterov: bool, monkeypatch) -> Non
     A gradient of zeros stays one, as there.
     """
     monkeypatch.setattr("ic.training.muon.STACK_NUMBERS", 3 * 8 * 24)
+    monkeypatch.setattr(BatchedMuon, "dtype", torch.bfloat16)  # theirs on every CPU
     shapes = [(24, 8), (8, 24)] * 4 + [(16, 16), (1, 5), (24, 8)]
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -139,6 +141,67 @@ def test_launches_of_muon_do_not_grow_with_layers() -> None:
 
     assert 5 * 3 < muon(BatchedMuon, 20) == muon(BatchedMuon, 2)
     assert muon(torch.optim.Muon, 20) > 20 * 16
+
+
+def exactly(matrix_MN: torch.Tensor, group: dict) -> torch.Tensor:
+    """The Newton-Schulz polynomial of a matrix's singular values, in float64."""
+    a, b, c = group["ns_coefficients"]
+    u_MK, s_K, v_KN = torch.linalg.svd(matrix_MN.double(), full_matrices=False)
+    s_K = s_K / s_K.norm()
+    for _ in range(group["ns_steps"]):
+        s_K = a * s_K + b * s_K**3 + c * s_K**5
+    return u_MK @ s_K.diag() @ v_KN
+
+
+@pytest.mark.parametrize("shape", [(48, 20), (20, 48), (33, 33)])
+def test_float32_is_closer_to_the_exact_iteration(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    stack_LMN = torch.randn(3, *shape)
+    group = BatchedMuon([torch.nn.Parameter(stack_LMN[0])]).param_groups[0]
+    exact_LMN = torch.stack([exactly(matrix, group) for matrix in stack_LMN])
+
+    def error(dtype: torch.dtype) -> float:
+        found_LMN = orthogonalize(stack_LMN, group, dtype)
+        assert found_LMN.dtype == dtype
+        return float((found_LMN - exact_LMN).norm() / exact_LMN.norm())
+
+    assert error(torch.float32) < 1e-5
+    assert 1e-3 < error(torch.bfloat16) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("instructions", "has_onednn", "expected"),
+    [
+        ({"avx512_bf16": True, "avx512_bw": True}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "avx512_bw": True}, True, torch.float32),
+        ({"bf16": True, "neon": True}, True, torch.bfloat16),
+        ({"bf16": True, "neon": True}, False, torch.float32),
+        ({"bf16": False, "neon": True}, True, torch.float32),
+        ({"architecture": "unknown"}, True, torch.float32),
+    ],
+)
+def test_cpus_that_do_not_multiply_bfloat16_use_float32(
+    instructions: dict, has_onednn: bool, expected: torch.dtype, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_onednn)
+    assert newton_schulz_dtype(torch.device("cpu")) == expected
+    assert newton_schulz_dtype(torch.device("cuda", 1)) == torch.bfloat16
+
+    def after_a_step(dtype: torch.dtype | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        matrix = torch.nn.Parameter(torch.randn(16, 8))
+        matrix.grad = torch.randn_like(matrix)
+        optimizer = BatchedMuon([matrix], lr=0.1)
+        optimizer.dtype = dtype
+        optimizer.step()
+        return matrix.detach()
+
+    equal = {
+        dtype: after_a_step(None).equal(after_a_step(dtype))
+        for dtype in (torch.bfloat16, torch.float32)
+    }
+    assert equal == {dtype: dtype == expected for dtype in equal}
 
 
 def test_adamw_is_pytorchs(make_model) -> None:
