@@ -124,7 +124,8 @@ def _take_off(
     """Decay the rows and take their updates off, at the rate of whole matrices of `shape`."""
     rate = float(group["lr"])
     torch._foreach_mul_(own, 1 - rate * group["weight_decay"])
-    # In the type and the order of the matrices: others would be added one by one.
-    updates_LMN = updates_LMN.to(own[0].dtype, memory_format=torch.contiguous_format)
+    # In the type and the order of the matrices: others would be added one by one. `to` alone leaves
+    # the order of what has the type.
+    updates_LMN = updates_LMN.to(own[0].dtype, memory_format=torch.contiguous_format).contiguous()
     adjusted = _adjust_lr(rate, group["adjust_lr_fn"], shape)
     torch._foreach_add_(own, updates_LMN.unbind(), alpha=-adjusted)

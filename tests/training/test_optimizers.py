@@ -143,6 +143,29 @@ def test_launches_of_muon_do_not_grow_with_layers() -> None:
     assert muon(torch.optim.Muon, 20) > 20 * 16
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_updates_are_in_the_order_of_the_matrices(
+    dtype: torch.dtype, weights: torch.dtype, monkeypatch
+) -> None:
+    """Tall matrices too, which are orthogonalised transposed; a GPU adds others one by one."""
+    add, strides = torch._foreach_add_, []
+
+    def spy(matrices: list, updates: tuple, alpha: float) -> None:
+        assert {update.dtype for update in updates} == {weights}
+        strides.extend((m.stride(), u.stride()) for m, u in zip(matrices, updates, strict=True))
+        add(matrices, updates, alpha=alpha)
+
+    monkeypatch.setattr(torch, "_foreach_add_", spy)
+    matrices = [torch.nn.Parameter(torch.randn(16, 8, dtype=weights)) for _ in range(2)]
+    for matrix in matrices:
+        matrix.grad = torch.randn_like(matrix)
+    optimizer = BatchedMuon(matrices, lr=0.1)
+    optimizer.dtype = dtype
+    optimizer.step()
+    assert strides == [((8, 1), (8, 1))] * 2
+
+
 def exactly(matrix_MN: torch.Tensor, group: dict) -> torch.Tensor:
     """The Newton-Schulz polynomial of a matrix's singular values, in float64."""
     a, b, c = group["ns_coefficients"]
