@@ -51,7 +51,7 @@ def _training() -> list[str]:
 
 
 def _healed() -> list[str]:
-    file = "smollm2_mla-h100-healed-books-parity.json"
+    file = "smollm2_mla-h200-healed-rank128-books-parity.json"
     rows = load(file)["rows"]
     share = next(row["ratio"] for row in rows if row["what"] == "cache")
     found = []
