@@ -109,8 +109,9 @@ def make_loader(
     """
     if num_workers:
         # Threads of this process's tokenizer do not live on in its workers, each of which would say
-        # so; there are enough workers to do without.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # so or, where the environment says "true", wait for them for ever. There are enough workers
+        # to do without.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         ranks = 1 if trainer is None else trainer.num_devices
         check_shared_memory(config, num_workers * ranks)
     loader = kind(

@@ -297,11 +297,17 @@ def test_documents_are_tokenized_once(
     assert make(token_cache=None)(**step)["input_ids"].equal(make()(**step)["input_ids"])
 
 
+@pytest.mark.parametrize("threads", [None, "true"])
 def test_workers_behind_a_tokenizer_of_threads_are_quiet(
-    files: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    files: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    threads: str | None,
 ) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")  # so that the end of the test takes it away
-    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    """With "true" in the environment the workers waited for threads that they do not have."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # the end of the test takes it away
+    if threads is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM")
     options = RetrievalDataOptions(
         context_length=1024, tokens_per_batch=1024, num_workers=2, token_cache=None, **files
     )
