@@ -32,18 +32,19 @@ def sparse_attention_table() -> str:
 def sparse_decode_table() -> str:
     """Microseconds of one layer's decode step by rows and context, dense and in sparse steps."""
     data = load("kernels-sparse-decode-h200.json")
-    found = {row["case"]: row for row in data["rows"]}
-    names = {
-        "dense": "dense",
-        "ranks": "bf16 keys, ranks",
-        "ranks, FP8 keys": "fp8 keys, ranks",
-        "choice": "bf16 keys, choice",
-        "whole": "bf16 keys, whole",
-        "whole, FP8 keys": "fp8 keys, whole",
+    found = {(row["case"], row["by"]): row for row in data["rows"]}
+    columns = {
+        "dense": ("dense", "ours"),
+        "scores": ("bf16 keys, scores", "ours"),
+        "scores, FP8 keys": ("fp8 keys, scores", "ours"),
+        "choice": ("bf16 keys, choice", "ours"),
+        "`torch.topk`": ("bf16 keys, choice", "PyTorch"),
+        "whole": ("bf16 keys, whole", "ours"),
+        "whole, FP8 keys": ("fp8 keys, whole", "ours"),
     }
     lines = []
     for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in data["rows"]):
-        rows = [found[f"({batch}, {context >> 10}k) {name}"] for name in names.values()]
+        rows = [found[f"({batch}, {context >> 10}k) {name}", by] for name, by in columns.values()]
         times = [f"{row['median_us']:.1f}" if "n" in row else "refused" for row in rows]
         lines.append([f"{batch} x {context:,}", *times])
-    return "\n".join(markdown(["rows x context", *names], lines, left=1))
+    return "\n".join(markdown(["rows x context", *columns], lines, left=1))
