@@ -22,9 +22,16 @@ from ic.kernels.benchmark_timing import measure_ceilings, rotations, time_best
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
-    """||out - ref|| / ||ref|| in fp32; NaN or infinity anywhere gives infinity."""
-    difference = float((out.float() - reference.float()).norm() / reference.float().norm())
-    return difference if difference == difference else float("inf")
+    """||out - ref|| / ||ref|| in fp32; NaN or infinity anywhere gives infinity.
+
+    Raises:
+        ValueError: the shapes are such that each row would be compared with all others.
+    """
+    difference = out.float() - reference.float()
+    if difference.numel() != reference.numel():
+        raise ValueError(f"shape {tuple(out.shape)}; the reference has {tuple(reference.shape)}")
+    error = float(difference.norm() / reference.float().norm())
+    return error if error == error else float("inf")
 
 
 def run_case(case: BenchmarkCase, ceilings: dict[str, float], peers: bool) -> list[dict[str, Any]]:

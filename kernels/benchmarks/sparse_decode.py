@@ -133,7 +133,7 @@ def reference(inputs: Inputs) -> torch.Tensor:
 
 
 def scored(inputs: Inputs) -> Call:
-    return lambda: scores_of(inputs)
+    return lambda: scores_of(inputs)[:, 0]
 
 
 def chosen(inputs: Inputs) -> Call:

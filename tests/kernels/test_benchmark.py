@@ -47,6 +47,13 @@ def test_nan_is_infinitely_wrong() -> None:
     assert relative_error(torch.ones(2), torch.ones(2)) == 0
 
 
+def test_rows_are_not_compared_with_all_rows() -> None:
+    out = torch.randn(2, 1, 3)
+    assert relative_error(out[:1], out[0]) == 0
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 3\); the reference has \(2, 3\)"):
+        relative_error(out, out[:, 0])
+
+
 def test_baseline_ratio() -> None:
     case = next(case for case in cases_of("mla_decode") if case.baseline)
     rows = [

@@ -54,8 +54,14 @@ def test_scores(
 
 
 def test_scores_are_the_same_whatever_queries_stand_beside(device: torch.device) -> None:
-    """So a choice does not depend on the pieces that a prompt is read in, ties included."""
+    """So a choice does not depend on the pieces that a prompt is read in, ties included.
+
+    The interpreter multiplies by NumPy, whose order of additions depends on the CPU and on how many
+    rows a product has. Quarters are added exactly in any order.
+    """
     q, w, k = draw(device, 1, 9, 2, 16, 200)
+    if device.type == "cpu":
+        q, w, k = ((x * 4).round() / 4 for x in (q, w, k))
     k[:, ::3] = 0
     last = torch.arange(191, 200, dtype=torch.int32, device=device)[None]
     whole = index_scores(q, w, k, torch.zeros_like(last), last)
@@ -240,8 +246,6 @@ def test_the_benchmarks_steps_are_their_references(
         (sparse_decode.chosen_by_pytorch, sparse_decode.chosen_reference),
     ):
         found, expected = ours(inputs)().float(), reference(inputs).float()
-        if ours is sparse_decode.scored:
-            found = found[:, 0]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
