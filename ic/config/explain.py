@@ -10,14 +10,17 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.groups import groups_of, options_of
+from ic.config.groups import groups_of
 from ic.errors import UsageError
 
 
 def unknown_option(error: MissingConfigException) -> UsageError:
     """An option that its group does not have."""
     group, _, given = (error.missing_cfg_file or "").rpartition("/")
-    return UsageError.unknown(group or "configuration", given, options_of(error.options or []))
+    options = [
+        name for name in error.options or [] if not name.endswith("schema")
+    ]  # ours are no choice
+    return UsageError.unknown(group or "configuration", given, options)
 
 
 def explain(error: HydraException, known: list[str]) -> ValueError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,15 @@ def register_schemas(verb: str, schema: type) -> None:
     Args:
         verb, schema: the root configuration's name and dataclass, known as `<verb>_schema`.
     """
+    ConfigStore.instance().store(name=f"{verb}_schema", node=schema)
+    _register_parts()
+
+
+@cache
+def _register_parts() -> None:
+    """Once per process: Hydra reads every field of every class, which takes half a second."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    store.store(name=f"{verb}_schema", node=schema)
     for group, name, node in (
         *(("model", name, node) for name, node in MODEL_SCHEMAS.items()),
         *(("data", name, node) for name, node in DATA_SCHEMAS.items()),
@@ -91,10 +98,6 @@ def groups_of(verb: str) -> dict[str, list[str]]:
     loader = GlobalHydra.instance().config_loader()
     chosen = loader.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
     groups = sorted(group for group in chosen if not group.startswith("hydra/"))
-    known = {group: options_of(loader.get_group_options(group)) for group in groups}
+    # Hydra's own list of them copies all that it knows, for each group anew.
+    known = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in groups}
     return {group: options for group, options in known.items() if options}
-
-
-def options_of(names: Sequence[str]) -> list[str]:
-    """The options among the names that Hydra knows in a group; the others are our schemas."""
-    return [name for name in names if not name.endswith("schema")]
