@@ -54,6 +54,7 @@ def test_it_runs_once_until_an_input_changes(project: Path) -> None:
     assert record["versions"]["torch"]
     assert "no input has changed" in changed(project)
     (project / "other.py").write_text("2\n")
+    (project / "kernels/benchmarks/b.py").write_text("2\n")  # what times the kernels
     (project / "runs.txt").write_text("")
     changed(project)
     assert runs(project) == 1
