@@ -2,8 +2,8 @@
 # From a public model with grouped queries to one with MLA that reads 128k tokens, and what that
 # cost, measured (docs/conversion.md#all-of-it-in-one-command):
 #   bash slurm/convert_128k.sh ORIGINAL TEXT LONG HELD_OUT
-# ORIGINAL is a folder or GGUF file, TEXT a file of what it is healed on (of all kinds that it shall
-# read), LONG a file of documents of 100,000 tokens and more, HELD_OUT one that neither of them holds.
+# ORIGINAL is a folder or GGUF file; TEXT is a file of what it is healed on, of all kinds that it
+# shall read; LONG one of documents of 100,000 tokens and more; HELD_OUT is in neither of them.
 # Each stage takes overrides from a variable: CONVERT, HEAL, LONG_8K, LONG_96K, PARITY, EVALUATE.
 # Run it again after an interruption: what is done is kept, the rest continues.
 set -euo pipefail
@@ -27,7 +27,7 @@ if [[ -z ${IC_PYTHON:-} ]]; then
 fi
 gpus=${GPUS:-$("$IC_PYTHON" -c "import torch; print(torch.cuda.device_count())")}
 
-# ic VARIABLE WORD...: the command with the overrides of a variable. In the check no run is there yet.
+# ic VARIABLE WORD...: the command with a variable's overrides. In the check no run is there yet.
 ic() {
   local -n words=$1
   local given

@@ -17,9 +17,8 @@ from ic.errors import UsageError
 def unknown_option(error: MissingConfigException) -> UsageError:
     """An option that its group does not have."""
     group, _, given = (error.missing_cfg_file or "").rpartition("/")
-    options = [
-        name for name in error.options or [] if not name.endswith("schema")
-    ]  # ours are no choice
+    # Our schemas stand among them and are no choice.
+    options = [name for name in error.options or [] if not name.endswith("schema")]
     return UsageError.unknown(group or "configuration", given, options)
 
 
