@@ -30,9 +30,7 @@ def sparse_attention_table() -> str:
 
 
 def sparse_decode_table() -> str:
-    """Microseconds of one layer's decode step by rows and context, dense and in sparse steps."""
-    data = load("kernels-sparse-decode-h200.json")
-    found = {(row["case"], row["by"]): row for row in data["rows"]}
+    """Microseconds of one layer's decode step by GPU, rows and context, dense and sparse."""
     columns = {
         "dense": ("dense", "ours"),
         "scores": ("bf16 keys, scores", "ours"),
@@ -43,8 +41,12 @@ def sparse_decode_table() -> str:
         "whole, FP8 keys": ("fp8 keys, whole", "ours"),
     }
     lines = []
-    for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in data["rows"]):
-        rows = [found[f"({batch}, {context >> 10}k) {name}", by] for name, by in columns.values()]
-        times = [f"{row['median_us']:.1f}" if "n" in row else "refused" for row in rows]
-        lines.append([f"{batch} x {context:,}", *times])
-    return "\n".join(markdown(["rows x context", *columns], lines, left=1))
+    for gpu in ("H100", "H200"):
+        data = load(f"kernels-sparse-decode-{gpu.lower()}.json")
+        found = {(row["case"], row["by"]): row for row in data["rows"]}
+        for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in data["rows"]):
+            place = f"({batch}, {context >> 10}k)"
+            rows = [found[f"{place} {name}", by] for name, by in columns.values()]
+            times = [f"{row['median_us']:.1f}" if "n" in row else "refused" for row in rows]
+            lines.append([gpu, f"{batch} x {context:,}", *times])
+    return "\n".join(markdown(["GPU", "rows x context", *columns], lines, left=2))
