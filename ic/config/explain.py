@@ -10,16 +10,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ic.config.groups import groups_of
+from ic.config.groups import groups_of, options_of
 from ic.errors import UsageError
 
 
 def unknown_option(error: MissingConfigException) -> UsageError:
     """An option that its group does not have."""
     group, _, given = (error.missing_cfg_file or "").rpartition("/")
-    # Our schemas stand among them and are no choice.
-    options = [name for name in error.options or [] if not name.endswith("schema")]
-    return UsageError.unknown(group or "configuration", given, options)
+    return UsageError.unknown(group or "configuration", given, options_of(group))
 
 
 def explain(error: HydraException, known: list[str]) -> ValueError:

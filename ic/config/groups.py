@@ -98,6 +98,12 @@ def groups_of(verb: str) -> dict[str, list[str]]:
     loader = GlobalHydra.instance().config_loader()
     chosen = loader.compute_defaults_list(verb, [], RunMode.RUN).overrides.known_choices
     groups = sorted(group for group in chosen if not group.startswith("hydra/"))
-    # Hydra's own list of them copies all that it knows, for each group anew.
-    known = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in groups}
-    return {group: options for group, options in known.items() if options}
+    return {group: options for group in groups if (options := options_of(group))}
+
+
+def options_of(group: str) -> list[str]:
+    """What may be chosen of a group, in the order of the alphabet.
+
+    Its files. Hydra's own list also holds our schemas, and copies all that Hydra knows.
+    """
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))

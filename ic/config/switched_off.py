@@ -9,7 +9,7 @@ from hydra import compose
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from ic.config.groups import CONF, groups_of
+from ic.config.groups import CONF, groups_of, options_of
 from ic.config.typed_values import field_type, is_single, part_type
 from ic.errors import UsageError
 
@@ -51,11 +51,11 @@ def below_null(verb: str, overrides: list[str]) -> UsageError | None:
             key, _, value = override.lstrip("+~").partition("=")
             *parents, last = key.split(".")[:-1]
             part = ".".join([*parents, last])
-            group = CONF.joinpath(*parents)
+            group = "/".join(parents)
             switch = ""
-            if (group / f"{last}.yaml").is_file():
-                switch = f", choose {'/'.join(parents)}={last}"
-            elif options := sorted(path.stem for path in (group / last).glob("*.yaml")):
+            if (CONF / group / f"{last}.yaml").is_file():
+                switch = f", choose {group}={last}"
+            elif options := options_of("/".join([*parents, last])):
                 switch = f", choose {'/'.join([*parents, last])}={'|'.join(options)}"
             table = f"{part}={{{key.rpartition('.')[2]}: {value}}}"
             return UsageError(

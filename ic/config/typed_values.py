@@ -21,7 +21,7 @@ from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ic.config.groups import CONF
+from ic.config.groups import options_of
 from ic.errors import UsageError
 from ic.evaluation.registry import suite_config, suite_names
 
@@ -99,6 +99,8 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _spell(schema: type, override: str) -> Iterator[str]:
     """The overrides that stand for one."""
+    if "/" in override.partition("=")[0] and override.endswith("=null"):
+        raise UsageError(f"{override}: write {override.replace('/', '.')}")
     match = _OVERRIDE.fullmatch(override)
     if match is None or override.startswith("~"):
         yield override
@@ -119,17 +121,17 @@ def _spell(schema: type, override: str) -> Iterator[str]:
 
 def _part(schema: type, key: str, value: str, optional: bool) -> Iterator[str]:
     """A part of the configuration: an option of its group, null, or a table of its keys."""
-    options = CONF.joinpath(*key.lstrip("+").split("."))
+    group = key.lstrip("+").replace(".", "/")
     if value.startswith("{"):
         if optional:
             yield f"{key}={{}}"
         for name, entry in _entries(key, value):
             yield from _spell(schema, f"{key}.{name}={entry}")
     elif value == "null" and not optional:
-        names = ", ".join(sorted(path.stem for path in options.glob("*.yaml")))
-        hint = f"choose one of {names}" if names else "set its keys"
+        names = options_of(group)
+        hint = f"choose one of {', '.join(names)}" if names else "set its keys"
         raise UsageError(f"{key}=null: {key} cannot be switched off; {hint}")
-    elif "." in key and value != "null" and (options / f"{value}.yaml").is_file():
+    elif "." in key and value in options_of(group):
         raise UsageError(f"{key}={value}: write {key.replace('.', '/')}={value}")
     elif "." in key and value != "null":
         raise UsageError(

@@ -194,6 +194,7 @@ def test_a_table_keeps_what_a_part_has() -> None:
     [
         ("lr=1e-3", "unknown key 'lr'; did you mean optimizer.lr?"),
         ("model.adapter=lora", "model.adapter=lora: write model/adapter=lora"),
+        ("callbacks/passkey=null", "callbacks/passkey=null: write callbacks.passkey=null"),
         ("logger.wandb=true", "logger.wandb={} to switch it on as it is, or logger.wandb=null"),
         (
             "logger=null",
