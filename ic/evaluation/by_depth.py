@@ -9,6 +9,8 @@ from ic.evaluation.options import CONTROL
 from ic.evaluation.statistics import Accuracy, pool
 from ic.evaluation.suite import Row
 
+EXACT = "exact answers"  # what is counted, unless a suite says otherwise
+
 
 @dataclass(frozen=True)
 class ShownCell:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ic.display.figure import new_figure, save_png
 from ic.display.numbers import tokens
-from ic.evaluation.by_depth import ShownCell, pool_cells
+from ic.evaluation.by_depth import EXACT, ShownCell, pool_cells
 from ic.evaluation.options import CONTROL
 from ic.evaluation.suite import Row
 
@@ -20,18 +20,26 @@ COLORS = "viridis"
 # No result of the model's: what it says where there is nothing to find.
 CONTROL_COLOR = "#E2E2E2"
 _DARK, _LIGHT = "#1A1A1A", "#FFFFFF"
-LEGEND = "in each cell: exact answers of n prompts, and their 95 % interval in per cent (Wilson)"
+LEGEND = "in each cell: {} of n prompts, and their 95 % interval in per cent (Wilson)"
 CONTROL_LEGEND = "grey: the same questions with no needle in the text"
 
 
 def draw_by_depth(
-    rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    title: str,
+    trained_length: int | None = None,
+    counted: str = EXACT,
 ) -> None:
     """Draw a panel for each task: exact tokens on a log2 axis, depth from 0 at the top, n and
     interval in each cell. Many tasks stand in several columns, so that the picture is not tall.
 
     A dashed line marks the longest length that was trained, or the picture says that all lengths
     are beyond it; the grey strip below shows the control without needle.
+
+    Args:
+        counted: what the suite counts.
     """
     import matplotlib
     from matplotlib.colors import ListedColormap
@@ -44,7 +52,7 @@ def draw_by_depth(
     control = any(cell.is_control for cell in cells)
     edges = _log2_edges(lengths)
     note, mark = _trained(trained_length, lengths, edges)
-    legend = [LEGEND, *([CONTROL_LEGEND] if control else []), *([note] * (len(tasks) > 1))]
+    legend = [LEGEND.format(counted), *[CONTROL_LEGEND] * control, *[note] * (len(tasks) > 1)]
 
     panel_height = 0.42 * len(depths) + (0.75 if control else 0) + 0.7
     panel_width = max(3.6, 1.0 + 0.8 * len(lengths))
@@ -96,7 +104,7 @@ def draw_by_depth(
         shrink=1.0 if lines == 1 else min(1.0, 3.2 / height),
         anchor=(0.0, 0.5 if lines == 1 else 1.0),
     )
-    bar.set_label("exact answers in per cent")
+    bar.set_label(f"{counted} in per cent")
     save_png(figure, path, dpi=150)
 
 

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ic.evaluation.by_depth import pool_depths
+from ic.evaluation.by_depth import EXACT, pool_depths
 from ic.evaluation.suite import Row
 
-CAPTION = "acc. %: exact answers per cent, and Wilson's 95 % interval"
 
+def terminal_table(rows: Sequence[Row], *, title: str, counted: str = EXACT) -> Table:
+    """Accuracy by length with n, interval, worst depth, and the control.
 
-def terminal_table(rows: Sequence[Row], *, title: str, caption: str = CAPTION) -> Table:
-    """Accuracy by length with n, interval, worst depth, and the control."""
+    Args:
+        counted: what the suite counts.
+    """
     table = Table(
         title=title,
-        caption=caption,
+        caption=f"acc. %: {counted} per cent, and Wilson's 95 % interval",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # with a prompt of 1,048,576 tokens it fits 80 columns
     )
@@ -37,9 +39,11 @@ def terminal_table(rows: Sequence[Row], *, title: str, caption: str = CAPTION) -
     return table
 
 
-def document_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines: exact answers by length with interval, worst depth and control."""
-    heads = ["task", "tokens", "exact answers", "95 % interval", "worst depth", "no needle"]
+def document_table(
+    rows: Sequence[Row], *, counted: str = EXACT
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines: what is `counted` by length with interval, worst depth and control."""
+    heads = ["task", "tokens", counted, "95 % interval", "worst depth", "no needle"]
     lines = []
     for shown in pool_depths(rows):
         low, high = shown.accuracy.interval

@@ -201,6 +201,11 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "passkey: A and B were measured with other settings, so on other samples (seed 1234 and 5)",
     ),
+    "other rules": (
+        {"settings": "t"},
+        [],
+        "so on other samples (by the same options: the rules of the suite, or a file, have changed",
+    ),
     "other samples": (
         {"expected": "word"},
         [],

@@ -135,6 +135,7 @@ def test_tables_show_the_worst_depth_and_the_control(control: bool, shown: list[
     rows = [row for row in [*HIDDEN, *(CONTROLS if control else [])] if row["task"] == "multi_key"]
     heads, lines = document_table(rows)
     assert heads[1:3] == ["tokens", "exact answers"]
+    assert document_table(rows, counted="right answers")[0][2] == "right answers"
     assert [line[:3] + line[4:5] for line in lines] == [
         ["multi_key", "512", "11/20", "5/10"],
         ["multi_key", "2,048", "7/20", "3/10"],

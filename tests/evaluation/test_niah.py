@@ -28,10 +28,10 @@ from ic.evaluation.answered import read_samples
 from ic.evaluation.niah.grid import NON_LITERAL, TASKS, Cell, Config
 from ic.evaluation.niah.haystack import Haystack
 from ic.evaluation.niah.prompts import parts_of
-from ic.evaluation.niah.scoring import begins_with, normalise, share_of_values
+from ic.evaluation.niah.scoring import normalise, share_of_values
 from ic.evaluation.niah.suite import build
 from ic.evaluation.options import CONTROL
-from ic.evaluation.runner import settings_hash
+from ic.evaluation.runner import run_suite, settings_hash
 from ic.evaluation.suite import Sample
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
@@ -121,7 +121,7 @@ def test_samples_by_hand(tmp_path: Path) -> None:
     before, _, after = body.partition(stated)
     assert before.endswith(("here.", "there.", "nowhere."))
     assert after.endswith(("here.", "there.", "nowhere."))
-    assert sample.new_tokens == len(f" {value}.") + 3
+    assert sample.new_tokens == len(f" {value}.") + 24
     assert len(text) == 256 - sample.new_tokens
 
 
@@ -263,34 +263,46 @@ def test_samples_go_round_depths_and_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value", "right"),
+    ("text", "value", "right", "at_once"),
     [
-        (" 4711.", "4711", True),
-        (' "4711", he said', "4711", True),
-        (" 47112", "4711", False),
-        (" 4711-2", "4711", False),
-        (" 4711.5", "4711", False),
-        (" 4711 - and more", "4711", True),
-        (" it is 4711", "4711", False),
-        ("\nAmber  Falcon Tree.", "amber falcon tree", True),
-        (" amber falcon", "amber falcon tree", False),
-        (" $1,234.50.", "$1,234.50", True),
-        (" DEADBEEF", "deadbeef", True),
-        (" 7.", "7", True),
-        ("", "4711", False),
+        (" 4711.", "4711", True, True),
+        (' "4711", he said', "4711", True, True),
+        (" 47112", "4711", False, False),
+        (" 4711-2", "4711", False, False),
+        (" 4711.5", "4711", False, False),
+        (" 4711 - and more", "4711", True, True),
+        (" it is 4711.", "4711", True, False),
+        (" it is 34711, or 3-4711", "4711", False, False),
+        (" the answer is W. O. Bianchi.", "W. O. Bianchi", True, False),
+        (" the string for Bianchi is UU11-CX32", "UU11-CX32-AB12", False, False),
+        ("\nAmber  Falcon Tree.", "amber falcon tree", True, True),
+        (" amber falcon", "amber falcon tree", False, False),
+        (" $1,234.50.", "$1,234.50", True, True),
+        (" DEADBEEF", "deadbeef", True, True),
+        (" 7.", "7", True, True),
+        ("", "4711", False, False),
     ],
 )
-def test_a_right_answer_is_the_value_alone(text: str, value: str, right: bool) -> None:
-    assert begins_with(text, value) is right
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_a_right_answer_holds_the_value_as_a_whole(
+    prompt: str, text: str, value: str, right: bool, at_once: bool
+) -> None:
+    sample = Sample(np.empty(0, dtype=np.int64), {"values": [value]}, 9)
+    score = suite_of(None, prompt=prompt).score(sample, text)
+    assert (score.correct, score.measured["at_once"]) == (right, at_once)
 
 
 def test_values_count_one_by_one() -> None:
-    assert share_of_values(" 12, 34 and 56.", ["34", "12", "78", "5"]) == 0.5
+    values = ["34", "12", "78", "5"]
+    assert share_of_values(" 12, 34 and 56.", values) == 0.5
+    sample = Sample(np.empty(0, dtype=np.int64), {"values": values}, 9)
+    score = suite_of(None).score(sample, " 12, 34 and 56.")
+    assert (score.correct, score.measured["at_once"]) == (0.5, True)
     assert normalise(" “①  ﬁne End!”\n") == "1 fine end"
 
 
 class Decoder(OneByOne):
-    """Reads a prompt and answers with what it knows, if the text holds it; or not at all."""
+    """Reads a prompt and says in a sentence what it knows, if the text holds it; or nothing."""
 
     def __init__(self, tokenizer: Any, known: dict[bytes, Sample], silent: bool) -> None:
         self.tokenizer, self.known, self.silent = tokenizer, known, silent
@@ -301,7 +313,8 @@ class Decoder(OneByOne):
             expected = self.known[ids.tobytes()].expected["values"]
             text = self.tokenizer.decode(ids.tolist())
             found = [value for value in expected if value in text and not self.silent]
-            answer = self.tokenizer(f" {', '.join(found)}.", add_special_tokens=False)["input_ids"]
+            said = f" the answer is {', '.join(found)}."
+            answer = self.tokenizer(said, add_special_tokens=False)["input_ids"]
             rows.append((answer + answer[-1:] * new_tokens)[:new_tokens])
         return torch.tensor(rows)
 
@@ -362,6 +375,25 @@ def test_samples_of_other_settings_are_not_reused(changes: dict[str, Any], books
     assert settings_hash(build(Config(**{**base, **changes}))) != settings_hash(same)
 
 
+def test_answers_by_an_earlier_rule_are_not_reused(
+    make_model: Callable[..., MLAForCausalLM], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Plain answers once had to begin with the value, and were cut behind three tokens more."""
+    options = {"lengths": [256], "tasks": ["own_words"], "depths": [0.5], "samples": 2}
+    suite, model = suite_of(None, **options, control_samples=0), make_model(vocab_size=320)
+    file, today = tmp_path / "samples.jsonl", suite.settings()
+    for gone in ("right", "spare_tokens"):
+        earlier = {name: value for name, value in today.items() if name != gone}
+        monkeypatch.setattr(suite, "settings", lambda earlier=earlier: earlier)
+        run_suite(model, BYTES, suite, file)
+    monkeypatch.undo()
+    before: list[bool] = []
+    for _ in range(2):
+        run_suite(model, BYTES, suite, file, lambda cell, row, known: before.append(known))
+    assert before == [False, False, True, True]
+    assert [row["settings"] for row in read_samples(file)[-2:]] == [settings_hash(suite)] * 2
+
+
 def test_another_text_is_another_setting(books: Path, tmp_path: Path) -> None:
     write_books(tmp_path / "books")
     one = settings_hash(suite_of(books))
@@ -402,6 +434,8 @@ def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> No
     assert sum(row["n"] for row in of_kinds) == 20
     assert {row["task"] for row in of_kinds} <= {f"with {kind}" for kind in key_kinds("test")}
     assert suite.published(rows)[1] == suite.published(cells)[1]
+    assert suite.published(rows)[0][2] == "right answers"
+    assert str(suite.table(rows).caption).startswith("acc. %: right answers per cent")
     assert suite.published(rows)[1][0][:3] == ["own_words", "1,024", "4/10"]
     # A kind of key that controls alone have is in no line of the tables.
     alone = {**rows[0], "task": "with dates", "depth": "control"}
@@ -409,6 +443,8 @@ def test_what_is_shown(books: Path, figures: list[Figure], tmp_path: Path) -> No
     suite.draw(rows, tmp_path / "heatmap.png", title=suite.title)
     titles = [axis.get_title(loc="left") for axis in figures[0].axes[::2][:2]]
     assert titles == ["own_words", "records"]
+    assert "exact" not in f"{figures[0].get_supxlabel()} {figures[0].axes[-1].get_ylabel()}"
+    assert figures[0].axes[-1].get_ylabel() == "right answers in per cent"
     assert suite.title == "needles in real text, test forms"
     assert suite_of(None).title == "needles in synthetic noise, test forms"
 
@@ -440,7 +476,7 @@ def test_command(
     samples = read_samples(tmp_path / "out")
     assert len(samples) == 12
     for row in samples:
-        assert set(row["measured"]) == {"kind", "needle", "question"}
+        assert set(row["measured"]) == {"kind", "needle", "question", "at_once"}
         assert row["expected"][0] in row["measured"]["needle"]
     assert (tmp_path / "out/heatmap.png").is_file()
     assert ic(*asked, *options[1:], "suite.niah.haystack=nowhere") == 2

@@ -238,6 +238,8 @@ def _check_settings(a: SuiteAnswers, b: SuiteAnswers) -> None:
         for name in names
         if all(shaping) and shaping[0].get(name) != shaping[1].get(name)
     )
+    if all(shaping) and not said:
+        said = "by the same options: the rules of the suite, or a file, have changed between them"
     raise UsageError(
         f"{a.suite}: A and B were measured with other settings, so on other samples"
         + (f" ({said})" if said else "")

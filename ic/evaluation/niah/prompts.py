@@ -14,8 +14,8 @@ from ic.evaluation.niah.needles import Needles, draw_needles, kinds_of_keys
 from ic.evaluation.options import CONTROL
 from ic.evaluation.suite import Sample
 
-# What a model may write before the value: quotation marks and spaces; in a conversation words, too.
-_SPARE_TOKENS = {"plain": 3, "chat": 24}
+# What a model may write before the value: quotation marks, "it is", or the question's words again.
+SPARE_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def parts_of(tokenizer: PreTrainedTokenizerBase, options: Config, cell: Cell, in
         [encode(tokenizer, needle.inserted) for needle in hidden],
         depths,
         frame_prompt(tokenizer, options.prompt, f"\n\n{needles.question}"),
-        len(encode(tokenizer, needles.answer)) + _SPARE_TOKENS[options.prompt],
+        len(encode(tokenizer, needles.answer)) + SPARE_TOKENS,
     )
     if parts.num_tokens >= cell.length_tokens:
         raise ValueError(

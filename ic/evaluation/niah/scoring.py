@@ -1,4 +1,4 @@
-"""When an answer is right: the value itself, whatever its case, spaces and quotation marks."""
+"""When an answer is right: it holds the value, whatever its case, spaces and quotation marks."""
 
 from __future__ import annotations
 

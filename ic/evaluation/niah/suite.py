@@ -16,10 +16,12 @@ from ic.evaluation.by_depth_tables import document_table, terminal_table
 from ic.evaluation.niah.grid import Cell, Config
 from ic.evaluation.niah.haystack import Haystack, noise_haystack, read_haystack
 from ic.evaluation.niah.needles import check_kinds, kinds_of_keys
-from ic.evaluation.niah.prompts import build_prompt, parts_of
+from ic.evaluation.niah.prompts import SPARE_TOKENS, build_prompt, parts_of
 from ic.evaluation.niah.scoring import begins_with, normalise, share_of_values
 from ic.evaluation.options import CONTROL
 from ic.evaluation.suite import Row, Sample, Score, Suite
+
+_COUNTED = "right answers"
 
 
 def build(config: Config) -> NiahSuite:
@@ -38,6 +40,7 @@ class NiahSuite(Suite[Cell]):
 
     name = "niah"
     picture = "heatmap"
+    answering = "Answers are greedy and right if they hold the value as a whole"
     cached = True
 
     def __init__(self, options: Config, haystack: Haystack) -> None:
@@ -61,22 +64,31 @@ class NiahSuite(Suite[Cell]):
         return build_prompt(tokenizer, self.options, self.haystack, cell, index)
 
     def score(self, sample: Sample, text: str) -> Score:
-        """One value has to be the answer, in a conversation be in it; of several, the share counts.
+        """The answer has to hold the value as a whole; of several, the share that it holds counts.
 
-        `scoring.normalise` says what makes no difference.
+        `scoring.normalise` says what makes no difference. `measured` also holds `at_once`: whether
+        the answer begins with the value, which an earlier version wanted of plain prompts.
         """
         measured = dict(sample.expected)
         values = measured.pop("values")
-        if self.options.prompt == "plain" and len(values) == 1:
-            return Score(values, text, begins_with(text, values[0]), measured)
+        measured["at_once"] = any(begins_with(text, value) for value in values)
         share = share_of_values(text, values)
         return Score(values, text, share == 1 if len(values) == 1 else share, measured)
 
     def settings(self) -> dict[str, Any]:
+        """Also by what rule answers count and after how many tokens they are cut, so that those of
+        earlier versions are not taken for today's.
+        """
         options = self.options
         names = ("forms", "records", "num_needles", "depths", "prompt", "seed", "repeat")
         shaping = {name: getattr(options, name) for name in names}
-        return {**shaping, "kinds": kinds_of_keys(options), "haystack": self.haystack.digest}
+        return {
+            **shaping,
+            "kinds": kinds_of_keys(options),
+            "haystack": self.haystack.digest,
+            "right": "holds the value",
+            "spare_tokens": SPARE_TOKENS,
+        }
 
     def check(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
         """Also reads back what the tokenizer makes of the needles, and counts the text's tokens."""
@@ -125,16 +137,17 @@ class NiahSuite(Suite[Cell]):
         return [row for row in rows if not is_control(row) and not _is_kind(row)]
 
     def table(self, rows: Sequence[Row]) -> Table:
-        return terminal_table(_with_kinds(rows), title=f"{self.title}, greedy decoding")
+        title = f"{self.title}, greedy decoding"
+        return terminal_table(_with_kinds(rows), title=title, counted=_COUNTED)
 
     def published(self, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-        return document_table(_with_kinds(rows))
+        return document_table(_with_kinds(rows), counted=_COUNTED)
 
     def draw(
         self, rows: Sequence[Row], path: Path, *, title: str, trained_length: int | None = None
     ) -> None:
         tasks = [row for row in rows if not _is_kind(row)]
-        draw_by_depth(tasks, path, title=title, trained_length=trained_length)
+        draw_by_depth(tasks, path, title=title, trained_length=trained_length, counted=_COUNTED)
 
 
 _KIND = "with "  # behind all tasks in the order of the alphabet
