@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 
+from ic.datamodules.facts.key_shapes import shaped
 from ic.datamodules.facts.kinds import (
     Kind,
     Make,
@@ -36,6 +38,7 @@ _HEX = "0123456789abcdef"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MIXED = _DIGITS + _LETTERS + _LETTERS.upper()
 _MONTHS = "January February March April May June July August September October November December"
+_WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 _HELD_OUT = {
     "digits-7": "test",
     "digits-10": "validation",
@@ -75,14 +78,14 @@ def _number(rng: np.random.Generator, least: int, most: int) -> int:
 
 
 def _date(pattern: str) -> Make:
-    """A day between 1700 and 2099: `y` its year, `m` and `b` its month, `d` its day."""
+    """A day between 1700 and 2099: `y` its year, `m` and `b` its month, `d` and `w` its day."""
 
     def make(rng: np.random.Generator) -> str:
         month, day = _number(rng, 1, 12), _number(rng, 1, 28)
         ending = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd"}.get(day, "th")
-        return pattern.format(
-            y=_number(rng, 1700, 2099), m=month, b=_MONTHS.split()[month - 1], d=day, th=ending
-        )
+        year, name = _number(rng, 1700, 2099), _MONTHS.split()[month - 1]
+        weekday = _WEEKDAYS.split()[date(year, month, day).weekday()]
+        return pattern.format(y=year, m=month, b=name, d=day, th=ending, w=weekday)
 
     return hashed(make)
 
@@ -94,6 +97,27 @@ def _initials(rng: np.random.Generator, split: str) -> str:
 
 def _titled(rng: np.random.Generator, split: str) -> str:
     return f"{pick(rng, ('Dr.', 'Prof.'))} {draw_last_name(rng, split)}"
+
+
+def _middle(rng: np.random.Generator, split: str) -> str:
+    initial = draw_characters(rng, _LETTERS.upper(), 1)
+    return f"{draw_first_name(rng, split)} {initial}. {draw_last_name(rng, split)}"
+
+
+def _reversed(rng: np.random.Generator, split: str) -> str:
+    return f"{draw_last_name(rng, split)}, {draw_first_name(rng, split)}"
+
+
+def _addressed(rng: np.random.Generator, split: str) -> str:
+    return f"{pick(rng, ('Mrs', 'Mr', 'Miss', 'Sir', 'Aunt'))} {draw_last_name(rng, split)}"
+
+
+def _double(rng: np.random.Generator, split: str) -> str:
+    return f"{draw_full_name(rng, split)}-{draw_last_name(rng, split)}"
+
+
+def _couple(rng: np.random.Generator, split: str) -> str:
+    return f"{draw_first_name(rng, split)} & {draw_full_name(rng, split)}"
 
 
 def _serial(rng: np.random.Generator) -> str:
@@ -114,6 +138,7 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "words-2": ("words", _words(2)),
     "words-3": ("words", _words(3)),
     "words-4": ("words", _words(4)),
+    **{f"words-{count}": ("words", _words(count)) for count in (5, 6, 7, 8)},
     "words-hyphen": ("words", _words(2, "-")),
     "words-snake": ("words", _words(2, "_")),
     "word-number": ("words", lambda rng, split: f"{draw_word(rng, split)}{_number(rng, 10, 999)}"),
@@ -123,6 +148,11 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "first-name": ("names", draw_first_name),
     "full-name": ("names", draw_full_name),
     "town": ("names", draw_town),
+    "middle-initial": ("names", _middle),
+    "last-name-first": ("names", _reversed),
+    "addressed-name": ("names", _addressed),
+    "double-name": ("names", _double),
+    "couple": ("names", _couple),
     "initials": ("names", _initials),
     "titled-name": ("names", _titled),
     "date-iso": ("dates", _date("{y}-{m:02}-{d:02}")),
@@ -130,6 +160,10 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "date-us": ("dates", _date("{b} {d}, {y}")),
     "date-dots": ("dates", _date("{d:02}.{m:02}.{y}")),
     "date-month": ("dates", _date("{b} {y}")),
+    "date-weekday": ("dates", _date("{w}, {d} {b} {y}")),
+    "date-day": ("dates", _date("{b} {d}{th}")),
+    "date-hyphen": ("dates", _date("{d}-{b}-{y}")),
+    "date-year-first": ("dates", _date("{y}, {d} {b}")),
     "date-slash": ("dates", _date("{d:02}/{m:02}/{y}")),
     "date-ordinal": ("dates", _date("the {d}{th} of {b}, {y}")),
     "time": ("amounts", hashed(lambda rng: f"{_number(rng, 0, 23):02}:{_number(rng, 0, 59):02}")),
@@ -162,6 +196,7 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     ),
     "serial": ("codes", hashed(_serial)),
     "phone": ("codes", hashed(_phone)),
+    **{f"shaped-{groups}": ("codes", shaped(groups)) for groups in (2, 3, 4, 5)},
     "mixed-6": ("codes", characters(_MIXED, 6)),
     "mixed-8": ("codes", characters(_MIXED, 8)),
     "mixed-12": ("codes", characters(_MIXED, 12)),
