@@ -19,6 +19,7 @@ RETRIEVAL_TASKS = (
     "variables",
     "repeated",
     "nonliteral",
+    "recall",
 )
 HAYSTACKS = ("noise", "random", "words", "text")
 # Where its questions stand.

@@ -22,7 +22,7 @@ from ic.datamodules.facts.forms import question_kinds, statement_kinds
 from ic.datamodules.facts.keys import KEY_FAMILIES, key_families
 from ic.datamodules.facts.splits import pick
 from ic.datamodules.generated import GeneratedDataModule, stack_sequences
-from ic.datamodules.haystacks import Haystack, encoder
+from ic.datamodules.haystacks import Haystack, RowText, encoder
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.retrieval_options import RetrievalDataOptions
 from ic.datamodules.synthetic import Sequence, draw_positions
@@ -90,10 +90,11 @@ class RetrievalBatches:
         if len(self._places) > 1:
             drawn = rng.random() * self._place_shares[-1]
             where = self._places[int(np.searchsorted(self._place_shares, drawn, side="right"))]
-        pieces, queries = self._draw_parts(rng, split, length, where)
+        text = RowText(self._haystack, rng, split, length)
+        pieces, queries = self._draw_parts(rng, split, length, where, text)
         before, pieces, behind = self._arrange(rng, pieces, queries, where)
         room = length - sum(len(part.tokens) for part in (*before, *pieces, *behind))
-        sentences = self._haystack.draw(rng, split, room)
+        sentences = text.sentences(room)
         # How much of the haystack lies before each piece.
         cuts = np.sort(rng.integers(0, room + 1, size=len(pieces))).tolist()
         row, filled = list(before), 0
@@ -119,7 +120,7 @@ class RetrievalBatches:
         )
 
     def _draw_parts(
-        self, rng: np.random.Generator, split: str, length: int, where: str
+        self, rng: np.random.Generator, split: str, length: int, where: str, text: RowText
     ) -> tuple[list[_Part], list[_Part]]:
         """Pieces, and queries for them, which together leave room in `length` tokens."""
         config = self.config
@@ -132,6 +133,7 @@ class RetrievalBatches:
             key_families=config.key_families or KEY_FAMILIES,
             forms=config.forms,
             in_turns=where == "chat",
+            sentences=text,
         )
         pieces: list[_Part] = []
         queries: list[_Part] = []

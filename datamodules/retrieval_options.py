@@ -17,7 +17,8 @@ class RetrievalDataOptions(GeneratedDataOptions):
             (several facts of one entity), `block` (facts that stand together), `owner` (whose
             value it is), `values` (all of one entity), `entities` (several asked for at once),
             `order` (which of several comes first or last), `variables` (chains), `repeated` (words
-            that occur several times), `nonliteral` (no word in common).
+            that occur several times), `nonliteral` (no word in common),
+            `recall` (how a sentence of the haystack went on).
         key_families: what facts hold: `digits`, `hex`, `letters`, `words`, `pseudo-words`, `names`,
             `dates`, `amounts`, `codes`; all if empty.
         forms: kinds of statements and questions, such as `sentence`, `request` and `json`; all if
@@ -57,6 +58,7 @@ class RetrievalDataOptions(GeneratedDataOptions):
             "variables": 1.0,
             "repeated": 0.5,
             "nonliteral": 0.25,
+            "recall": 1.5,
         }
     )
     key_families: list[str] = field(default_factory=list)

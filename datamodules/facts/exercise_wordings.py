@@ -1,7 +1,7 @@
 """How tasks with several facts ask: for several values or entities, for owners, variables, words.
 
 `{e}` is an entity, `{l}` a list of entities, `{a}` an attribute, `{p}` its plural, `{v}` a value,
-`{x}` and `{y}` names of variables. Each form belongs to one split.
+`{x}` and `{y}` names of variables, `{t}` words of the text. Each form belongs to one split.
 """
 
 from __future__ import annotations
@@ -162,4 +162,21 @@ REPEATED: Forms = {
     ),
     "validation": ("Enumerate the frequent words.", "Which words turn up again and again?"),
     "test": ("Determine the recurring words.", "Collect what was written down repeatedly."),
+}
+# In a conversation, what asks how a sentence went on; elsewhere its words alone do.
+RECALL: Forms = {
+    "train": (
+        "How does this go on: {t}",
+        "What comes next? {t}",
+        "Complete this as the text does: {t}",
+        "Finish the sentence from the text: {t}",
+        "Go on: {t} ...",
+        "{t} ... What follows?",
+        "What is written after this: {t}",
+        "What stands behind these words in the text? {t}",
+        "Here is how a sentence begins: {t}\nHow does it end?",
+        "{t}",
+    ),
+    "validation": ("Pick up where this breaks off: {t}", "{t} - and then?"),
+    "test": ("Carry on word for word from here: {t}", "Which ending did this have above? {t}"),
 }

@@ -19,6 +19,7 @@ from ic.datamodules.facts.fact import Fact, draw_facts, draw_nonliteral_fact
 from ic.datamodules.facts.forms import begin, draw_statement, draw_turns, fill
 from ic.datamodules.facts.keys import KEY_FAMILIES, draw_key
 from ic.datamodules.facts.kinds import draw_characters
+from ic.datamodules.facts.recall import Recall, Sentences, draw_recall
 from ic.datamodules.facts.splits import pick
 from ic.datamodules.facts.words import draw_word
 
@@ -63,7 +64,9 @@ class Draw:
     """What exercises of one text are drawn with.
 
     Attributes:
+        sentences: the haystack, of which `recall` takes its words.
         taken: entities and variables that are in the text already, in lower case.
+        recalled: what `recall` has put into the text already.
         most: how many facts, values, names or variables an exercise may have.
         key_families, forms: of the facts (`draw_facts`).
         in_turns: questions and answers are turns of a conversation.
@@ -75,7 +78,9 @@ class Draw:
     key_families: Collection[str] = KEY_FAMILIES
     forms: Collection[str] = ()
     in_turns: bool = False
+    sentences: Sentences | None = None
     taken: set[str] = field(default_factory=set)
+    recalled: list[Recall] = field(default_factory=list)
 
     def between(self, least: int, most: int) -> int:
         return int(self.rng.integers(least, max(least, min(most, self.most)) + 1))
@@ -254,6 +259,22 @@ def _nonliteral(draw: Draw) -> list[Exercise]:
     return [_single(draw, fact, "nonliteral")]
 
 
+def _recall(draw: Draw) -> list[Exercise]:
+    """A sentence of the haystack, and its words once more up to the ending that is asked for."""
+    if draw.sentences is None:
+        raise ValueError("the task 'recall' needs the sentences of a haystack")
+    recall = draw_recall(
+        draw.rng, draw.split, draw.sentences, draw.recalled, draw.key_families, draw.most
+    )
+    draw.recalled.append(recall)
+    question, answer = recall.before, f" {recall.ending}."
+    if draw.in_turns:
+        question = pick(draw.rng, wordings.RECALL[draw.split]).replace("{t}", recall.before)
+        answer = f"{recall.ending}."
+    query = Query(Piece(question, False), answer, {"task": "recall", "key": recall.kind})
+    return [Exercise("recall", (Piece(recall.text, False),), (query,))]
+
+
 def _variable(draw: Draw, letters: int) -> str:
     """A name in capitals that is none of the text's so far."""
     while True:
@@ -274,6 +295,7 @@ _TASKS: dict[str, Callable[[Draw], list[Exercise]]] = {
     "variables": _variables,
     "repeated": _repeated,
     "nonliteral": _nonliteral,
+    "recall": _recall,
 }
 
 

@@ -48,6 +48,7 @@ PARTS = {
         split: [form for forms in exercise_wordings.ORDER.values() for form in forms[split]]
         for split in SPLITS
     },
+    "recall": exercise_wordings.RECALL,
     "words": english_words(),
     "first names": FIRST_NAMES,
     "last names": LAST_NAMES,
