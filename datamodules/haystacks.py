@@ -101,7 +101,8 @@ class Haystack:
                 found = list(prose.sentences(rng, _TOKENS_AT_ONCE))
                 # The first begins within a sentence.
                 tokens = found[min(1, len(found) - 1)].tolist()
-                yield self._decode(tokens, clean_up_tokenization_spaces=False).strip()
+                text = self._decode(tokens, clean_up_tokenization_spaces=False)
+                yield str(text).strip()
             else:
                 yield from _sentences(rng, split, "words" if kind == "noise" else kind)
 
