@@ -1,0 +1,123 @@
+"""Conversations that an aligned model writes by itself -> a file for `data=sft`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ic.errors import RunFailedError
+from ic.inference.chats.options import MakeChatsOptions
+from ic.inference.chats.record import ChatRecord
+from ic.inference.chats.user_turns import Messages, UserTurns, check_chat
+from ic.inference.chats.writer import ChatWriter, normalised
+from ic.inference.loading import Opened, open_source
+
+# Seconds between two lines where there is no terminal.
+_EVERY_S = 30.0
+
+
+def make_chats(options: MakeChatsOptions) -> int:
+    """Write `options.count` conversations, those included that are there already -> 0.
+
+    Raises:
+        ValueError: a source that cannot be used, before the weights are loaded, or an output of
+            other settings.
+        RunFailedError: fewer could be made.
+    """
+    record = ChatRecord(options)
+    console = Console(soft_wrap=True, highlight=False)
+    there = min(len(record.chats), options.count)
+    if not record.is_complete:
+        opened = open_source(options)
+        turns = UserTurns.of(opened.tokenizer, options)
+        _check_positions(options, opened, turns)
+        started = time.monotonic()
+        _fill(record, options, opened, turns, console)
+        made = len(record.chats) - there
+        took_s = time.monotonic() - started
+        console.print(f"{made} conversations in {took_s:,.0f} s", markup=False)
+    if record.begun:
+        why = f": {_counted(record.dropped)}" if record.dropped else ""
+        console.print(
+            f"{record.begun} begun, {sum(record.dropped.values())} dropped{why}", markup=False
+        )
+    if not record.is_complete:
+        _give_up(record, options)
+    record.write()
+    kept = f", {there} were there" if there else ""
+    console.print(f"{options.count} conversations{kept}: {options.output}", markup=False)
+    return 0
+
+
+def _fill(
+    record: ChatRecord,
+    options: MakeChatsOptions,
+    opened: Opened,
+    turns: UserTurns,
+    console: Console,
+) -> None:
+    """Write batches until there are enough, or too many were begun."""
+    loaded = opened.load()
+    most = options.most_attempts * options.count
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        done = progress.add_task("conversations", total=options.count, completed=len(record.chats))
+        at_hand = progress.add_task("", total=None)
+
+        said_s = time.monotonic()
+
+        def on_token(who: str, number: int, limit: int) -> None:
+            nonlocal said_s
+            told = f"tokens of the {who}s, {limit} at most"
+            progress.update(at_hand, description=told, completed=number, total=limit)
+            if not console.is_terminal and time.monotonic() - said_s >= _EVERY_S:
+                said_s = time.monotonic()
+                there = f"{len(record.chats)} of {options.count} conversations"
+                console.print(f"{there}; {number} {told}", markup=False)
+
+        writer = ChatWriter(loaded, turns, options, on_token)
+        while not record.is_complete and record.begun < most:
+            known = {normalised(_first_question(chat)) for chat in record.chats}
+            num_rows = min(options.batch_size, options.count)
+            chats, dropped = writer.batch(record.num_batches, num_rows, known)
+            record.add(chats, num_rows, dropped)
+            progress.update(done, completed=min(len(record.chats), options.count))
+
+
+def _first_question(chat: Messages) -> str:
+    return next(message["content"] for message in chat if message["role"] == "user")
+
+
+def _give_up(record: ChatRecord, options: MakeChatsOptions) -> None:
+    """Raises:
+    RunFailedError: always.
+    """
+    made = len(record.chats)
+    rest = f", or take those with count={made}" if made else ""
+    raise RunFailedError(
+        f"only {made} of {options.count} conversations could be made of {record.begun} begun "
+        f"(most_attempts={options.most_attempts} for each): {_counted(record.dropped)}; raise "
+        f"most_attempts{rest}"
+    )
+
+
+def _counted(dropped: Counter[str]) -> str:
+    return ", ".join(f"{number} {why}" for why, number in dropped.most_common())
+
+
+def _check_positions(options: MakeChatsOptions, opened: Opened, turns: UserTurns) -> None:
+    """Raises:
+    ValueError: a conversation may become longer than the model has positions.
+    """
+    empty = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    around = check_chat(opened.tokenizer, empty, "a chat") * options.turns
+    around += len(options.system or "")
+    asked = options.turns * (options.max_question_tokens + options.max_answer_tokens)
+    if around + asked > opened.positions:
+        raise ValueError(
+            f"turns={options.turns} of max_question_tokens={options.max_question_tokens} and "
+            f"max_answer_tokens={options.max_answer_tokens} come to {asked} tokens and the "
+            f"template's, but the model has {opened.positions} positions; lower one of them"
+        )
