@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# From a public model with grouped queries to one with MLA that reads 128k tokens, and what that
-# cost, measured (docs/conversion.md#all-of-it-in-one-command):
+# From a public model with grouped queries to one with MLA that reads 128k tokens and converses, and
+# what that cost, measured (docs/conversion.md#all-of-it-in-one-command):
 #   bash slurm/convert_128k.sh ORIGINAL TEXT LONG HELD_OUT
 # ORIGINAL is a folder or GGUF file; TEXT is a file of what it is healed on, of all kinds that it
 # shall read; LONG one of documents of 100,000 tokens and more; HELD_OUT is in neither of them.
-# Each stage takes overrides from a variable: CONVERT, HEAL, LONG_8K, LONG_96K, PARITY, EVALUATE.
+# Relative paths, those of OUT and of overrides too, count from the checkout's root.
+# Each stage takes overrides from a variable: CONVERT, HEAL, LONG_8K, LONG_96K, CHATS, SFT, PARITY,
+# EVALUATE. CHATS are conversations that ORIGINAL writes by itself; without a chat template it
+# cannot, and both are left out.
 # Run it again after an interruption: what is done is kept, the rest continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,16 +33,17 @@ gpus=${GPUS:-$("$IC_PYTHON" -c "import torch; print(torch.cuda.device_count())")
 # ic VARIABLE WORD...: the command with a variable's overrides. In the check no run is there yet.
 ic() {
   local -n words=$1
-  local given
+  local given command
   read -ra given <<<"${words:-}"
+  command=("$IC_PYTHON" -m ic "${@:2}" ${given[@]+"${given[@]}"})
   if [[ -z ${checking:-} ]]; then
-    "$IC_PYTHON" -m ic "${@:2}" ${given[@]+"${given[@]}"}
-  elif [[ $2 == fit ]]; then
-    "$IC_PYTHON" -m ic "${@:2}" ${given[@]+"${given[@]}"} "model.init_from=$out/converted" \
-      --print_config >"$out/checked.yaml"
-  else
-    "$IC_PYTHON" -m ic "${@:2}" ${given[@]+"${given[@]}"} --print_config >"$out/checked.yaml"
+    "${command[@]}"
+    return
   fi
+  if [[ $2 == fit ]]; then
+    command+=("model.init_from=$out/converted")
+  fi
+  "${command[@]}" --print_config >/dev/null
 }
 # train NAME VARIABLE WORD...: `fit`, unless it has ended.
 train() {
@@ -70,8 +74,17 @@ stages() {
     data.tokens_per_batch=98304 data.least_document_tokens=65536 \
     'callbacks.context_length.stages=[[0,98304]]' optimizer.lr=3e-4 optimizer.warmup_steps=5 \
     trainer.max_steps=60
-  compare long_96k
-  ic EVALUATE evaluate "checkpoint=$out/long_96k/0" "output=$out/long_96k/suites" \
+  if [[ $last == sft ]]; then
+    if [[ -n ${checking:-} || ! -f $out/chats.jsonl ]]; then
+      ic CHATS make_chats "checkpoint=$original" "output=$out/chats.jsonl" count=4000 batch_size=256
+    fi
+    # Its rows skip further than the converted model, with which it is checked, has positions.
+    train sft SFT experiment=sft_converted "model.init_from=$out/long_96k/0" \
+      "data.train_files=[$out/chats.jsonl]" "data.needle_files=[$long]" 'data.val_files=[]' \
+      ${checking:+model.max_position_embeddings=1048576}
+  fi
+  compare "$last"
+  ic EVALUATE evaluate "checkpoint=$out/$last/0" "output=$out/$last/suites" \
     "devices=$gpus" attention=triton norm=triton rope=triton 'suite=[niah,ruler,perplexity]' \
     "suite.niah.haystack=$held_out" 'suite.niah.lengths=[4096,8192,16384,32768,65536,131072]' \
     suite.niah.samples=60 "suite.ruler.haystack=$held_out" suite.ruler.samples=10 \
@@ -83,7 +96,11 @@ if [[ ! -f $out/converted/config.json ]]; then
   ic CONVERT convert "source=$original" "output=$out/converted" rank=128 "calibration=[$text]" \
     parity=null
 fi
+last=sft
+if [[ ! -f $out/converted/chat_template.jinja ]]; then
+  echo "convert_128k.sh: $original has no chat template: no chats are made, and none trained on"
+  last=long_96k
+fi
 checking=1 stages # a wrong override is one line here, and not hours later
-rm "$out/checked.yaml"
 stages
-echo "what it cost: $out/*/parity/report.md; what it finds: $out/long_96k/suites/report.md"
+echo "what it cost: $out/*/parity/report.md; what it finds: $out/$last/suites/report.md"
