@@ -56,7 +56,7 @@ train() {
 # Rows of 96k fit 80 GB without gradient checkpointing.
 extend() {
   train "$1" "$2" experiment=long_128k "data.train_files=[$long]" \
-    model.gradient_checkpointing=false data.max_position=163840 data.fact_share=0.3 "${@:3}"
+    model.gradient_checkpointing=false data.max_position=163840 "${@:3}"
 }
 compare() {
   ic PARITY parity "original=$original" "converted=$out/$1/0" "output=$out/$1/parity" \
