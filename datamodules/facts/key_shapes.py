@@ -25,6 +25,13 @@ _Run = tuple[str, int]
 
 # What a key of each held-out kind looks like, in either case and with any sign between its groups.
 _SIGN = r"[-_.:/ #]?"
+
+
+def _among_groups(pattern: str) -> str:
+    """The pattern, alone or with more groups before and behind it."""
+    return rf"(?:.*[^a-z0-9])?{pattern}(?:[^a-z0-9].*)?"
+
+
 HELD_OUT_SHAPES = {
     kind: re.compile(pattern, re.IGNORECASE)
     for kind, pattern in {
@@ -40,8 +47,10 @@ HELD_OUT_SHAPES = {
         "titled-name": r"(dr|prof)\.? [a-z]+",
         "date-ordinal": r"(the )?\d{1,2}(st|nd|rd|th) of [a-z]+,? \d{4}",
         "date-slash": r"\d{1,2}/\d{1,2}/\d{4}",
-        "serial": rf"[a-z]{{2}}\d{{2}}{_SIGN}[a-z]{{2}}\d{{2}}{_SIGN}[a-z]{{2}}\d{{2}}",
-        "phone": rf"\+?\d{{2}}{_SIGN}\d{{3}}{_SIGN}\d{{4}}",
+        "serial": _among_groups(
+            rf"[a-z]{{2}}\d{{2}}{_SIGN}[a-z]{{2}}\d{{2}}{_SIGN}[a-z]{{2}}\d{{2}}"
+        ),
+        "phone": _among_groups(rf"\+?\d{{2}}{_SIGN}\d{{3}}{_SIGN}\d{{4}}"),
     }.items()
 }
 

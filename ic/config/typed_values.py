@@ -99,7 +99,8 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _spell(schema: type, override: str) -> Iterator[str]:
     """The overrides that stand for one."""
-    if "/" in override.partition("=")[0] and override.endswith("=null"):
+    group, _, option = override.partition("=")
+    if "/" in group and option == "null" and options_of(group):
         raise UsageError(f"{override}: write {override.replace('/', '.')}")
     match = _OVERRIDE.fullmatch(override)
     if match is None or override.startswith("~"):

@@ -70,6 +70,8 @@ def test_held_out_kinds_have_the_shapes_that_are_kept_from_training() -> None:
         ("VE72-WX52-WO92", "serial"),
         ("VE72WX52WO92", "serial"),
         ("ve72/wx52/wo92", "serial"),
+        ("#kn51/dy24/yj64/ya29/fv64", "serial"),
+        ("AB-12-345-6789", "phone"),
         ("0FE1C7E7", "hex-8"),
         ("[0fe1c7e7]", "hex-8"),
         ("#1234567", "digits-7"),

@@ -87,6 +87,8 @@ def test_the_ending_is_a_key_or_the_next_words_of_the_sentence() -> None:
     assert lengths == set(range(4, 17))
     assert 70 < kinds[OWN_WORDS] < 130  # a third
     assert set(kinds) == {OWN_WORDS, *key_kinds("test")}
+    three = {draw(Texts("a b c d east west north"), seed=seed, most=1).kind for seed in range(30)}
+    assert OWN_WORDS not in three  # a key of three words is the test's
     short = {len(draw(Texts(LONG), seed=seed, most=1).before.split()) for seed in range(30)}
     assert short == {4}
 

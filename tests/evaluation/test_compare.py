@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "other rules": (
         {"settings": "t"},
         [],
-        "so on other samples (by the same options: the rules of the suite, or a file, have changed",
+        "passkey: A and B were measured with the same options, but the suite's rules or a file have",
     ),
     "other samples": (
         {"expected": "word"},

@@ -287,15 +287,42 @@ def test_samples_go_round_depths_and_kinds() -> None:
 def test_a_right_answer_holds_the_value_as_a_whole(
     prompt: str, text: str, value: str, right: bool, at_once: bool
 ) -> None:
-    sample = Sample(np.empty(0, dtype=np.int64), {"values": [value]}, 9)
+    sample = Sample(np.empty(0, dtype=np.int64), {"values": [value], "other_values": []}, 9)
     score = suite_of(None, prompt=prompt).score(sample, text)
     assert (score.correct, score.measured["at_once"]) == (right, at_once)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (" it is 4711. The code of Ben is 22-22.", True),
+        (" 22-22. The code of Ann is 4711.", False),
+        (" 22-223, or 4711.", True),
+        (" the code of Ben is 22-22", False),
+    ],
+)
+def test_a_list_of_what_all_needles_hold_is_not_right(text: str, right: bool) -> None:
+    expected = {"values": ["4711"], "other_values": ["9", "22-22"]}
+    score = suite_of(None).score(Sample(np.empty(0, dtype=np.int64), expected, 9), text)
+    assert score.correct is right
+    assert set(score.measured) == {"at_once"}
+
+
+def test_what_the_distractors_hold_is_kept_for_the_score(books: Path) -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    suite = suite_of(books, tasks=["multi_key", "own_words"], lengths=[1024], samples=2, repeat=True)
+    others = {"multi_key": 4, "own_words": 0}
+    for cell in suite.cells():
+        sample = suite.sample(tokenizer, cell, 0)
+        values = sample.expected["other_values"]
+        assert len(set(values) - set(sample.expected["values"])) == others[cell.task]
+        assert all(value in tokenizer.decode(sample.ids.tolist()) for value in values)
 
 
 def test_values_count_one_by_one() -> None:
     values = ["34", "12", "78", "5"]
     assert share_of_values(" 12, 34 and 56.", values) == 0.5
-    sample = Sample(np.empty(0, dtype=np.int64), {"values": values}, 9)
+    sample = Sample(np.empty(0, dtype=np.int64), {"values": values, "other_values": []}, 9)
     score = suite_of(None).score(sample, " 12, 34 and 56.")
     assert (score.correct, score.measured["at_once"]) == (0.5, True)
     assert normalise(" “①  ﬁne End!”\n") == "1 fine end"

@@ -239,7 +239,11 @@ def _check_settings(a: SuiteAnswers, b: SuiteAnswers) -> None:
         if all(shaping) and shaping[0].get(name) != shaping[1].get(name)
     )
     if all(shaping) and not said:
-        said = "by the same options: the rules of the suite, or a file, have changed between them"
+        raise UsageError(
+            f"{a.suite}: A and B were measured with the same options, but the suite's rules or a "
+            "file have changed between them; evaluate the older one again, or leave the suite out "
+            "with suites="
+        )
     raise UsageError(
         f"{a.suite}: A and B were measured with other settings, so on other samples"
         + (f" ({said})" if said else "")

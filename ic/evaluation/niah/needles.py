@@ -39,6 +39,7 @@ class Needles:
         question: ends right before the answer.
         values: what is asked for, in the order of the text.
         answer: how a right answer reads on.
+        other_values: what the distractors hold.
     """
 
     needle: Needle
@@ -46,6 +47,7 @@ class Needles:
     question: str
     values: tuple[str, ...]
     answer: str
+    other_values: tuple[str, ...] = ()
 
 
 def check_kinds(options: Config) -> None:
@@ -115,8 +117,9 @@ def draw_needles(rng: np.random.Generator, options: Config, task: str, kind: str
 def _asked(facts: list[Fact]) -> Needles:
     """The first fact is asked for."""
     first, *others = (Needle(fact.statement, fact.own_line) for fact in facts)
-    fact = facts[0]
-    return Needles(first, tuple(others), fact.question, (fact.value,), fact.answer)
+    fact, *distractors = facts
+    values = tuple(distractor.value for distractor in distractors)
+    return Needles(first, tuple(others), fact.question, (fact.value,), fact.answer, values)
 
 
 def _own_words(rng: np.random.Generator, forms: str, kind: str) -> Needles:

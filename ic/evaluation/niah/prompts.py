@@ -86,7 +86,7 @@ def build_prompt(
 
     It depends on the seed, the forms, the haystack and its own cell and index alone.
 
-    `expected` holds the values, the kind of key, the needle and the question.
+    `expected` holds the values, those of distractors, the kind of key, the needle and the question.
 
     Raises:
         ValueError: it does not fit in the length, or the text is too short.
@@ -106,6 +106,7 @@ def build_prompt(
     needles = parts.needles
     expected = {
         "values": list(needles.values),
+        "other_values": list(needles.other_values),
         "kind": parts.kind,
         "needle": needles.needle.text,
         "question": needles.question,

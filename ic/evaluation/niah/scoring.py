@@ -24,10 +24,19 @@ def begins_with(text: str, value: str) -> bool:
     return re.match(re.escape(normalise(value)) + _GOES_ON, normalise(text)) is not None
 
 
-def holds(text: str, value: str) -> bool:
-    """Whether a value stands in an answer as a whole."""
+def holds(text: str, value: str, others: Sequence[str] = ()) -> bool:
+    """Whether a value stands in an answer as a whole, and none of `others` before it."""
+    at = _place(text, value)
+    return at is not None and not any(
+        before is not None and before < at for before in (_place(text, other) for other in others)
+    )
+
+
+def _place(text: str, value: str) -> int | None:
+    """Where a value first stands in an answer as a whole."""
     whole = _WENT_ON + re.escape(normalise(value)) + _GOES_ON
-    return re.search(whole, normalise(text)) is not None
+    found = re.search(whole, normalise(text))
+    return None if found is None else found.start()
 
 
 def share_of_values(text: str, values: Sequence[str]) -> float:

@@ -17,7 +17,7 @@ from ic.evaluation.niah.grid import Cell, Config
 from ic.evaluation.niah.haystack import Haystack, noise_haystack, read_haystack
 from ic.evaluation.niah.needles import check_kinds, kinds_of_keys
 from ic.evaluation.niah.prompts import SPARE_TOKENS, build_prompt, parts_of
-from ic.evaluation.niah.scoring import begins_with, normalise, share_of_values
+from ic.evaluation.niah.scoring import begins_with, holds, normalise, share_of_values
 from ic.evaluation.options import CONTROL
 from ic.evaluation.suite import Row, Sample, Score, Suite
 
@@ -64,16 +64,18 @@ class NiahSuite(Suite[Cell]):
         return build_prompt(tokenizer, self.options, self.haystack, cell, index)
 
     def score(self, sample: Sample, text: str) -> Score:
-        """The answer has to hold the value as a whole; of several, the share that it holds counts.
+        """The answer has to hold the value as a whole, and no distractor's before it: a list of all
+        is not right. Of several values the share that it holds counts.
 
         `scoring.normalise` says what makes no difference. `measured` also holds `at_once`: whether
         the answer begins with the value, which an earlier version wanted of plain prompts.
         """
         measured = dict(sample.expected)
-        values = measured.pop("values")
+        values, others = measured.pop("values"), measured.pop("other_values")
         measured["at_once"] = any(begins_with(text, value) for value in values)
-        share = share_of_values(text, values)
-        return Score(values, text, share == 1 if len(values) == 1 else share, measured)
+        if len(values) == 1:
+            return Score(values, text, holds(text, values[0], others), measured)
+        return Score(values, text, share_of_values(text, values), measured)
 
     def settings(self) -> dict[str, Any]:
         """Also by what rule answers count and after how many tokens they are cut, so that those of
@@ -86,7 +88,7 @@ class NiahSuite(Suite[Cell]):
             **shaping,
             "kinds": kinds_of_keys(options),
             "haystack": self.haystack.digest,
-            "right": "holds the value",
+            "right": "holds the value, none of a distractor before it",
             "spare_tokens": SPARE_TOKENS,
         }
 
