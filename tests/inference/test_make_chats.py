@@ -159,6 +159,21 @@ def test_an_interrupted_run_goes_on_to_the_same_file(
     capsys.readouterr()
 
 
+def test_a_run_that_was_killed_within_its_first_batch_goes_on(
+    ic: Run, writer: Path, tmp_path: Path
+) -> None:
+    command = ("make_chats", f"checkpoint={writer}", "count=3", *DRAWN)
+    assert ic(*command, "output=whole.jsonl") == 0
+    whole = (tmp_path / "whole.jsonl.batches").read_bytes()
+    settings = whole.index(b"\n") + 1
+    for cut in (settings // 2, settings - 1, settings, settings + 20):
+        (tmp_path / "part.jsonl.batches").write_bytes(whole[:cut])
+        (tmp_path / "part.jsonl").unlink(missing_ok=True)
+        for _ in range(2):
+            assert ic(*command, "output=part.jsonl") == 0
+        assert (tmp_path / "part.jsonl.batches").read_bytes() == whole
+
+
 def test_a_complete_file_is_kept_and_may_be_lengthened(
     ic: Run, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -40,6 +40,8 @@ class ChatRecord:
         self.begun, self.num_batches = 0, 0
         self.dropped: Counter[str] = Counter()
         rows = read_rows(self.file)
+        # A run that was cut short within its first batch leaves them alone.
+        self._has_settings = bool(rows)
         if rows:
             self._check_settings(rows[0])
         for row in rows[1:]:
@@ -54,8 +56,9 @@ class ChatRecord:
     def add(self, chats: list[Messages], begun: int, dropped: Counter[str]) -> None:
         """A batch, written at once."""
         row = {"batch": self.num_batches, "begun": begun, "dropped": dropped, "chats": chats}
-        first = [] if self.num_batches else [{"settings": self._settings}]
+        first = [] if self._has_settings else [{"settings": self._settings}]
         append_rows(self.file, [*first, row])
+        self._has_settings = True
         self._take(row)
 
     def write(self) -> None:
