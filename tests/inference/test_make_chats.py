@@ -204,6 +204,50 @@ def test_a_complete_file_is_kept_and_may_be_lengthened(
     assert json.loads((tmp_path / "c.jsonl").read_text().splitlines()[-1]) == {"messages": []}
 
 
+def test_a_damaged_record_is_refused_by_its_line(
+    ic: Run, writer: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = ("make_chats", f"checkpoint={writer}", "output=c.jsonl", "count=3", *DRAWN)
+    assert ic(*command) == 0
+    record, output = tmp_path / "c.jsonl.batches", tmp_path / "c.jsonl"
+    first, batch, *rest = record.read_text().splitlines()
+    row = json.loads(batch)
+    damaged = [
+        (["[1]", batch], "c.jsonl.batches, line 1: is no settings"),
+        (['{"batch": 0}', batch], "c.jsonl.batches, line 1: is no settings"),
+        ([first, "[1]"], "c.jsonl.batches, line 2: is no batch"),
+        ([first, batch, first], "c.jsonl.batches, line 3: is no batch"),
+    ]
+    for other in ({"chats": [[]]}, {"chats": [["a"]]}, {"begun": None}, {"dropped": {"a": "b"}}):
+        line = json.dumps({**row, **other})
+        damaged.append(([first, line], "c.jsonl.batches, line 2: is no batch"))
+    for lines, said in damaged:
+        record.write_text("\n".join(lines) + "\n")
+        capsys.readouterr()
+        assert ic(*command) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    record.write_text("\n".join([first, batch, *rest]) + "\n")
+    output.write_text("3\n")
+    assert ic(*command) == 2
+    assert "c.jsonl, line 1: is no conversation" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+    ic: Run, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("ic.inference.chats.make.open_source", None)  # nothing is loaded
+    (tmp_path / "file").write_text("")
+    (tmp_path / "a.jsonl").mkdir()
+    (tmp_path / "b.jsonl.batches").mkdir()
+    for output in ("file/c.jsonl", "a.jsonl", "b.jsonl", "/proc/c.jsonl"):
+        assert ic("make_chats", f"checkpoint={writer}", f"output={output}", *OPTIONS) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f"output={output}: cannot be written" in last
+    options = MakeChatsOptions(checkpoint=str(writer), output=str(tmp_path / "new/deep/c.jsonl"))
+    ChatRecord(options)
+    assert list((tmp_path / "new/deep").iterdir()) == []
+
+
 def test_what_is_of_no_use_is_dropped_and_counted(
     ic: Run, writer: Path, tmp_path: Path, capsys: Capture
 ) -> None:

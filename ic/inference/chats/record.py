@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ic.checkpoint.source import find_source
@@ -28,7 +29,8 @@ class ChatRecord:
         num_batches: batches that were written; the next has this number.
 
     Raises:
-        ValueError: the files are of other settings, were changed, or hold more than is asked for.
+        ValueError: the files are of other settings, were changed, hold more than is asked for, or
+            cannot be written.
     """
 
     def __init__(self, options: MakeChatsOptions) -> None:
@@ -44,8 +46,11 @@ class ChatRecord:
         self._has_settings = bool(rows)
         if rows:
             self._check_settings(rows[0])
-        for row in rows[1:]:
+        for number, row in enumerate(rows[1:], 2):
+            if not _is_batch(row):
+                raise _no_such_row(self.file, number, "batch of conversations")
             self._take(row)
+        self._check_folder()
         self._check_output(bool(rows))
 
     @property
@@ -71,8 +76,26 @@ class ChatRecord:
         self.dropped.update(row["dropped"])
         self.num_batches += 1
 
-    def _check_settings(self, row: dict[str, Any]) -> None:
-        was = row.get("settings", {})
+    def _check_folder(self) -> None:
+        """Make the folder, and write to it, so that no batch is lost for want of one."""
+        told = f"output={self.output}: cannot be written"
+        for file in (self.output, self.file):
+            if file.is_dir():
+                raise ValueError(f"{told}: {file} is a folder; give another output=")
+        folder = self.output.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"{told} in {folder}: {error.strerror}; give another output="
+            ) from error
+
+    def _check_settings(self, row: Any) -> None:
+        was = row.get("settings") if isinstance(row, dict) else None
+        if not isinstance(was, dict):
+            raise _no_such_row(self.file, 1, "settings of conversations")
         keys = {**self._settings, **was}
         if other := [key for key in keys if was.get(key) != self._settings.get(key)]:
             told = ", ".join(
@@ -91,7 +114,11 @@ class ChatRecord:
                 f"{self.output} is there, and no {self.file.name} beside it that tells what it was "
                 "made with; give another output=, or delete it"
             )
-        held = [row.get("messages") for row in read_rows(self.output)]
+        rows = read_rows(self.output)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise _no_such_row(self.output, number, "conversation")
+        held = [row.get("messages") for row in rows]
         if len(held) > self._count:
             raise ValueError(
                 f"{self.output} holds {len(held)} conversations, more than count={self._count}; "
@@ -101,3 +128,27 @@ class ChatRecord:
             raise ValueError(
                 f"{self.output} was changed after it was made; give another output=, or delete it"
             )
+
+
+def _is_batch(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("begun"), int)
+        and isinstance(row.get("chats"), list)
+        and all(_is_chat(chat) for chat in row["chats"])
+        and isinstance(row.get("dropped"), dict)
+        and all(isinstance(number, int) for number in row["dropped"].values())
+    )
+
+
+def _is_chat(chat: Any) -> bool:
+    return (
+        isinstance(chat, list)
+        and all(isinstance(message, dict) for message in chat)
+        and all(isinstance(message.get("content"), str) for message in chat)
+        and any(message.get("role") == "user" for message in chat)
+    )
+
+
+def _no_such_row(file: Path, number: int, wanted: str) -> ValueError:
+    return ValueError(f"{file}, line {number}: is no {wanted}; repair or delete the file")
