@@ -314,6 +314,18 @@ def test_refusals_come_before_the_weights(
     assert not list(tmp_path.glob("c.jsonl*"))
 
 
+def test_a_system_message_counts_by_its_tokens(
+    ic: Run, writer: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The byte tokenizer has a token for each of two bytes of these letters."""
+    most = ("turns=1", "max_question_tokens=120", "max_answer_tokens=120", "accelerator=cpu")
+    command = ("make_chats", f"checkpoint={writer}", "output=c.jsonl", *most)
+    (writer / "model.safetensors").unlink()
+    for letters, said in ((200, "the model has 512 positions"), (100, "model.safetensors")):
+        assert ic(*command, f"system={'ä' * letters}") == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_template_without_a_token_at_the_end_of_a_users_turn() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.chat_template = (

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from ic.errors import RunFailedError
 from ic.inference.chats.options import MakeChatsOptions
 from ic.inference.chats.record import ChatRecord
-from ic.inference.chats.user_turns import Messages, UserTurns, check_chat
+from ic.inference.chats.user_turns import Messages, UserTurns, check_chat, shortest_chat
 from ic.inference.chats.writer import ChatWriter, normalised
 from ic.inference.loading import Opened, open_source
 
@@ -33,7 +33,7 @@ def make_chats(options: MakeChatsOptions) -> int:
     if not record.is_complete:
         opened = open_source(options)
         turns = UserTurns.of(opened.tokenizer, options)
-        _check_positions(options, opened, turns)
+        _check_positions(options, opened)
         started = time.monotonic()
         _fill(record, options, opened, turns, console)
         made = len(record.chats) - there
@@ -107,17 +107,16 @@ def _counted(dropped: Counter[str]) -> str:
     return ", ".join(f"{number} {why}" for why, number in dropped.most_common())
 
 
-def _check_positions(options: MakeChatsOptions, opened: Opened, turns: UserTurns) -> None:
+def _check_positions(options: MakeChatsOptions, opened: Opened) -> None:
     """Raises:
     ValueError: a conversation may become longer than the model has positions.
     """
-    empty = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    around = check_chat(opened.tokenizer, empty, "a chat") * options.turns
-    around += len(options.system or "")
+    around = check_chat(opened.tokenizer, shortest_chat(options), "a chat")
     asked = options.turns * (options.max_question_tokens + options.max_answer_tokens)
     if around + asked > opened.positions:
         raise ValueError(
             f"turns={options.turns} of max_question_tokens={options.max_question_tokens} and "
-            f"max_answer_tokens={options.max_answer_tokens} come to {asked} tokens and the "
-            f"template's, but the model has {opened.positions} positions; lower one of them"
+            f"max_answer_tokens={options.max_answer_tokens} come to {asked} tokens, "
+            f"the template with the system message to {around}, but the model has "
+            f"{opened.positions} positions; lower one of them"
         )

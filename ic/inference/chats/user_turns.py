@@ -45,9 +45,7 @@ class UserTurns:
                 "to begin with; name a model that was trained on conversations, or a tokenizer "
                 "with its template by tokenizer=FOLDER"
             )
-        chat = first_messages(options)
-        for _ in range(options.turns):
-            chat += [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        chat = shortest_chat(options)
         check_chat(tokenizer, chat, where)
         parts = _around(tokenizer, chat[:-2])
         if len(parts) != 2:
@@ -73,6 +71,12 @@ class UserTurns:
 def first_messages(options: MakeChatsOptions) -> Messages:
     """What stands in front of the user's first turn."""
     return [] if options.system is None else [{"role": "system", "content": options.system}]
+
+
+def shortest_chat(options: MakeChatsOptions) -> Messages:
+    """A conversation of as many turns as are asked for, of a letter each."""
+    pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    return first_messages(options) + pair * options.turns
 
 
 def check_chat(tokenizer: PreTrainedTokenizerBase, chat: Messages, where: str) -> int:
