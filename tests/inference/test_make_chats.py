@@ -326,6 +326,54 @@ def test_a_system_message_counts_by_its_tokens(
         assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+_TURNS = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{- 'USER' -}}"
+    "{%- else -%}{{- 'ASSISTANT' -}}{%- generation -%}{{- message['content'] + eos_token -}}"
+    "{%- endgeneration -%}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'ASSISTANT' -}}{%- endif -%}"
+)
+
+
+def written(user: str, assistant: str) -> ByteTokenizer:
+    """A tokenizer whose template writes a user's message so, and this before the assistant's."""
+    tokenizer = ByteTokenizer()
+    template = _TURNS.replace("'USER'", user).replace("'ASSISTANT'", assistant)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant", "end", "end_text", "begin"),
+    [
+        ("'User: ' + message['content'] + '\n\n'", "'Assistant: '", None, "Assistant:", "User:"),
+        ("'<|user|>' + message['content']", "'<|assistant|>'", 261, "", "<|user|>"),
+        ("'[INST] ' + message['content'] + ' [/INST]'", "''", None, "[/INST]", "[INST]"),
+        (
+            "'<|user|>\n' + message['content'] + '<|end|>\n'",
+            "'<|assistant|>\n'",
+            END,
+            "",
+            "<|user|>\n",
+        ),
+    ],
+    ids=["DeepSeek-V2", "DeepSeek-V3", "Mistral", "ChatML"],
+)
+def test_where_a_users_turn_ends(
+    user: str, assistant: str, end: int | None, end_text: str, begin: str
+) -> None:
+    tokenizer = written(user, assistant)
+    turns = UserTurns.of(tokenizer, MakeChatsOptions())
+    assert (turns.end, turns.end_text) == (end, end_text)
+    assert tokenizer.decode(turns.prompt([])) == begin
+
+
+def test_a_template_that_does_not_end_a_users_turn_is_refused() -> None:
+    tokenizer = written("'> ' + message['content'] + '\n'", "''")
+    with pytest.raises(ValueError, match="writes nothing between what a user says and the answer"):
+        UserTurns.of(tokenizer, MakeChatsOptions())
+
+
 def test_a_template_without_a_token_at_the_end_of_a_users_turn() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.chat_template = (

@@ -22,8 +22,9 @@ class UserTurns:
     """The turns of a user in the template of a tokenizer.
 
     Attributes:
-        end: the token that ends a user's turn; None where the template writes text there.
-        end_text: that text, empty if there is none.
+        end: the token that ends a user's turn, which may be the one that begins the assistant's;
+            None where the template writes text there.
+        end_text: that text, else empty.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -54,9 +55,15 @@ class UserTurns:
                 "is needed"
             )
         behind = parts[1].strip()
-        ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+        if not behind:
+            raise ValueError(
+                f"{where}: the chat template writes nothing between what a user says and the "
+                "answer, so that nobody can tell where a user's turn ends; name a tokenizer with "
+                "another template by tokenizer=FOLDER"
+            )
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
         marks = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-        if ids and ids[0] in marks:
+        if ids[0] in marks:
             return cls(tokenizer, int(ids[0]), "")
         return cls(tokenizer, None, behind)
 
@@ -89,5 +96,7 @@ def check_chat(tokenizer: PreTrainedTokenizerBase, chat: Messages, where: str) -
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[str]:
+    """What the template writes before and behind a user's words, up to where the answer begins."""
     asked = [*messages, {"role": "user", "content": _MARK}]
-    return str(tokenizer.apply_chat_template(asked, tokenize=False)).split(_MARK)
+    rendered = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    return str(rendered).split(_MARK)
