@@ -23,6 +23,7 @@ from ic.inference.chats.options import MakeChatsOptions
 from ic.inference.chats.record import ChatRecord
 from ic.inference.chats.user_turns import UserTurns
 from ic.inference.chats.writer import ChatWriter, normalised, only_repeats
+from ic.inference.loading import Loaded
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
 from tests.bounds import check_bounds
@@ -399,6 +400,39 @@ def test_the_record_of_a_batch_that_was_never_written_binds_nothing(
     ChatRecord(MakeChatsOptions(checkpoint=str(writer), output=output, seed=1))
     again = ChatRecord(MakeChatsOptions(checkpoint=str(writer), output=output, seed=2))
     assert (again.begun, again.num_batches, again.is_complete) == (0, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("ids", "found"),
+    [
+        ([97, 98, END], ("ab", "")),
+        ([97, 259, 98, END], ("a<|system|>b", "question with marks of the template in it")),
+        ([97, 264, 98, END], ("a<|added|>b", "question with marks of the template in it")),
+        ([*b"a<|added|>", END], ("a<|added|>", "question with marks of the template in it")),
+        ([*b"a<|eos|>b", END], ("a<|eos|>b", "question with marks of the template in it")),
+        ([97, 263, 98, END], ("a\n\nb", "")),
+        ([97, 98], ("ab", "unfinished question")),
+    ],
+)
+def test_marks_in_a_turn(writer: Path, ids: list[int], found: tuple[str, str]) -> None:
+    """Those of the template, whichever way they are written; not ends of lines that were added."""
+    tokenizer = ByteTokenizer()
+    tokenizer.add_tokens(["\n\n", "<|added|>"])
+    assert not {263, 264}.intersection(tokenizer.all_special_ids)
+    options = MakeChatsOptions()
+    loaded = Loaded(llama(), tokenizer, "tiny", None, writer)
+    turns = UserTurns.of(tokenizer, options)
+    made = ChatWriter(loaded, turns, options, lambda who, number, limit: None)
+    assert made._text(ids, "question") == found
+
+
+def test_what_follows_a_textual_end_is_not_looked_at(writer: Path) -> None:
+    tokenizer = written("'User: ' + message['content'] + '\n\n'", "'Assistant: '")
+    options = MakeChatsOptions()
+    loaded = Loaded(llama(), tokenizer, "tiny", None, writer)
+    turns = UserTurns.of(tokenizer, options)
+    made = ChatWriter(loaded, turns, options, lambda who, number, limit: None)
+    assert made._text([*b" Why?\n\nAssistant: B", 259], "question") == ("Why?", "")
 
 
 @pytest.mark.parametrize(

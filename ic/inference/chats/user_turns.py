@@ -62,8 +62,7 @@ class UserTurns:
                 "another template by tokenizer=FOLDER"
             )
         ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-        marks = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
-        if ids[0] in marks:
+        if ids[0] in marks_of(tokenizer):
             return cls(tokenizer, int(ids[0]), "")
         return cls(tokenizer, None, behind)
 
@@ -73,6 +72,16 @@ class UserTurns:
         # The first word of the turn brings its own blank in most vocabularies.
         before = before.rstrip(" ")
         return list(self.tokenizer(before, add_special_tokens=False)["input_ids"])
+
+
+def marks_of(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that no text of a conversation holds: the special ones and those that were added.
+
+    Blanks and ends of lines that were added to a vocabulary (Gemma's, GPT-NeoX's) are text.
+    """
+    added = tokenizer.get_added_vocab().items()
+    marks = {index for token, index in added if token.replace("\u2581", " ").strip()}
+    return marks | set(tokenizer.all_special_ids)
 
 
 def first_messages(options: MakeChatsOptions) -> Messages:

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from ic.datamodules.conversations import apply_template
 from ic.errors import RunFailedError
 from ic.inference.chats.options import MakeChatsOptions
-from ic.inference.chats.user_turns import Messages, UserTurns, check_chat, first_messages
+from ic.inference.chats.user_turns import Messages, UserTurns, check_chat, first_messages, marks_of
 from ic.inference.loading import Loaded
 from ic.inference.model_facts import end_tokens
 
@@ -49,7 +49,7 @@ class ChatWriter:
         if turns.end is not None and turns.end not in ends:
             ends.append(turns.end)
         self._ends = ends
-        self._marks = set(loaded.tokenizer.all_special_ids)
+        self._marks = marks_of(loaded.tokenizer)
         self._model.generation_config = GenerationConfig()
 
     def batch(
@@ -177,14 +177,18 @@ class ChatWriter:
         end = next((at for at, token in enumerate(ids) if token in self._ends), len(ids))
         finished = end < len(ids)
         text = str(self._tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+        written = ids[:end]
         if who == "question" and self._turns.end_text and self._turns.end_text in text:
-            text, finished = text.partition(self._turns.end_text)[0], True
+            text, finished, written = text.partition(self._turns.end_text)[0], True, []
+        text = text.strip()
+        # Encoded again, too: a mark may be spelled in other tokens, and is one to whoever reads it.
+        again = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         why = ""
-        if self._marks.intersection(ids[:end]):
+        if self._marks.intersection([*written, *again]):
             why = f"{who} with marks of the template in it"
         elif not (finished or self._options.keep_unfinished):
             why = f"unfinished {who}"
-        return text.strip(), why
+        return text, why
 
 
 class _Told(StoppingCriteria):
