@@ -9,18 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ic.checkpoint.source import find_source
+from ic.checkpoint.hugging_face import TOKENIZER_FILES
+from ic.checkpoint.source import tokenizer_folder
 from ic.datamodules.chat_templates import set_chat_template
 from ic.model.byte_tokenizer import VOCAB_SIZE, ByteTokenizer
-
-# One of them is in every folder that holds a tokenizer.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "byte_vocab.json",
-)
 
 
 def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -35,23 +27,12 @@ def build_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTo
     if name == "bytes":
         tokenizer: PreTrainedTokenizerBase = ByteTokenizer()
     elif name and Path(name).is_dir():
-        tokenizer = load_tokenizer(_folder(Path(name)))
+        tokenizer = load_tokenizer(tokenizer_folder(Path(name)))
     else:
         raise ValueError(f"tokenizer={name!r}: write bytes, or a folder that holds a tokenizer")
     if chat_template is not None:
         set_chat_template(tokenizer, chat_template)
     return tokenizer
-
-
-def _folder(given: Path) -> Path:
-    """Of a run's folder, which holds no tokenizer itself, its checkpoint."""
-    if any((given / name).is_file() for name in TOKENIZER_FILES):
-        return given
-    try:
-        source = find_source(given)
-    except ValueError:
-        return given
-    return given if source.is_gguf else source.path
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

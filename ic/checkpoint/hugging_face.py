@@ -11,6 +11,15 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 # Of weights in other formats.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
+# One of them is in every folder that holds a tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "byte_vocab.json",
+)
+
 
 def folder_model_type(folder: Path) -> str | None:
     """`model_type` of a folder's configuration; None if it cannot be read or does not say."""

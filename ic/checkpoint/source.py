@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ic.checkpoint.errors import CheckpointError
-from ic.checkpoint.hugging_face import CONFIG
+from ic.checkpoint.hugging_face import CONFIG, TOKENIZER_FILES
 from ic.files.run_folder import RunFolder, run_of, saved_step
 from ic.tracking.registry import is_registered, registered_folder
 
@@ -94,6 +94,17 @@ def find_source(given: str | Path) -> Source:
             f"one of them, such as {runs[0]}"
         )
     raise CheckpointError(f"{path} is not a checkpoint: it {_contents(path)}; give {ALLOWED}")
+
+
+def tokenizer_folder(given: Path) -> Path:
+    """The folder that holds a tokenizer: of a run's, which holds none itself, its checkpoint."""
+    if any((given / name).is_file() for name in TOKENIZER_FILES):
+        return given
+    try:
+        source = find_source(given)
+    except ValueError:
+        return given
+    return given if source.is_gguf else source.path
 
 
 def _file(path: Path) -> Source:

@@ -205,6 +205,42 @@ def test_a_complete_file_is_kept_and_may_be_lengthened(
     assert json.loads((tmp_path / "c.jsonl").read_text().splitlines()[-1]) == {"messages": []}
 
 
+def test_how_many_are_asked_for_changes_none_of_them(ic: Run, writer: Path, tmp_path: Path) -> None:
+    """A file of one, lengthened, is the file of all."""
+    command = ("make_chats", f"checkpoint={writer}", *DRAWN)
+    assert ic(*command, "output=whole.jsonl", "count=7") == 0
+    for count in (1, 7):
+        assert ic(*command, "output=part.jsonl", f"count={count}") == 0
+        assert len(chats(tmp_path / "part.jsonl")) == count
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_other_weights_or_another_tokenizer_at_the_same_path_are_refused(
+    ic: Run, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Before PyTorch is loaded; a copy of the same weights goes on."""
+    ByteTokenizer().save_pretrained(tmp_path / "tokenizer")
+    command = ("make_chats", f"checkpoint={writer}", "output=c.jsonl", *DRAWN)
+    assert ic(*command, "count=2", "tokenizer=tokenizer") == 0
+    shutil.copytree(writer, tmp_path / "copy")
+    shutil.rmtree(writer)
+    shutil.copytree(tmp_path / "copy", writer, copy_function=shutil.copyfile)
+    again = (*command, "count=4", f"tokenizer={tmp_path}/copy/../tokenizer")
+    assert ic(*again) == 0
+    monkeypatch.setattr("ic.inference.chats.make.open_source", None)
+    template = tmp_path / "tokenizer/chat_template.jinja"
+    kept = template.read_text()
+    template.write_text(kept + "{# other #}")
+    capsys.readouterr()
+    assert ic(*again) == 2
+    assert "other settings: tokenizer_identity=" in capsys.readouterr().err.splitlines()[-1]
+    template.write_text(kept)
+    torch.manual_seed(7)
+    letters(llama(), 2.0).save_pretrained(writer)
+    assert ic(*again) == 2
+    assert "other settings: identity=" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_damaged_record_is_refused_by_its_line(
     ic: Run, writer: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -80,9 +80,8 @@ def _fill(
         writer = ChatWriter(loaded, turns, options, on_token)
         while not record.is_complete and record.begun < most:
             known = {normalised(_first_question(chat)) for chat in record.chats}
-            num_rows = min(options.batch_size, options.count)
-            chats, dropped = writer.batch(record.num_batches, num_rows, known)
-            record.add(chats, num_rows, dropped)
+            chats, dropped = writer.batch(record.num_batches, options.batch_size, known)
+            record.add(chats, options.batch_size, dropped)
             progress.update(done, completed=min(len(record.chats), options.count))
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from ic.checkpoint.identity import source_identity, tokenizer_files_identity
+from ic.checkpoint.source import Source, tokenizer_folder
 from ic.inference.options import InferenceOptions
 
 # What changes neither what is asked of the model nor what is drawn, but for rounding.
@@ -28,7 +31,7 @@ class MakeChatsOptions(InferenceOptions):
         max_question_tokens: of a user's turn; one that does not end within them is dropped.
         max_answer_tokens: of an answer, likewise.
         keep_unfinished: keep turns that did not end.
-        batch_size: conversations that are written at once; at most `count`.
+        batch_size: conversations that are written at once; those beyond `count` stay in the record.
         most_attempts: give up after so many conversations begun for each of `count`.
         seed: of all draws; each batch has its own, of this and its number.
 
@@ -74,11 +77,19 @@ class MakeChatsOptions(InferenceOptions):
         if not 0 < self.question_top_p <= 1:
             raise ValueError(f"question_top_p={self.question_top_p}: must be in (0, 1]")
 
-    def settings(self, source: str) -> dict[str, Any]:
-        """What decides the conversations, but for how many.
+    def settings(self, source: Source) -> dict[str, Any]:
+        """What decides the conversations, but for how many; paths however they were given.
 
         Args:
-            source: the model's folder or file, whatever it was called by.
+            source: the model that `checkpoint` stands for.
+
+        Raises:
+            OSError: a file of it cannot be read.
         """
         kept = {name: value for name, value in asdict(self).items() if name not in _FREE}
-        return {**kept, "checkpoint": source}
+        kept |= {"checkpoint": str(source.path.resolve()), "identity": source_identity(source)}
+        if self.tokenizer not in (None, "bytes"):
+            folder = tokenizer_folder(Path(str(self.tokenizer))).resolve()
+            kept["tokenizer"] = str(folder)
+            kept["tokenizer_identity"] = tokenizer_files_identity(folder)
+        return kept

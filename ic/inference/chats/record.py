@@ -37,7 +37,7 @@ class ChatRecord:
         self.output = Path(options.output)
         self.file = Path(f"{options.output}.batches")
         self._count = options.count
-        self._settings = options.settings(str(find_source(options.checkpoint).path.resolve()))
+        self._settings = options.settings(find_source(options.checkpoint))
         self.chats: list[Messages] = []
         self.begun, self.num_batches = 0, 0
         self.dropped: Counter[str] = Counter()
