@@ -250,14 +250,14 @@ def test_a_damaged_record_is_refused_by_its_line(
     first, batch, *rest = record.read_text().splitlines()
     row = json.loads(batch)
     damaged = [
-        (["[1]", batch], "c.jsonl.batches, line 1: is no settings"),
-        (['{"batch": 0}', batch], "c.jsonl.batches, line 1: is no settings"),
-        ([first, "[1]"], "c.jsonl.batches, line 2: is no batch"),
-        ([first, batch, first], "c.jsonl.batches, line 3: is no batch"),
+        (["[1]", batch], "c.jsonl.batches, line 1: holds no settings"),
+        (['{"batch": 0}', batch], "c.jsonl.batches, line 1: holds no settings"),
+        ([first, "[1]"], "c.jsonl.batches, line 2: holds no batch"),
+        ([first, batch, first], "c.jsonl.batches, line 3: holds no batch"),
     ]
     for other in ({"chats": [[]]}, {"chats": [["a"]]}, {"begun": None}, {"dropped": {"a": "b"}}):
         line = json.dumps({**row, **other})
-        damaged.append(([first, line], "c.jsonl.batches, line 2: is no batch"))
+        damaged.append(([first, line], "c.jsonl.batches, line 2: holds no batch"))
     for lines, said in damaged:
         record.write_text("\n".join(lines) + "\n")
         capsys.readouterr()
@@ -266,7 +266,7 @@ def test_a_damaged_record_is_refused_by_its_line(
     record.write_text("\n".join([first, batch, *rest]) + "\n")
     output.write_text("3\n")
     assert ic(*command) == 2
-    assert "c.jsonl, line 1: is no conversation" in capsys.readouterr().err.splitlines()[-1]
+    assert "c.jsonl, line 1: holds no conversation" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_output_that_cannot_be_written_is_refused_at_once(

@@ -151,4 +151,4 @@ def _is_chat(chat: Any) -> bool:
 
 
 def _no_such_row(file: Path, number: int, wanted: str) -> ValueError:
-    return ValueError(f"{file}, line {number}: is no {wanted}; repair or delete the file")
+    return ValueError(f"{file}, line {number}: holds no {wanted}; repair or delete the file")
