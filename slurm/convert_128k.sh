@@ -5,9 +5,9 @@
 # ORIGINAL is a folder or GGUF file; TEXT is a file of what it is healed on, of all kinds that it
 # shall read; LONG one of documents of 100,000 tokens and more; HELD_OUT is in neither of them.
 # Relative paths, those of OUT and of overrides too, count from the checkout's root.
-# Each stage takes overrides from a variable: CONVERT, HEAL, LONG_8K, LONG_96K, CHATS, SFT, PARITY,
-# EVALUATE. CHATS are conversations that ORIGINAL writes by itself; without a chat template it
-# cannot, and both are left out.
+# Each stage takes overrides from a variable: CONVERT, CHATS, HEAL, LONG_8K, LONG_96K, SFT, PARITY,
+# EVALUATE. CHATS are conversations that ORIGINAL writes by itself, before anything is trained;
+# without a chat template it cannot, and both CHATS and SFT are left out.
 # Run it again after an interruption: what is done is kept, the rest continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -63,6 +63,10 @@ compare() {
     "text=[$held_out]" 'lengths=[2048,8192]' documents=12 'parts=[logits,cache,instructions]'
 }
 stages() {
+  # They need the original alone; what refuses them is known before the long training.
+  if [[ $last == sft && (-n ${checking:-} || ! -f $out/chats.jsonl) ]]; then
+    ic CHATS make_chats "checkpoint=$original" "output=$out/chats.jsonl" count=4000 batch_size=256
+  fi
   train heal HEAL experiment=heal "model.init_from=$out/converted" \
     "distillation.teacher=$original" "data.train_files=[$text]" data.val_fraction=0 \
     data.tokens_per_batch=49152 model.compile=true distillation.compile=true optimizer.lr=8e-4 \
@@ -75,9 +79,6 @@ stages() {
     'callbacks.context_length.stages=[[0,98304]]' optimizer.lr=3e-4 optimizer.warmup_steps=5 \
     trainer.max_steps=60
   if [[ $last == sft ]]; then
-    if [[ -n ${checking:-} || ! -f $out/chats.jsonl ]]; then
-      ic CHATS make_chats "checkpoint=$original" "output=$out/chats.jsonl" count=4000 batch_size=256
-    fi
     # Its rows skip further than the converted model, with which it is checked, has positions.
     train sft SFT experiment=sft_converted "model.init_from=$out/long_96k/0" \
       "data.train_files=[$out/chats.jsonl]" "data.needle_files=[$long]" 'data.val_files=[]' \

@@ -93,7 +93,11 @@ def test_every_stage_runs_and_a_second_start_trains_nothing(tmp_path: Path) -> N
     assert "unknown key 'nope'" in said
     assert "count=0: must be at least 1" in run(2, CHATS="count=0")
     assert "suite.niah.samples=0: must be" in run(2, EVALUATE="suite.niah.samples=0")
+    # What only the model tells of its chats ends the script before healing, too.
+    assert "the model has 512 positions" in run(2, CHATS=f"{CHATS} turns=40")
+    assert "only 0 of 6" in run(1, CHATS=f"{CHATS} keep_unfinished=false most_attempts=1")
     assert not (out / "heal").exists()
+    (out / "chats.jsonl.batches").unlink()
     assert "has no chat template" not in run()
     fits = {name: json.loads((out / name / "0/results.json").read_text()) for name in STARTS}
     for name, fit in fits.items():
