@@ -310,7 +310,9 @@ def test_a_list_of_what_all_needles_hold_is_not_right(text: str, right: bool) ->
 
 def test_what_the_distractors_hold_is_kept_for_the_score(books: Path) -> None:
     tokenizer = TOKENIZERS["bytes"]
-    suite = suite_of(books, tasks=["multi_key", "own_words"], lengths=[1024], samples=2, repeat=True)
+    suite = suite_of(
+        books, tasks=["multi_key", "own_words"], lengths=[1024], samples=2, repeat=True
+    )
     others = {"multi_key": 4, "own_words": 0}
     for cell in suite.cells():
         sample = suite.sample(tokenizer, cell, 0)
