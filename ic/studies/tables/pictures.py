@@ -19,34 +19,42 @@ from ic.studies.tables.published import ROOT, load
 from ic.studies.tables.retrieval import KINDS, STAGES, alignment_rows
 
 Rows = list[dict[str, Any]]
-# What of a row is drawn.
-_DRAWN = ("task", "length_tokens", "depth", "n", "correct")
+# What of a suite's row is drawn.
+_DRAWN = {
+    "passkey": ("task", "length_tokens", "depth", "n", "correct"),
+    "perplexity": (
+        *("task", "length_tokens", "position", "from_token", "to_token", "n"),
+        *("perplexity", "nll_low_95", "nll_high_95"),
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A heatmap of passkey answers in `docs/images`.
+    """What a suite draws of its rows, in `docs/images`.
 
     Attributes:
         rows: makes what is drawn: rows of results files.
         trained_length: longest context in tokens that was trained, to be marked.
+        suite: a heatmap of passkey answers, or perplexity by position.
     """
 
     file: str
     title: str
     rows: Callable[[], Rows]
     trained_length: int | None = None
+    suite: str = "passkey"
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that is drawn."""
-        rows = [[row[name] for name in _DRAWN] for row in self.rows()]
+        rows = [[row[name] for name in _DRAWN[self.suite]] for row in self.rows()]
         drawn = json.dumps([self.title, self.trained_length, rows])
         return "sha256 of its data: " + hashlib.sha256(drawn.encode()).hexdigest()
 
     def draw(self) -> None:
         """Write the file."""
         path = ROOT / "docs" / "images" / self.file
-        build_suite("passkey").draw(
+        build_suite(self.suite).draw(
             self.rows(), path, title=self.title, trained_length=self.trained_length
         )
         add_comment(path, self.fingerprint())
@@ -90,5 +98,12 @@ PICTURES = (
             partial(_stages, kind),
         )
         for kind, shown in KINDS.items()
+    ),
+    Picture(
+        "smollm2_mla-perplexity.png",
+        "SmolLM2-135M as MLA: perplexity by position",
+        lambda: load("smollm2_mla-h100-98k-perplexity.json")["rows"],
+        trained_length=98304,
+        suite="perplexity",
     ),
 )
