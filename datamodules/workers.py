@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
-from multiprocessing import active_children
+from multiprocessing import Event, active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -57,21 +57,37 @@ class WorkerLoader(DataLoader):
         before = set(active_children())
         iterator = _without_interruptions(super().__iter__)
         workers = set(active_children()) - before
-        while True:
-            try:
-                batch = _next_in_time(iterator, workers, self.patience_s)
-            except StopIteration:
-                return
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                text = " ".join(str(error).split())
-                if isinstance(error, RuntimeError) and not any(sign in text for sign in _SIGNS):
-                    raise
-                break
-            yield batch
-        for worker in workers:
-            worker.kill()  # one that stands still heeds nothing else, and would be waited for
-        del iterator
-        raise DataWorkerError(_explain(text, self.patience_s))
+        failed = None
+        try:
+            while failed is None:
+                try:
+                    batch = _next_in_time(iterator, workers, self.patience_s)
+                except StopIteration:
+                    return
+                except (RuntimeError, ConnectionError, EOFError) as error:
+                    text = " ".join(str(error).split())
+                    if isinstance(error, RuntimeError) and not any(sign in text for sign in _SIGNS):
+                        raise
+                    failed = text
+                else:
+                    yield batch
+        finally:
+            if failed is not None or any(worker.exitcode for worker in workers):
+                _end_workers(iterator, workers)
+            del iterator
+        raise DataWorkerError(_explain(failed, self.patience_s))
+
+
+def _end_workers(iterator: Any, workers: Collection[BaseProcess]) -> None:
+    """End the workers where one of them was killed or stands still, so that PyTorch has none to
+    wait for: one that stands still heeds nothing but this, and one that was killed may have held
+    the lock of the event that tells them all to end (pytorch/pytorch#39570).
+    """
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(POLL_S)
+    iterator._workers_done_event = Event()  # nobody is left to look at the old one
 
 
 def _next_in_time(iterator: Iterator[Any], workers: Collection[BaseProcess], limit_s: float) -> Any:

@@ -87,6 +87,36 @@ def test_a_worker_that_fails_is_one_line(loader: WorkerLoader, number: int, mess
     assert active_children() == []
 
 
+@pytest.mark.parametrize("asked_again", [True, False])
+def test_a_lock_that_died_with_its_worker(
+    loader: WorkerLoader, monkeypatch: pytest.MonkeyPatch, asked_again: bool
+) -> None:
+    """Workers look at one event between batches; one that is killed there keeps its lock."""
+    events: list[Any] = []
+    make = torch.multiprocessing.Event
+
+    def make_and_keep() -> Any:
+        events.append(make())
+        return events[-1]
+
+    monkeypatch.setattr(torch.multiprocessing, "Event", make_and_keep)
+    batches = iter(loader)
+    assert int(next(batches)) == 0
+    (event,) = events
+    (worker,) = active_children()
+    holder = torch.multiprocessing.get_context("fork").Process(target=event._cond.acquire)
+    holder.start()
+    holder.join()
+    assert not event._cond.acquire(False)
+    worker.kill()
+    worker.join()
+    if asked_again:
+        with pytest.raises(DataWorkerError, match="a data worker has ended"):
+            drain(batches)
+    del batches  # as a run does that ends by itself
+    assert active_children() == []
+
+
 def test_a_slow_batch_is_waited_for(loader: WorkerLoader) -> None:
     """A worker that stands still for several polls and goes on loses no batch."""
     loader.patience_s = 1e9
