@@ -25,11 +25,6 @@ _TOKENS_AT_ONCE = 512  # of text, to find a sentence in
 _WORDS_PER_SENTENCE = (4, 16)
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """How a tokenizer encodes plain text; what spells a special token stays text."""
-    return partial(encode_texts, tokenizer)
-
-
 class Haystack:
     """Draws haystacks of the kinds that a configuration weighs.
 
@@ -38,7 +33,7 @@ class Haystack:
     """
 
     def __init__(self, config: RetrievalDataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.encode = encoder(tokenizer)
+        self.encode: Encode = partial(encode_texts, tokenizer)
         self._decode = tokenizer.decode
         held_out = Prose.read(config, tokenizer, "val_files")
         self._prose = {

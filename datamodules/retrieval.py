@@ -22,7 +22,7 @@ from ic.datamodules.facts.forms import question_kinds, statement_kinds
 from ic.datamodules.facts.keys import KEY_FAMILIES, key_families
 from ic.datamodules.facts.splits import pick
 from ic.datamodules.generated import GeneratedDataModule, stack_sequences
-from ic.datamodules.haystacks import Haystack, RowText, encoder
+from ic.datamodules.haystacks import Haystack, RowText
 from ic.datamodules.needle_names import SPLITS
 from ic.datamodules.retrieval_options import RetrievalDataOptions
 from ic.datamodules.synthetic import Sequence, draw_positions
@@ -52,9 +52,9 @@ class RetrievalBatches:
     def __init__(self, config: RetrievalDataOptions, tokenizer: PreTrainedTokenizerBase) -> None:
         _check_kinds(config)
         self.config = config
-        self._encode = encoder(tokenizer)
         self._frames = chat_frames(tokenizer) if config.question_weights.get("chat") else None
         self._haystack = Haystack(config, tokenizer)
+        self._encode = self._haystack.encode
         self._space = self._encode([" "])[0].tolist()
         self._blank_line = self._encode(["\n\n"])[0]
         self._tasks = [task for task, weight in config.task_weights.items() if weight > 0]

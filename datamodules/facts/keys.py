@@ -65,6 +65,17 @@ class Key:
     kind: str
 
 
+def _hexadecimal(digits: str, length: int) -> Make:
+    """With a digit and a letter in it: of one alone it would be of another kind, or held out."""
+
+    def make(rng: np.random.Generator) -> str:
+        while (text := draw_characters(rng, digits, length)).isdigit() or text.isalpha():
+            pass
+        return text
+
+    return hashed(make)
+
+
 def _words(count: int, separator: str = " ") -> Make:
     return lambda rng, split: separator.join(draw_word(rng, split) for _ in range(count))
 
@@ -215,8 +226,8 @@ def _key_kinds() -> tuple[Kind, ...]:
     for length in range(2, 11):
         makers[f"digits-{length}"] = ("digits", characters(_DIGITS, length))
     for length in range(3, 11):
-        makers[f"hex-{length}"] = ("hex", characters(_HEX, length))
-    makers["hex-upper-6"] = ("hex", characters(_HEX.upper(), 6))
+        makers[f"hex-{length}"] = ("hex", _hexadecimal(_HEX, length))
+    makers["hex-upper-6"] = ("hex", _hexadecimal(_HEX.upper(), 6))
     for length in range(3, 9):
         makers[f"letters-{length}"] = ("letters", characters(_LETTERS, length))
     for length in (3, 4, 5):

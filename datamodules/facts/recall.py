@@ -70,12 +70,14 @@ def draw_recall(
         if cut and is_own and held_out_shape(cut[1]):
             continue  # three words, say, as the keys of the test
         if cut and not sentences.holds(cut[0]):
-            recall = _end(rng, split, *cut, is_own, key_families)
+            key = None if is_own else draw_key(rng, split, families=key_families)
+            recall = Recall(*cut, OWN_WORDS) if key is None else Recall(cut[0], key.text, key.kind)
             if not any(o.before in recall.text or recall.before in o.text for o in others):
                 return recall
     # The text has no sentence of so many words, or repeats itself all the time.
     drawn = " ".join(draw_word(rng, split) for _ in range(most_before))
-    return _end(rng, split, drawn.capitalize(), "", False, key_families)
+    key = draw_key(rng, split, families=key_families)
+    return Recall(drawn.capitalize(), key.text, key.kind)
 
 
 def _cut(
@@ -96,16 +98,3 @@ def _cut(
         return None
     return before, behind
 
-
-def _end(
-    rng: np.random.Generator,
-    split: str,
-    before: str,
-    behind: str,
-    is_own: bool,
-    key_families: Collection[str],
-) -> Recall:
-    if is_own:
-        return Recall(before, behind, OWN_WORDS)
-    key = draw_key(rng, split, families=key_families)
-    return Recall(before, key.text, key.kind)

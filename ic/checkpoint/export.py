@@ -22,7 +22,7 @@ from ic.checkpoint.errors import CheckpointError
 from ic.checkpoint.export_folder import MANIFEST, check_output
 from ic.checkpoint.folder import load_config, trained_length
 from ic.checkpoint.gguf_file import GGUFFile
-from ic.checkpoint.hugging_face import CONFIG, INDEX
+from ic.checkpoint.hugging_face import CONFIG, INDEX, TOKENIZER_PARTS
 from ic.checkpoint.model_card import write_card
 from ic.checkpoint.source import Source
 from ic.checkpoint.weights import DTYPES, FolderWeights, Weights, check_sizes
@@ -30,23 +30,6 @@ from ic.files.atomic_write import write_json
 from ic.files.retry_io import operating_system_error, retrying
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.config import EXTENSION_KEYS
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "byte_vocab.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 def export_checkpoint(
@@ -221,7 +204,7 @@ def check_space(output: Path, needed_bytes: int) -> None:
 
 def copy_tokenizer(checkpoint: Path, output: Path) -> None:
     """The files of a tokenizer, by their names, without the code that another may name."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_PARTS:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, output / name)
     settings = output / "tokenizer_config.json"

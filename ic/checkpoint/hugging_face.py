@@ -19,6 +19,13 @@ TOKENIZER_FILES = (
     "vocab.json",
     "byte_vocab.json",
 )
+# What decides how a text becomes tokens, how turns are written and where an answer ends.
+TOKENIZER_PARTS = (
+    *TOKENIZER_FILES,
+    *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "merges.txt"),
+    *("sentencepiece.bpe.model", "spiece.model"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
 
 
 def folder_model_type(folder: Path) -> str | None:

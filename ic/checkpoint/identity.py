@@ -9,16 +9,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ic.checkpoint.hugging_face import CONFIG, INDEX, TOKENIZER_FILES
+from ic.checkpoint.hugging_face import CONFIG, INDEX, TOKENIZER_PARTS
 from ic.checkpoint.source import Source
 
 _WEIGHTS = (".safetensors", ".distcp", ".gguf")
-# Beside TOKENIZER_FILES, what decides how a text becomes tokens and where an answer ends.
-_TEXTS = (
-    *("special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.txt", "spiece.model"),
-    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
-    *("sentencepiece.bpe.model", "adapter_config.json", CONFIG, INDEX),
-)
+_OTHERS = ("adapter_config.json", CONFIG, INDEX)
 # Of a larger file so many pieces of so many bytes are read, evenly spaced.
 _WHOLE_BYTES = 64 << 20
 _PIECES, _PIECE_BYTES = 4096, 4096
@@ -39,8 +34,8 @@ def tokenizer_files_identity(folder: Path) -> str:
     Raises:
         OSError: a file cannot be read.
     """
-    names = {*TOKENIZER_FILES, *_TEXTS} - {CONFIG, INDEX, "adapter_config.json"}
-    return _files_identity([folder / name for name in sorted(names) if (folder / name).is_file()])
+    names = sorted(TOKENIZER_PARTS)
+    return _files_identity([folder / name for name in names if (folder / name).is_file()])
 
 
 def _files(folder: Path) -> list[Path]:
@@ -50,7 +45,7 @@ def _files(folder: Path) -> list[Path]:
         for parent in (folder, folder / "adapter")
         if parent.is_dir()
         for path in parent.iterdir()
-        if path.is_file() and (path.suffix in _WEIGHTS or path.name in TOKENIZER_FILES + _TEXTS)
+        if path.is_file() and (path.suffix in _WEIGHTS or path.name in TOKENIZER_PARTS + _OTHERS)
     )
 
 

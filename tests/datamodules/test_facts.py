@@ -141,6 +141,15 @@ def test_kinds_are_held_out_whole() -> None:
         assert kind.startswith("digits") or not re.fullmatch("[0-9a-f]{8}", value)
 
 
+@pytest.mark.parametrize(("split", "kind"), [("train", "hex-7"), ("test", "hex-8")])
+def test_a_hexadecimal_key_is_neither_a_number_nor_a_word(split: str, kind: str) -> None:
+    """One in 27 of seven digits would be: a number of seven digits, which training never sees."""
+    generator = rng()
+    keys = [draw_key(generator, split, kind).text for _ in range(300)]
+    assert not [key for key in keys if key.isdigit() or key.isalpha()]
+    assert set("".join(keys)) == set("0123456789abcdef")
+
+
 @pytest.mark.parametrize("kind", ["words-2", "full-name", "digits-5", "time", "mixed-8", "email"])
 def test_a_kind_of_training_comes_with_keys_of_the_split(kind: str) -> None:
     generator = rng()
@@ -170,7 +179,8 @@ def test_the_statement_answers_the_question_in_other_words(split: str, paraphras
         assert fact.value not in fact.question.replace(fact.entity, "")
         assert fact.answer.lstrip(" ").startswith(fact.value)
         assert re.fullmatch(r" ?(\n|_|[^\w\s])", fact.answer.lstrip(" ")[len(fact.value) :])
-        assert not fact.question.endswith(" ")
+        # The space before a value is the value's; forms with several keep the others.
+        assert fact.answer.startswith(" ") or not fact.question.endswith(" ")
         assert not re.search(r"\{[a-zA-Z]\}", fact.statement + fact.question)
         assert not fact.statement.startswith(fact.question.strip())
         renamed += fact.attribute not in fact.question

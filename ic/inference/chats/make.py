@@ -10,8 +10,8 @@ from rich.progress import Progress
 
 from ic.errors import RunFailedError
 from ic.inference.chats.options import MakeChatsOptions
-from ic.inference.chats.record import ChatRecord
-from ic.inference.chats.user_turns import Messages, UserTurns, check_chat, shortest_chat
+from ic.inference.chats.record import ChatRecord, Messages
+from ic.inference.chats.user_turns import UserTurns, check_chat, shortest_chat
 from ic.inference.chats.writer import ChatWriter, normalised
 from ic.inference.loading import Opened, open_source
 

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ic.datamodules.options import SFTDataOptions
 from ic.datamodules.sft import tokenize_conversation
 from ic.inference.chats.options import MakeChatsOptions
+from ic.inference.chats.record import Messages
 
-Messages = list[dict[str, str]]
 # What no template writes; a letter at both ends, because templates may trim what a user says.
 _MARK = "QxUserSaysHerexQ"
 # Only the columns and what a conversation needs are looked at, not the lengths.

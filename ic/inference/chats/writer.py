@@ -19,7 +19,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from ic.datamodules.conversations import apply_template
 from ic.errors import RunFailedError
 from ic.inference.chats.options import MakeChatsOptions
-from ic.inference.chats.user_turns import Messages, UserTurns, check_chat, first_messages, marks_of
+from ic.inference.chats.record import Messages
+from ic.inference.chats.user_turns import UserTurns, check_chat, first_messages, marks_of
 from ic.inference.loading import Loaded
 from ic.inference.model_facts import end_tokens
 
