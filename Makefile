@@ -57,10 +57,13 @@ demo-text: $(SMOLLM2)  ## convert SmolLM2-135M to MLA at half its cache, heal, m
 	$(BIN)/python -m ic generate checkpoint=$(HEALED) $(ASKED)
 	@echo "reports and pictures: $(CONVERTED)/parity and $(HEALED)/parity; the model's card: $(CONVERTED)/README.md"
 
-test: $(VENV)/.dev  ## run the tests on two processes
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images and not site and not slow"
+test: $(VENV)/.dev  ## run the tests on two processes, but for those of the targets below
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/kernels -m "not chart and not compile and not slurm and not upstream and not load and not router and not vllm and not hosts and not monitoring and not tracking and not images and not site and not slow"
 
-slow: $(VENV)/.dev  ## train, kill, heal, sweep and measure whole runs (five minutes)
+kernels: $(VENV)/.dev  ## run the kernels in Triton's interpreter, and on a GPU where there is one (ten minutes)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile" tests/kernels
+
+slow: $(VENV)/.dev  ## train, kill, heal, plan, sweep and measure whole runs (an hour)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not hosts and not slurm"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer

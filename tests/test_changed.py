@@ -71,6 +71,31 @@ def test_it_runs_once_until_an_input_changes(project: Path) -> None:
     assert runs(project) == 6
 
 
+def test_tests_of_a_marker_are_inputs_with_what_they_import(project: Path) -> None:
+    rule = "slow:  ## x\n\t@echo run >> runs\n\t@echo 1 passed in 1s\n"
+    (project / "Makefile").write_text(rule)
+    texts = {
+        "tests/conftest.py": "",
+        "tests/run/conftest.py": "",
+        "tests/run/test_long.py": "from tests.run import whole\n@pytest.mark.slow\n",
+        "tests/run/whole.py": "import tests.parts.one as one\n",
+        "tests/parts/one.py": "",
+        "tests/run/test_short.py": "",
+        "tests/other/conftest.py": "",
+    }
+    for name, text in texts.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    changed(project, "slow")
+    expected = 1
+    for name in texts:
+        with (project / name).open("a") as file:
+            file.write("# changed\n")
+        changed(project, "slow")
+        expected += name not in ("tests/run/test_short.py", "tests/other/conftest.py")
+        assert runs(project) == expected, name
+
+
 def test_a_failure_is_not_recorded(project: Path) -> None:
     (project / "Makefile").write_text("compile:\n\t@echo run >> runs; false\n")
     for count in (1, 2):

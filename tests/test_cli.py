@@ -113,6 +113,7 @@ def test_help_shows_the_backends(ic: Run, capsys: Capture, verb: str) -> None:
         assert f"\n{indent}{name}: torch  " in shown
 
 
+@pytest.mark.slow
 def test_the_whole_way(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     """fit, then every other verb from what it left, then a stage that continues from its weights."""
     assert ic(*SHORT, "trainer.max_steps=6", "logger.tensorboard=true") == 0
@@ -231,6 +232,7 @@ def test_wandb_offline(ic: Run, tmp_path: Path) -> None:
     assert logged == losses(tmp_path / "runs/debug/default")
 
 
+@pytest.mark.slow
 def test_a_process_says_each_line_once(tmp_path: Path) -> None:
     short = (
         "callbacks.passkey=null",
@@ -290,6 +292,7 @@ def test_a_package_that_is_missing(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"ic: {message}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "args", "message"),
     [

@@ -131,6 +131,7 @@ def test_takes_a_step(ic: Callable[..., int], tmp_path: Path, name: str) -> None
         assert sum(kind["n"] for kind in kinds) == len(rows)
 
 
+@pytest.mark.slow
 def test_ruler_32k_can_be_planned(ic: Callable[..., int]) -> None:
     assert ic("plan", "experiment=ruler_32k", "model.num_hidden_layers=2") == 0
 

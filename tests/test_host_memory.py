@@ -34,6 +34,7 @@ def limited(spare_mib: int, *args: str, imports: str = "") -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is enforced on Linux")
 @pytest.mark.parametrize(
     ("spare_mib", "override", "imports", "said"),

@@ -97,4 +97,3 @@ def _cut(
     if max(len(before), len(behind)) > _MOST_CHARACTERS or (is_own and not behind):
         return None
     return before, behind
-

@@ -66,6 +66,7 @@ def test_a_score_that_is_no_number_is_not_the_best(
     assert os.readlink(tmp_path / "runs/debug/default/checkpoints/best") == "step=4"
 
 
+@pytest.mark.slow
 def test_refuses_to_overwrite_a_run(
     ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_unknown_monitor(ic: Callable[..., int], capsys: pytest.CaptureFixture[s
     assert "the validation logs val/loss, val/answer_accuracy" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resumes_exactly(tmp_path: Path) -> None:
     """A real SIGINT to a real process: exit code 130, a whole checkpoint, the losses of an unbroken
     run.

@@ -30,6 +30,7 @@ def names(folder: Path) -> dict[str, str | None]:
     return {p.name: os.readlink(p) if p.is_symlink() else None for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_the_best_outlives_a_stop(ic: Run, tmp_path: Path, mode: str) -> None:
     """The loss falls: with `max` the first validation stays the best, with `min` the last is."""
@@ -160,6 +161,7 @@ def test_a_best_holds_the_generators_of_training(ic: Run, tmp_path: Path) -> Non
     assert best["torch"].equal(last["torch"])  # no step of this model draws
 
 
+@pytest.mark.slow
 def test_a_best_is_the_same_with_a_stop_before_its_validation(
     ic: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,7 @@ def test_the_first_step_may_be_bad(tmp_path: Path) -> None:
     assert [(r["global_step"], r["in_a_row"]) for r in records(tmp_path)] == [(0, 1), (1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "ranks"), [("auto", 1), ("ddp", 2), ("fsdp2", 2)])
 def test_three_in_a_row_roll_back(
     tmp_path: Path, strategy: str, ranks: int, spawn: Callable[..., None]

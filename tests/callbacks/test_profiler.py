@@ -27,6 +27,7 @@ QUIET = (
 )
 
 
+@pytest.mark.slow
 def test_profile(ic: Callable[..., int], tmp_path: Path) -> None:
     assert ic(*QUIET, "trainer.max_steps=6", "callbacks.profiler.active_steps=2") == 0
     folder = tmp_path / "runs/debug/default/profile"
@@ -57,6 +58,7 @@ def test_bad_settings() -> None:
         ProfilerOptions(warmup_steps=0)
 
 
+@pytest.mark.slow
 def test_a_cpu_is_profiled_without_cuda(
     ic: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

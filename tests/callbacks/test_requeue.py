@@ -89,6 +89,7 @@ def losses(run: Path) -> dict[int, str]:
     return {int(row["step"]): row["train/loss"] for row in rows if row["train/loss"]}
 
 
+@pytest.mark.slow
 def test_time_limit_requeues_and_the_restart_resumes_exactly(
     ic: Callable[..., int], slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_sigterm_saves_and_stops_without_a_requeue(
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [

@@ -334,6 +334,7 @@ trainer.fit(module, DataLoader(data, batch_size=None))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_report(tmp_path):
     # In a fresh interpreter: a fork of one whose OpenMP threads have run can hang.
     subprocess.run(

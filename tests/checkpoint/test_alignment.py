@@ -65,6 +65,7 @@ def same_state(folder: Path, one: str, other: str) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_lora_saved_by_two_ranks(
     fit: Callable[..., str], ic: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_lora_saved_by_two_ranks(
         torch.testing.assert_close(exported[name], merged[0][name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_frozen_reference_is_in_no_checkpoint(fit: Callable[..., str], tmp_path: Path) -> None:
     fit(1, "one", IN_MEMORY)
     fit(2, "two", *SHARED, IN_MEMORY, f"ckpt_path={step(tmp_path, 'one', 2)}")

@@ -55,6 +55,7 @@ def in_memory(four: Path) -> MLAForCausalLM:
 IDS = torch.arange(60, 90)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["5GB", "500KB"])
 def test_equals_the_model_in_memory(
     ic: Callable[..., int],

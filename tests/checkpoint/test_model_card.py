@@ -83,6 +83,7 @@ def here(runs: Path, tmp_path: Path, ic: Verb) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_tells_the_stages_and_figures_that_files_hold(here: Path, ic: Verb) -> None:
     assert ic("export", "checkpoint=runs/moby/default", "output=export/moby") == 0
     text = (here / "export/moby/README.md").read_text()

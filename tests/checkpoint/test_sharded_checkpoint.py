@@ -56,6 +56,7 @@ def test_keeps_the_last_and_every_nth(four: Path) -> None:
     assert {f"__{rank}_0.distcp" for rank in range(4)} <= files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_processes", "strategy"),
     [(4, "fsdp2"), (2, "fsdp2"), (1, "fsdp2"), (1, "auto")],
@@ -95,6 +96,7 @@ def test_any_world_size_resumes(
         assert states == [probed(four, "four", f"step=2.rng{rank}") for rank in range(4)]
 
 
+@pytest.mark.slow
 def test_one_process_continues_on_two(four: Path, tmp_path: Path) -> None:
     alone = (*TWO, "strategy=auto", "run_id=alone", "trainer.max_steps=2")
     codes, output = run_ranks(tmp_path, 1, *alone)
@@ -108,6 +110,7 @@ def test_one_process_continues_on_two(four: Path, tmp_path: Path) -> None:
     assert all(loaded[name].equal(tensor) for name, tensor in saved.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "rank", "left"),
     [
@@ -145,6 +148,7 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None] | None
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(small_disk: tuple[Path, Callable[[], None] | None]) -> None:
     folder, limit = small_disk
     run = (*TWO, "run_id=full", "callbacks.checkpoint.keep_last=2")
@@ -162,6 +166,7 @@ def test_full_disk(small_disk: tuple[Path, Callable[[], None] | None]) -> None:
     assert names(folder, "full") == {"step=2": None, "last": "step=2"}
 
 
+@pytest.mark.slow
 def test_refused_on_every_rank(four: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoints(four, "four") / "step=2", tmp_path / "step=2")
     resume = (*TWO, f"ckpt_path={folder}")

@@ -103,6 +103,7 @@ def check(verb: str, schema: type, choices: list[str], keys: Iterator[tuple[str,
 ON = ["model/adapter=lora", "logger=wandb", "callbacks=profiler", "callbacks.prometheus={}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DATA)
 def test_every_key_of_a_run(data: str) -> None:
     choices = [*DATA[data], *ON]

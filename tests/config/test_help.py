@@ -81,6 +81,7 @@ def test_help_explains_the_options_of_a_suite(ic: Run, capsys: Capture) -> None:
     assert re.search(r"^    haystack: null +# the text to hide needles in$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_no_meaning_is_cut_inside_brackets(ic: Run, capsys: Capture, width: int) -> None:
     for verb in find_verbs():
@@ -114,6 +115,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -141,6 +143,7 @@ def test_bash_completes(bash_script: Path, words: list[str], expected: list[str]
     assert done.stdout.split() == expected, done.stderr
 
 
+@pytest.mark.slow
 def test_completion_for_other_shells(ic: Run, capsys: Capture) -> None:
     for shell in ("zsh", "fish"):
         assert ic(f"--completion={shell}") == 0

@@ -74,6 +74,7 @@ def test_every_bound_is_some_fields() -> None:
     assert unused == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "logged"),
     [
@@ -105,6 +106,7 @@ def test_best_is_decided_by_what_is_logged(data: list[str], logged: list[str] | 
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["text", "sft"])
 def test_the_validation_logs_what_it_says(
     ic: Callable[..., int], tmp_path: Path, data: str

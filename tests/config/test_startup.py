@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ic.cli import find_verbs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,7 @@ def probe(folder: Path, calls: list[list[str]]) -> list[tuple[list[str], int, li
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_help_and_configurations_import_nothing_heavy(tmp_path: Path) -> None:
     calls = [[], ["--help"], *([verb, "--help"] for verb in find_verbs())]
     calls += [["fit", "experiment=dpo_32k", "--print_config"], ["plan", "--print_config"]]
@@ -61,6 +64,7 @@ def test_a_reader_may_stop_in_the_middle(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_errors_import_nothing_heavy(tmp_path: Path) -> None:
     calls = {
         "unknown verb": ["fitt"],

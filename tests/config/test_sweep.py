@@ -40,6 +40,7 @@ def configured(job: PlannedJob) -> RunConfig:
     return compose_config("fit", RunConfig, split_flags(job.arguments)[1])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "read", "expected"),
     [
@@ -80,6 +81,7 @@ def test_values_reach_the_jobs(
     assert len(set(folders)) == len(expected)
 
 
+@pytest.mark.slow
 def test_a_folder_is_named_for_the_swept_keys_alone() -> None:
     """In every order of keys and values: a requeued job looks for its own checkpoint."""
     fixed = ("data.context_length=256", "evaluation.lengths=[512]", "overwrite=true")
@@ -143,6 +145,7 @@ def test_experiments_name_their_folders_themselves() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
@@ -190,6 +193,7 @@ def test_torchrun_is_refused(ic: Run, capsys: Capture, monkeypatch: pytest.Monke
     assert "--multirun under torchrun" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_keep_the_next(
     ic: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_table_switches_a_part_on(
     assert read_part(config) == expected
 
 
+@pytest.mark.slow
 def test_a_table_keeps_what_a_part_has() -> None:
     first = "callbacks.memory={first_steps: 7}"
     config, _ = compose_config("fit", RunConfig, [first, "callbacks.memory={every_n_steps: 5}"])

@@ -75,6 +75,7 @@ def test_roots_belong_to_verbs() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} == set(find_verbs())
 
 
+@pytest.mark.slow
 def test_a_new_verb_is_a_file_and_a_yaml(tmp_path: Path) -> None:
     """Planted beside the others, nothing else touched."""
     package = tmp_path / "ic"

@@ -27,6 +27,7 @@ from tests.conversion.small import TEXT, Run, convert, distance, refused, write_
 Capture = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_rank(ic: Run, trained: Path, tmp_path: Path) -> None:
     errors = []
     for rank in (2, 4, 8, 16):

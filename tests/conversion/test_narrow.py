@@ -205,6 +205,7 @@ def test_a_frequency_that_serves_others_is_kept_and_one_that_needs_no_rotation_i
     assert choose_frequencies(still_F, beside_FF, 4) == (0, 1, 2, 3)
 
 
+@pytest.mark.slow
 def test_error_falls_with_the_rotary_dimension_and_the_rank(
     ic: Run, trained: Path, tmp_path: Path
 ) -> None:

@@ -342,6 +342,7 @@ def test_where_nothing_can_be_kept_the_run_goes_on(
     assert batch["input_ids"].shape == (4, 2048)
 
 
+@pytest.mark.slow
 def test_processes_of_a_host_share_what_one_of_them_makes(
     files: dict[str, list[str]], tmp_path: Path
 ) -> None:

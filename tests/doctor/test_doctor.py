@@ -139,6 +139,7 @@ def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     assert "version mismatch" in finding.found
 
 
+@pytest.mark.slow
 def test_all_reduce_over_real_processes() -> None:
     assert gpu.all_reduce("gloo", "gloo", 2) == Finding("gloo", "ok", "all-reduce over 2 processes")
     broken = gpu.all_reduce("none", "no-such-backend", 1)

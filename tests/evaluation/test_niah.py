@@ -364,6 +364,7 @@ def test_an_oracle_scores_100_and_silence_0(kind: str, prompt: str, books: Path)
             assert [score.correct for score in scores] == [right] * cell.samples, cell
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_samples(books: Path) -> None:
     code = (
         "import hashlib, sys; from ic.evaluation.niah.suite import build; "

@@ -237,6 +237,7 @@ def test_two_ranks_merge_their_cells(make_model, tmp_path: Path) -> None:
     assert all(row in rows for row in earlier)  # with their seconds: they were not answered again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

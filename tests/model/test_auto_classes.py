@@ -67,6 +67,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_import_alone_registers_everything(folder: Path) -> None:
     first = probe(f"{AUTO}\nimport ic.model", MODEL, folder)
     assert (first[0], first[-1]) == ("ByteTokenizer", "MLAForCausalLM")

@@ -110,6 +110,7 @@ def test_padded_batches_of_the_example_run_on_torch(
     assert blockwise.calls == 0
 
 
+@pytest.mark.slow
 def test_the_example_trains(ic: Callable[..., int], tmp_path: Path, blockwise: ModuleType) -> None:
     losses = []
     for name in ("torch", "blockwise"):
@@ -140,6 +141,7 @@ def test_what_the_example_does_not_support_is_refused(
         assert message in error.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_rows_and_the_program_run_as_shown(tmp_path: Path) -> None:
     """In processes of their own, as a user starts them."""
     for name in ("rows.py", "blockwise.py", "train_blockwise.py"):

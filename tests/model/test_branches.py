@@ -29,6 +29,7 @@ def draw() -> tuple[torch.Tensor, list[tuple[int, int]], list[tuple[torch.Tensor
     return rows, bounds, sequences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

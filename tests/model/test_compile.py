@@ -48,6 +48,7 @@ def gradients(model: MLAForCausalLM, rows: int, tokens: int) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for a CPU with g++")
 def test_losses_and_gradients_are_those_of_plain_layers() -> None:
     plain, compiled = model(num_hidden_layers=1), model(num_hidden_layers=1, compile=True)
@@ -55,6 +56,7 @@ def test_losses_and_gradients_are_those_of_plain_layers() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_curriculum_takes_one_graph_a_length(checkpointing: bool) -> None:
     model(compile=True)  # raises the compiler's limit of eight

@@ -55,6 +55,7 @@ def one_process(
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_equal_to_one_process(
     way: str,

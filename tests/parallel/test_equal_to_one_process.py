@@ -60,6 +60,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "model")} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_training_and_evaluation(
     way: str,

@@ -38,6 +38,7 @@ METER = {
 }
 
 
+@pytest.mark.slow
 def test_rows_are_what_plan_reads(
     ic: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

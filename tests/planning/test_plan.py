@@ -52,6 +52,7 @@ def assert_rounded_up(nbytes: int, exact: int, shares: int = 1) -> None:
     assert 0 <= nbytes - exact <= 3 * TENSORS * ALLOCATION_BYTES // shares
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "number_bytes"), [("32-true", 4), ("bf16-mixed", 4), ("bf16-true", 2)]
 )
@@ -74,6 +75,7 @@ def test_parts_are_what_a_hand_computes(
     assert peak.total_bytes == sum(parts.values())
 
 
+@pytest.mark.slow
 def test_parts_that_a_strategy_spreads_or_adds() -> None:
     alone, ddp, fsdp2 = (
         planner(*TINY, "optimizer=adamw", *layout).training(1, 1024).parts_bytes
@@ -95,12 +97,14 @@ def test_parts_that_a_strategy_spreads_or_adds() -> None:
     assert fsdp2["weight_copies"] == 2 * (2 * layer + EMBEDDINGS + WIDTH)
 
 
+@pytest.mark.slow
 def test_cache_by_its_formula() -> None:
     """Four prompts together: 65,536 tokens; eight more each for the answer."""
     parts = report(*TINY, "evaluation.lengths=[16384]")["evaluation_parts_bytes"]
     assert parts["cache"] == 4 * (16384 + 8) * LAYERS * (RANK + ROPE) * 4
 
 
+@pytest.mark.slow
 def test_what_is_needed_and_whether_it_fits() -> None:
     plan = planner(*TINY)
     peak = plan.training(*plan.batch_shape())
@@ -127,6 +131,7 @@ def fits_if_followed(base: tuple[str, ...], line: str) -> bool:
     return fits(*base, *settings.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "settings"),
     [
@@ -161,6 +166,7 @@ def test_advice_makes_the_run_fit(overrides: list[str], settings: list[str]) -> 
         assert fits_if_followed(base, line), line
 
 
+@pytest.mark.slow
 def test_advice_for_an_evaluation_that_does_not_fit() -> None:
     base = (*TINY, "evaluation.lengths=[4096,1040384]", "evaluation.tokens_per_batch=8388608")
     base = (*base, "evaluation.prefill_chunk_tokens=1048576")
@@ -173,6 +179,7 @@ def test_advice_for_an_evaluation_that_does_not_fit() -> None:
         assert fits_if_followed(base, line), line
 
 
+@pytest.mark.slow
 def test_what_a_run_could_do_without() -> None:
     recomputing = "model.gradient_checkpointing=true"
     (line,) = report(*TINY, recomputing)["advice"]
@@ -184,6 +191,7 @@ def test_what_a_run_could_do_without() -> None:
     assert report(*TINY)["advice"] == []
 
 
+@pytest.mark.slow
 def test_a_model_that_no_context_fits() -> None:
     """1.6e9 parameters of 16 bytes each; then six times as many, which eight GPUs cannot hold."""
     sizes = ("optimizer=adamw", "model.num_hidden_layers=2", "model.hidden_size=8192")
@@ -200,6 +208,7 @@ def test_a_model_that_no_context_fits() -> None:
     assert line.startswith("no context fits: ")
 
 
+@pytest.mark.slow
 def test_advice_where_no_evaluation_fits() -> None:
     """A million tokens of 12 layers' cache, and no shorter prompt."""
     cache = ("model.num_hidden_layers=12", "model.kv_lora_rank=512")
@@ -211,6 +220,7 @@ def test_advice_where_no_evaluation_fits() -> None:
     assert fits_if_followed(base, line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -230,12 +240,14 @@ def test_the_largest_context_fits_and_the_next_does_not(overrides: list[str]) ->
         assert fits(*base, *settings) is expected, length
 
 
+@pytest.mark.slow
 def test_the_largest_context_ends_with_the_positions() -> None:
     overrides = ("plan.gpu=h200", "model.max_position_embeddings=100000")
     lengths = ("data.max_position=100000", "evaluation.lengths=[512]")
     assert report(*TINY, *overrides, *lengths)["largest_context_tokens"] == 97 * 1024
 
 
+@pytest.mark.slow
 def test_a_pair_counts_as_two_sequences_unless_they_share_the_prompt() -> None:
     base = ("experiment=dpo_tiny", "plan.gpu=a30", "model.init_from=null", "callbacks.passkey=null")
     base = (*base, "data.context_length=524288", "data.share_prompt=false")
@@ -279,6 +291,7 @@ def test_speed(recompute: bool) -> None:
     assert plan["decode_tokens_per_s_at_most"] == pytest.approx(3.35e12 / (2 * PARAMETERS + cache))
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_json_says(
     ic: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +325,7 @@ def test_the_command_prints_what_json_says(
         assert line in text
 
 
+@pytest.mark.slow
 def test_the_report_says_whether_the_overhead_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,6 +364,7 @@ def test_a_layout_that_does_not_divide() -> None:
         planner(*TINY, "strategy=fsdp2", "strategy.context_parallel_size=2", "plan.num_gpus=3")
 
 
+@pytest.mark.slow
 def test_a_speed_on_several_gpus_says_that_it_is_scaled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,7 @@ def test_cache_of_the_prefill() -> None:
     assert peak.parts_bytes["cache"] == 2 * (4096 + 8) * 3 * 80 * 4
 
 
+@pytest.mark.slow
 def test_the_published_comparison_is_what_plan_predicts_today() -> None:
     """docs/planning.md's table, each case predicted anew: one GPU, DDP, FSDP, FSDP2 and context
     parallelism, 4k to 1M tokens.
@@ -169,6 +170,7 @@ def test_the_published_comparison_is_what_plan_predicts_today() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (RESULTS / MEMORY_FILE).is_file(), reason="plan.measure=true was not run")
 def test_measured_cases_are_within_ten_per_cent() -> None:
     """The cases of cases.yaml, predicted anew, on the GPU that measured them."""
@@ -203,6 +205,7 @@ def test_preference_training_is_what_the_benchmark_measured(length: int) -> None
         assert peak.total_bytes == pytest.approx(nbytes, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [32768, 65536])
 @pytest.mark.parametrize("side", ["ours", "ours, prompt twice"])
 def test_preference_training_with_a_large_vocabulary(length: int, side: str) -> None:

@@ -136,6 +136,7 @@ def test_what_is_written(
     assert load_config(folder, quantised=True).cache_dtype == "auto"
 
 
+@pytest.mark.slow
 def test_refusals(
     ic: Callable[..., int],
     checkpoint: Callable[..., Path],

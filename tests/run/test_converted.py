@@ -75,6 +75,7 @@ def healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "healed"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("healed")
 def test_a_healed_model_is_extended_and_converses(ic: Run, tmp_path: Path) -> None:
     assert ic(*LONG) == 0

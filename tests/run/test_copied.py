@@ -30,6 +30,7 @@ def links(run: Path) -> dict[str, str | None]:
     }
 
 
+@pytest.mark.slow
 def test_a_copy_without_links(ic: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ic(*RUN) == 0
     run, copies = tmp_path / "runs/debug/default", tmp_path / "copies"

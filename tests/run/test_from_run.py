@@ -44,6 +44,7 @@ def shown(ic: Run, capsys: Capture, *args: str) -> dict[str, Any]:
     return yaml.safe_load(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_run_by_its_folder(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert ic(*RUN) == 0
     run = tmp_path / "runs/debug/default"
@@ -87,6 +88,7 @@ def test_a_run_by_its_folder(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert row["mean_correct"] == right / row["n"]
 
 
+@pytest.mark.slow
 def test_a_new_run_from_the_configuration_of_one(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     config = {**shown(ic, capsys, *RUN), "gone": 1, "overwrite": True}
     config["optimizer"]["also_gone"] = 2
@@ -110,6 +112,7 @@ def test_a_new_run_from_the_configuration_of_one(ic: Run, capsys: Capture, tmp_p
     assert "from=old: this version has no optimizer.also_gone: left out" in said
 
 
+@pytest.mark.slow
 def test_a_folder_of_any_name(ic: Run, capsys: Capture, tmp_path: Path) -> None:
     assert ic(*RUN, "output_dir=plain") == 0
     odd = tmp_path / "it's \\ a, b=c [x] (y) {z} 'q' \"r\""

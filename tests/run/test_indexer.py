@@ -28,6 +28,7 @@ def rows(run: str) -> list[dict[str, str]]:
     return [dict(zip(names, line.split(","), strict=True)) for line in text[1:]]
 
 
+@pytest.mark.slow
 def test_from_a_dense_model_to_a_sparse_one(ic: Run, capfd: pytest.CaptureFixture[str]) -> None:
     assert ic(*SHORT, "run_id=dense") == 0
     first = "model.init_from=runs/debug/dense"

@@ -138,6 +138,7 @@ def test_what_an_undisturbed_run_leaves(whole: Path) -> None:
     assert len(read_rows(whole / "passkey/samples.jsonl")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "step"),
     [
@@ -152,6 +153,7 @@ def test_killed_in_training(ic: Run, whole: Path, tmp_path: Path, method: str, s
     assert_same(tmp_path / "runs/debug/default", whole)
 
 
+@pytest.mark.slow
 def test_killed_in_the_final_evaluation(ic: Run, whole: Path, tmp_path: Path) -> None:
     run_and_die(tmp_path, RUN, kill_in_prompt, 3)
     run = tmp_path / "runs/debug/default"
@@ -165,6 +167,7 @@ def test_killed_in_the_final_evaluation(ic: Run, whole: Path, tmp_path: Path) ->
     assert len(after) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -209,6 +212,7 @@ def test_a_signal_in_the_final_evaluation(
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(
     ic: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

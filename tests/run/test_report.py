@@ -110,6 +110,7 @@ def run(finished: Path, tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "runs/debug/default")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_page_of_all_it_measured(finished: Path) -> None:
     run, page = RunFolder(finished), Page(finished / "report.html")
     found = json.loads(run.results.read_text())

@@ -111,6 +111,7 @@ def rates(folder: Path) -> list[float]:
     return [float(row["lr"]) for row in rows if row["train/loss"]]
 
 
+@pytest.mark.slow
 def test_a_longer_run_and_another_rate_hold_from_the_first_step(ic: Run, tmp_path: Path) -> None:
     """The end of the shorter run, where its rate had come near zero, is forgotten."""
     schedule = ("optimizer.warmup_steps=0", "optimizer.decay_fraction=0.5")

@@ -38,6 +38,7 @@ def expected_answers(folder: Path) -> list[str]:
     return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
 
 
+@pytest.mark.slow
 def test_all_are_answered(folder: Path) -> None:
     expected = expected_answers(folder)
     limits = LimitOptions(body_bytes=BODY_BYTES, requests=400)

@@ -106,6 +106,7 @@ def test_options_of_the_other_backend() -> None:
     ServeOptions(source="x", limits=LimitOptions()).refuse_engine_options()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_told_to_end_finishes(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     asked = {"model": NAME, "prompt": "a", "max_tokens": 600, "temperature": 0}

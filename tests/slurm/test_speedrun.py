@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.test_experiments import SHRINK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ PARTS = (
 )
 
 
+@pytest.mark.slow
 def test_trains_the_ladder_evaluates_and_writes_the_tables(tmp_path: Path) -> None:
     for name in PARTS:
         source, target = ROOT / name, tmp_path / name

@@ -267,6 +267,7 @@ def test_without_a_measured_row_there_is_no_plot(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_without_a_gpu_nothing_is_written(
     ic: Callable[..., int],
     tmp_path: Path,

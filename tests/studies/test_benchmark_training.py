@@ -27,6 +27,7 @@ def measured(
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_sides_compute_the_same(
     ic: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

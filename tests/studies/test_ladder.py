@@ -20,6 +20,7 @@ def test_the_declared_stages() -> None:
     assert [s.keep for s in config.stages] == [[], ["weights"], ["weights"], ["weights"]]
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other_and_resume(
     ic: Callable[..., int],
     tmp_path: Path,

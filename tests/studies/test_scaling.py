@@ -214,6 +214,7 @@ def test_rows_are_compared_with_those_that_train_the_same() -> None:
     assert shown == [(None, 1), (None, 1), (1, 0.4), (1, 0.4), (2.25, 0.9), (None, None)]
 
 
+@pytest.mark.slow
 def test_default_cases_are_valid_overrides_of_fit() -> None:
     config, _ = compose_config("scaling", ScalingConfig, [])
     options = config.scaling

@@ -201,6 +201,7 @@ def test_a_teacher_in_bfloat16_is_near_the_one_in_float32(kind: str) -> None:
     assert (got.float() - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.slow
 def test_a_compiled_teacher_takes_any_packing() -> None:
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()

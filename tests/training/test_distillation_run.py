@@ -83,6 +83,7 @@ def logged(run: Path) -> dict[str, list[float]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_resumes_exactly(ic: Run, folder: Path) -> None:
     assert ic(*FIT, "run_id=unbroken") == 0
     assert ic(*FIT, "trainer.max_steps=2") == 0

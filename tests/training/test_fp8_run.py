@@ -41,6 +41,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {int(r["step"]): float(r["train/loss"]) for r in rows if r["train/loss"]}
 
 
+@pytest.mark.slow
 def test_a_run_continues_exactly_and_exports_plain_weights(
     ic: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def learning_curve(recipe: str | None, seed: int = 0) -> list[float]:
     return [sum(losses[at : at + 10]) / 10 for at in range(0, 100, 10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
 def test_it_learns_as_much_as_without(recipe: str) -> None:
     """Within 0.5 % at every point of the curve, a fifth of what other random weights change."""

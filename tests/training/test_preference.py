@@ -58,6 +58,7 @@ def metrics(folder: Path, *columns: str) -> list[tuple[str, ...]]:
     return [tuple(r[c] for c in columns) for r in rows if all(r[c] for c in columns)]
 
 
+@pytest.mark.slow
 def test_precomputed_equals_a_frozen_reference(fit: Run, tmp_path: Path) -> None:
     assert fit("run_id=disk") == 0
     assert fit("run_id=memory", "preference.precompute_ref_log_probs=false") == 0
@@ -119,6 +120,7 @@ def test_a_cache_of_another_reference_is_refused(
     assert "train.jsonl:1" in message
 
 
+@pytest.mark.slow
 def test_lora_resumes_exactly_and_merges(fit: Run, ic: Run, tmp_path: Path) -> None:
     lora = ("model/adapter=lora", "model.adapter.r=2")
     assert fit("run_id=whole", *lora) == 0
@@ -153,6 +155,7 @@ def test_resuming_without_the_adapter_is_refused(
     assert "with a LoRA adapter" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_validate_and_predict_read_the_runs_reference(
     fit: Run, ic: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

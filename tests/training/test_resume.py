@@ -41,6 +41,7 @@ def unbroken(ic: Callable[..., int], tmp_path: Path) -> dict[int, tuple[str, str
     return losses(tmp_path / "runs/debug/whole")
 
 
+@pytest.mark.slow
 def test_resume_is_exact(
     ic: Callable[..., int], unbroken: dict[int, tuple[str, str, str]], tmp_path: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_workers_do_not_change_the_data(
     assert losses(tmp_path / "runs/debug/workers") == unbroken
 
 
+@pytest.mark.slow
 def test_resume_amid_a_stage_and_at_its_border(ic: Callable[..., int], tmp_path: Path) -> None:
     """Facts in text, half of the rows without any, stages of the length and accumulated steps."""
     (tmp_path / "book.txt").write_text(" ".join(f"Line {n} of a book." for n in range(900)))

@@ -156,6 +156,7 @@ def test_passwords_of_addresses_are_not_shown(ic: Run, tmp_path: Path, capsys: C
         assert "hidden" not in told
 
 
+@pytest.mark.slow
 def test_weights_of_the_chart_and_of_a_route(ic: Run, tmp_path: Path, capsys: Capture) -> None:
     values, route, output = (tmp_path / name for name in ("values.yaml", "route.yaml", "new.yaml"))
     versions = {"stable": {"source": "x", "weight": 95}, "canary": {"source": "y", "weight": 5}}

@@ -77,6 +77,7 @@ def test_several_gpus_take_several_machines(ic: Run, tmp_path: Path) -> None:
     assert run["dollars_per_million"] == pytest.approx(0.0310297, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_spot_by_hand(ic: Run, tmp_path: Path, capsys: Capture) -> None:
     """Four GPUs are two machines, taken once per hour together; 30 s for a checkpoint, 300 s to
     begin again.
