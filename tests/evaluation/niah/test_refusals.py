@@ -14,16 +14,9 @@ from ic.evaluation.niah.grid import Config
 from ic.evaluation.niah.haystack import Haystack
 from ic.evaluation.niah.suite import build
 from ic.model.byte_tokenizer import ByteTokenizer
-from tests.evaluation.made_up_books import suite_of, write_books
+from tests.evaluation.made_up_books import suite_of
 
 BYTES = ByteTokenizer()
-
-
-@pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("haystack") / "books"
-    write_books(folder)
-    return folder
 
 
 def without_digits() -> PreTrainedTokenizerFast:
