@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import date
 
 import numpy as np
 
+from ic.datamodules.facts.date_shapes import draw_day, shaped_date, write_day
 from ic.datamodules.facts.key_shapes import shaped
 from ic.datamodules.facts.kinds import (
     Kind,
@@ -37,8 +37,6 @@ _DIGITS = "0123456789"
 _HEX = "0123456789abcdef"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _MIXED = _DIGITS + _LETTERS + _LETTERS.upper()
-_MONTHS = "January February March April May June July August September October November December"
-_WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 _HELD_OUT = {
     "digits-7": "test",
     "digits-10": "validation",
@@ -89,16 +87,7 @@ def _number(rng: np.random.Generator, least: int, most: int) -> int:
 
 
 def _date(pattern: str) -> Make:
-    """A day between 1700 and 2099: `y` its year, `m` and `b` its month, `d` and `w` its day."""
-
-    def make(rng: np.random.Generator) -> str:
-        month, day = _number(rng, 1, 12), _number(rng, 1, 28)
-        ending = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd"}.get(day, "th")
-        year, name = _number(rng, 1700, 2099), _MONTHS.split()[month - 1]
-        weekday = _WEEKDAYS.split()[date(year, month, day).weekday()]
-        return pattern.format(y=year, m=month, b=name, d=day, th=ending, w=weekday)
-
-    return hashed(make)
+    return hashed(lambda rng: write_day(pattern, draw_day(rng)))
 
 
 def _initials(rng: np.random.Generator, split: str) -> str:
@@ -175,6 +164,8 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "date-day": ("dates", _date("{b} {d}{th}")),
     "date-hyphen": ("dates", _date("{d}-{b}-{y}")),
     "date-year-first": ("dates", _date("{y}, {d} {b}")),
+    "date-parts": ("dates", shaped_date(2)),
+    "date-shaped": ("dates", shaped_date(3)),
     "date-slash": ("dates", _date("{d:02}/{m:02}/{y}")),
     "date-ordinal": ("dates", _date("the {d}{th} of {b}, {y}")),
     "time": ("amounts", hashed(lambda rng: f"{_number(rng, 0, 23):02}:{_number(rng, 0, 59):02}")),

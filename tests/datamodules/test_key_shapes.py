@@ -11,6 +11,7 @@ import pytest
 from ic.datamodules.facts.key_shapes import HELD_OUT_SHAPES, held_out_shape
 from ic.datamodules.facts.keys import draw_key, key_kinds
 
+MONTHS = [datetime(2000, month, 1).strftime("%B") for month in range(1, 13)]
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 SHAPED = ("shaped-2", "shaped-3", "shaped-4", "shaped-5")
 # Kinds of training that came with the shaped ones, and an example of each.
@@ -46,6 +47,22 @@ def test_no_shaped_key_looks_like_one_that_is_held_out(kind: str) -> None:
     joined = {"-", "_", ".", ":", "/", " ", "#"}
     assert {sign for key in keys for sign in re.findall(r"\W|_", key)} == joined | set("()[]")
     assert 50 < sum(key.isalnum() for key in keys) < 400  # groups that nothing parts
+
+
+@pytest.mark.parametrize(("kind", "least_patterns"), [("date-parts", 250), ("date-shaped", 900)])
+def test_dates_are_written_in_many_ways_and_none_that_is_held_out(
+    kind: str, least_patterns: int
+) -> None:
+    keys = draw("train", kind, 2000)
+    for name in ("date-ordinal", "date-slash"):
+        assert not [key for key in keys if HELD_OUT_SHAPES[name].search(key)]
+    names = "|".join((*MONTHS, *(month[:3] for month in MONTHS), *WEEKDAYS))
+    patterns = {re.sub(r"\d+", "0", re.sub(names, "N", key, flags=re.IGNORECASE)) for key in keys}
+    assert len(patterns) >= least_patterns
+    assert not [key for key in keys if re.search(r"[{}]", key)]
+    endings = dict(re.findall(r"(\d+)(st|nd|rd|th)", " ".join(keys)))
+    others = {"1": "st", "21": "st", "2": "nd", "22": "nd", "3": "rd", "23": "rd"}
+    assert endings == {str(day): others.get(str(day), "th") for day in range(1, 29)}
 
 
 @pytest.mark.parametrize("kind", NEW)
