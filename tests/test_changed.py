@@ -96,6 +96,24 @@ def test_tests_of_a_marker_are_inputs_with_what_they_import(project: Path) -> No
         assert runs(project) == expected, name
 
 
+def test_settings_of_linters_are_no_input(project: Path) -> None:
+    """Nor what a marker means; versions and other settings of the tests are."""
+    settings = project / "pyproject.toml"
+    texts = (
+        "[tool.pytest.ini_options]\nmarkers = ['slow: long']\n",
+        "[tool.pytest.ini_options]\nmarkers = ['slow: longer']\n[tool.ruff]\nselect = ['E']\n",
+        "[tool.pytest.ini_options]\ntimeout = 3\n",
+        "[project]\ndependencies = ['torch']\n",
+    )
+    counts = []
+    (project / "Makefile").write_text("router:\n\t@echo run >> runs\n\t@echo 1 passed in 1s\n")
+    for text in texts:
+        settings.write_text(text)
+        changed(project, "router")
+        counts.append(runs(project))
+    assert counts == [1, 1, 2, 3]
+
+
 def test_a_failure_is_not_recorded(project: Path) -> None:
     (project / "Makefile").write_text("compile:\n\t@echo run >> runs; false\n")
     for count in (1, 2):
