@@ -63,11 +63,11 @@ class Key:
     kind: str
 
 
-def _hexadecimal(digits: str, length: int) -> Make:
-    """With a digit and a letter in it: of one alone it would be of another kind, or held out."""
+def _hexadecimal(length: int) -> Make:
+    """With a digit and a letter in it: training may see no number of seven digits."""
 
     def make(rng: np.random.Generator) -> str:
-        while (text := draw_characters(rng, digits, length)).isdigit() or text.isalpha():
+        while (text := draw_characters(rng, _HEX, length)).isdigit() or text.isalpha():
             pass
         return text
 
@@ -217,8 +217,9 @@ def _key_kinds() -> tuple[Kind, ...]:
     for length in range(2, 11):
         makers[f"digits-{length}"] = ("digits", characters(_DIGITS, length))
     for length in range(3, 11):
-        makers[f"hex-{length}"] = ("hex", _hexadecimal(_HEX, length))
-    makers["hex-upper-6"] = ("hex", _hexadecimal(_HEX.upper(), 6))
+        makers[f"hex-{length}"] = ("hex", _hexadecimal(length))
+    makers["hex-8"] = ("hex", characters(_HEX, 8))
+    makers["hex-upper-6"] = ("hex", characters(_HEX.upper(), 6))
     for length in range(3, 9):
         makers[f"letters-{length}"] = ("letters", characters(_LETTERS, length))
     for length in (3, 4, 5):
