@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds of PyTorch are enough for the demo and the tests; on a GPU machine PyPI's default has CUDA.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-text test slow upstream compile load router slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking images locks lint types mutants bench tables clean
+.PHONY: help demo demo-text test kernels slow upstream compile load router slurm site serving-env vllm infra-env hosts monitoring chart mlflow tracking images locks lint types mutants bench tables clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -11,8 +11,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
-from multiprocessing import Event, active_children
+from multiprocessing import Event
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -54,9 +55,8 @@ class WorkerLoader(DataLoader):
         if not self.num_workers or threading.current_thread() is not threading.main_thread():
             yield from super().__iter__()
             return
-        before = set(active_children())
-        iterator = _without_interruptions(super().__iter__)
-        workers = set(active_children()) - before
+        iterator: Any = _without_interruptions(super().__iter__)
+        workers = iterator._workers
         failed = None
         try:
             while failed is None:
@@ -73,20 +73,22 @@ class WorkerLoader(DataLoader):
                     yield batch
         finally:
             if failed is not None or any(worker.exitcode for worker in workers):
-                _end_workers(iterator, workers)
+                _end_workers(iterator)
             del iterator
         raise DataWorkerError(_explain(failed, self.patience_s))
 
 
-def _end_workers(iterator: Any, workers: Collection[BaseProcess]) -> None:
-    """End the workers where one of them was killed or stands still, so that PyTorch has none to
-    wait for: one that stands still heeds nothing but this, and one that was killed may have held
-    the lock of the event that tells them all to end (pytorch/pytorch#39570).
+def _end_workers(iterator: Any) -> None:
+    """End all workers where one was killed or stands still, which heeds nothing else.
+
+    One that was killed may have held the lock of the event that tells them all to end. PyTorch
+    would wait for that lock for ever (pytorch/pytorch#39570).
     """
-    for worker in workers:
+    for worker in iterator._workers:
         worker.kill()
-    for worker in workers:
-        worker.join(POLL_S)
+    ends = time.monotonic() + POLL_S
+    for worker in iterator._workers:
+        worker.join(max(0.0, ends - time.monotonic()))
     iterator._workers_done_event = Event()  # nobody is left to look at the old one
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW = "@pytest.mark." + "slow"  # apart, so that this file does not have it
 
 
 @pytest.fixture
@@ -77,12 +79,14 @@ def test_tests_of_a_marker_are_inputs_with_what_they_import(project: Path) -> No
     texts = {
         "tests/conftest.py": "",
         "tests/run/conftest.py": "",
-        "tests/run/test_long.py": "from tests.run import whole\n@pytest.mark.slow\n",
+        "tests/run/test_long.py": f"from tests.run import whole\n{SLOW}\n",
         "tests/run/whole.py": "import tests.parts.one as one\n",
         "tests/parts/one.py": "",
         "tests/run/test_short.py": "",
         "tests/other/conftest.py": "",
+        "tests/other/test_hosts.py": f"pytestmark = [pytest.mark.hosts]\n{SLOW}\n",
     }
+    elsewhere = ("tests/run/test_short.py", "tests/other/conftest.py", "tests/other/test_hosts.py")
     for name, text in texts.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text)
@@ -92,7 +96,7 @@ def test_tests_of_a_marker_are_inputs_with_what_they_import(project: Path) -> No
         with (project / name).open("a") as file:
             file.write("# changed\n")
         changed(project, "slow")
-        expected += name not in ("tests/run/test_short.py", "tests/other/conftest.py")
+        expected += name not in elsewhere
         assert runs(project) == expected, name
 
 
@@ -102,6 +106,7 @@ def test_settings_of_linters_are_no_input(project: Path) -> None:
     texts = (
         "[tool.pytest.ini_options]\nmarkers = ['slow: long']\n",
         "[tool.pytest.ini_options]\nmarkers = ['slow: longer']\n[tool.ruff]\nselect = ['E']\n",
+        "[tool.pytest.ini_options]\nmarkers = ['short: longer']\n",
         "[tool.pytest.ini_options]\ntimeout = 3\n",
         "[project]\ndependencies = ['torch']\n",
     )
@@ -111,7 +116,25 @@ def test_settings_of_linters_are_no_input(project: Path) -> None:
         settings.write_text(text)
         changed(project, "router")
         counts.append(runs(project))
-    assert counts == [1, 1, 2, 3]
+    assert counts == [1, 1, 2, 3, 4]
+
+
+def test_a_target_that_runs_no_test_has_not_passed(project: Path) -> None:
+    (project / "Makefile").write_text("compile:\n\t@echo 'nothing to be done'\n")
+    done = subprocess.run(
+        [sys.executable, project / ".ci" / "changed", "compile"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "make compile ran no test" in done.stdout
+    assert not (project / ".ci/passed").exists()
+
+
+def test_no_folder_stands_for_a_target() -> None:
+    """`make kernels` would find the folder kernels/ up to date."""
+    makefile = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.M)[0].split())
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.M))
+    assert targets == phony
 
 
 def test_a_failure_is_not_recorded(project: Path) -> None:

@@ -7,20 +7,19 @@ these training sees that a date is copied as it stands. None is written as one t
 from __future__ import annotations
 
 from datetime import date
-from functools import partial
 
 import numpy as np
 
 from ic.datamodules.facts.key_shapes import HELD_OUT_SHAPES
-from ic.datamodules.facts.kinds import Make, hashed
-from ic.datamodules.facts.splits import pick
+from ic.datamodules.facts.splits import pick, split_of
 
 MONTHS = "January February March April May June July August September October November December"
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 _FIRST_YEAR, _LAST_YEAR = 1700, 2099
 
-# Of year, month and day, by how many of them are written.
-_ORDERS = {2: ("md", "dm", "my", "ym"), 3: ("dmy", "dmy", "mdy", "mdy", "ymd", "ydm", "myd")}
+# Year, month and day, or two of them.
+_PARTS = ("md", "dm", "my", "ym")
+_WHOLE = ("dmy", "dmy", "mdy", "mdy", "ymd", "ydm", "myd")
 _DAYS = ("{d}", "{d}", "{d:02}", "{d}{th}", "{d}{th}", "the {d}{th}")
 _MONTHS = ("{b}", "{b}", "{b}", "{short}", "{upper}", "{lower}")
 _NUMBERED_MONTHS = ("{m}", "{m:02}")
@@ -59,23 +58,30 @@ def write_day(pattern: str, day: date) -> str:
     )
 
 
-def shaped_date(parts: int) -> Make:
-    """Draws dates of two of year, month and day, or of all three."""
-    return hashed(partial(_draw_date, parts=parts))
+def shaped_date(rng: np.random.Generator, split: str) -> str:
+    """A date of year, month and day, which belongs to the split whatever stands around it."""
+    return _shaped(rng, split, _WHOLE, in_numbers=rng.random() < 0.25)
 
 
-def _draw_date(rng: np.random.Generator, parts: int) -> str:
+def shaped_parts(rng: np.random.Generator, split: str) -> str:
+    """A day of a month, or a month of a year; the month by its name, so that one sees which."""
+    return _shaped(rng, split, _PARTS, in_numbers=False)
+
+
+def _shaped(
+    rng: np.random.Generator, split: str, orders: tuple[str, ...], *, in_numbers: bool
+) -> str:
     while True:
-        pattern = _draw_pattern(rng, pick(rng, _ORDERS[parts]))
-        text = write_day(pattern, draw_day(rng))
-        # Of two numbers nobody could tell which they are.
-        is_clear = parts == 3 or any(letter.isalpha() for letter in text)
-        if is_clear and not any(shape.search(text) for shape in _HELD_OUT):
+        order = pick(rng, orders)
+        frame = pick(rng, _FRAMES) if "d" in order else "{}"
+        pattern, day = _draw_pattern(rng, order, in_numbers), draw_day(rng)
+        text = write_day(frame.replace("{}", pattern), day)
+        is_held_out = any(shape.search(text) for shape in _HELD_OUT)
+        if split_of(write_day(pattern, day)) == split and not is_held_out:
             return text
 
 
-def _draw_pattern(rng: np.random.Generator, order: str) -> str:
-    in_numbers = rng.random() < 0.25
+def _draw_pattern(rng: np.random.Generator, order: str, in_numbers: bool) -> str:
     forms = {
         "d": ("{d}", "{d:02}") if in_numbers else _DAYS,
         "m": _NUMBERED_MONTHS if in_numbers else _MONTHS,
@@ -87,5 +93,4 @@ def _draw_pattern(rng: np.random.Generator, order: str) -> str:
     text = first
     for nth, part in enumerate(others):
         text += (last if nth == len(others) - 1 else joiner) + part
-    frame = pick(rng, _FRAMES) if "d" in order else "{}"
-    return frame.replace("{}", text)
+    return text

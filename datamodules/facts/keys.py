@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ic.datamodules.facts.date_shapes import draw_day, shaped_date, write_day
+from ic.datamodules.facts.date_shapes import draw_day, shaped_date, shaped_parts, write_day
 from ic.datamodules.facts.key_shapes import shaped
 from ic.datamodules.facts.kinds import (
     Kind,
@@ -63,11 +63,13 @@ class Key:
     kind: str
 
 
-def _hexadecimal(length: int) -> Make:
-    """With a digit and a letter in it: training may see no number of seven digits."""
+def _of_both(alphabet: str, length: int) -> Make:
+    """With a digit and a letter in it: training may see no number of seven digits, and no word of
+    six letters.
+    """
 
     def make(rng: np.random.Generator) -> str:
-        while (text := draw_characters(rng, _HEX, length)).isdigit() or text.isalpha():
+        while (text := draw_characters(rng, alphabet, length)).isdigit() or text.isalpha():
             pass
         return text
 
@@ -164,8 +166,8 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "date-day": ("dates", _date("{b} {d}{th}")),
     "date-hyphen": ("dates", _date("{d}-{b}-{y}")),
     "date-year-first": ("dates", _date("{y}, {d} {b}")),
-    "date-parts": ("dates", shaped_date(2)),
-    "date-shaped": ("dates", shaped_date(3)),
+    "date-parts": ("dates", shaped_parts),
+    "date-shaped": ("dates", shaped_date),
     "date-slash": ("dates", _date("{d:02}/{m:02}/{y}")),
     "date-ordinal": ("dates", _date("the {d}{th} of {b}, {y}")),
     "time": ("amounts", hashed(lambda rng: f"{_number(rng, 0, 23):02}:{_number(rng, 0, 59):02}")),
@@ -199,9 +201,9 @@ _OTHERS: dict[str, tuple[str, Make]] = {
     "serial": ("codes", hashed(_serial)),
     "phone": ("codes", hashed(_phone)),
     **{f"shaped-{groups}": ("codes", shaped(groups)) for groups in (2, 3, 4, 5)},
-    "mixed-6": ("codes", characters(_MIXED, 6)),
-    "mixed-8": ("codes", characters(_MIXED, 8)),
-    "mixed-12": ("codes", characters(_MIXED, 12)),
+    "mixed-6": ("codes", _of_both(_MIXED, 6)),
+    "mixed-8": ("codes", _of_both(_MIXED, 8)),
+    "mixed-12": ("codes", _of_both(_MIXED, 12)),
     "email": (
         "codes",
         lambda rng, split: (
@@ -217,7 +219,7 @@ def _key_kinds() -> tuple[Kind, ...]:
     for length in range(2, 11):
         makers[f"digits-{length}"] = ("digits", characters(_DIGITS, length))
     for length in range(3, 11):
-        makers[f"hex-{length}"] = ("hex", _hexadecimal(length))
+        makers[f"hex-{length}"] = ("hex", _of_both(_HEX, length))
     makers["hex-8"] = ("hex", characters(_HEX, 8))
     makers["hex-upper-6"] = ("hex", characters(_HEX.upper(), 6))
     for length in range(3, 9):

@@ -141,12 +141,13 @@ def test_kinds_are_held_out_whole() -> None:
         assert kind.startswith("digits") or not re.fullmatch("[0-9a-f]{8}", value)
 
 
-def test_a_hexadecimal_key_of_training_is_neither_a_number_nor_a_word() -> None:
-    """One in 27 of seven digits would be: a number of seven digits, which training never sees."""
+@pytest.mark.parametrize(("kind", "characters"), [("hex-7", 16), ("mixed-6", 62)])
+def test_a_code_of_training_is_neither_a_number_nor_a_word(kind: str, characters: int) -> None:
+    """One in 27 hexadecimal ones of seven would be a number, which is what the test asks for."""
     generator = rng()
-    keys = [draw_key(generator, "train", "hex-7").text for _ in range(300)]
+    keys = [draw_key(generator, "train", kind).text for _ in range(600)]
     assert not [key for key in keys if key.isdigit() or key.isalpha()]
-    assert set("".join(keys)) == set("0123456789abcdef")
+    assert len(set("".join(keys))) == characters
 
 
 @pytest.mark.parametrize("kind", ["words-2", "full-name", "digits-5", "time", "mixed-8", "email"])
