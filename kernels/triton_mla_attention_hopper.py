@@ -9,7 +9,8 @@ other; the other warpgroup fills what is left. Key blocks are walked from the la
 that the block on the diagonal, the only one that needs the mask, comes first.
 
 Memory traffic: as in triton_mla_attention.py; k and v are read from L2 once for 128 queries.
-Limits: sm_90, fp16 and bf16, 192/128 and 96/64; other shapes take the portable kernel.
+Limits: sm_90, fp16 and bf16, 192/128, 128/64 (a converted model of heads of 64) and 96/64; other
+shapes take the portable kernel.
 Source: Shah et al., "FlashAttention-3", arXiv 2407.08608.
 """
 
@@ -286,11 +287,11 @@ _GLUON_DTYPE = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
 def hopper_supports(q: Tensor, v: Tensor) -> bool:
-    """Whether the Gluon kernels take these tensors: sm_90, 16 bits, 192/128 or 96/64."""
+    """Whether the Gluon kernels take these tensors: sm_90, 16 bits and their widths."""
     widths = (q.shape[-1], v.shape[-1])
     return (
         q.dtype in HALF
-        and widths in ((192, 128), (96, 64))
+        and widths in ((192, 128), (128, 64), (96, 64))
         and compute_capability(q) == 90
         and os.environ.get("IC_HOPPER_KERNELS", "1") == "1"
     )

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTHS = (("192", "128", "False"), ("192", "128", "True"), ("96", "64", "True"))
+WIDTHS = (
+    ("192", "128", "False"),
+    ("192", "128", "True"),
+    ("128", "64", "False"),
+    ("128", "64", "True"),
+    ("96", "64", "True"),
+)
 JOBS = [(str(c), "elementwise") for c in (75, 80, 86, 89, 90, 100)]
 JOBS += [(str(c), "attention", *widths) for c in (80, 86, 89, 90, 100) for widths in WIDTHS]
 JOBS += [("90", "hopper", *widths) for widths in WIDTHS]

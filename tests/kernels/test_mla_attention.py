@@ -10,7 +10,7 @@ ON_GPU = torch.cuda.is_available()
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 8e-4, torch.bfloat16: 5e-3}
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
 # On a GPU also what the Hopper kernels take; on the CPU the widths of the tiny model.
-WIDTHS = [(48, 32), (32, 16)] + ([(192, 128), (96, 64)] if ON_GPU else [])
+WIDTHS = [(48, 32), (32, 16)] + ([(192, 128), (128, 64), (96, 64)] if ON_GPU else [])
 
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:

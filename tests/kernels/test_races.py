@@ -143,7 +143,7 @@ def test_choice_repeats_itself(device: torch.device, rows: int, keys: int, top_k
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 111, 1000])
-@pytest.mark.parametrize("width", [(192, 128), (128, 128), (64, 64), (96, 64)], ids=str)
+@pytest.mark.parametrize("width", [(192, 128), (128, 128), (128, 64), (64, 64), (96, 64)], ids=str)
 @pytest.mark.parametrize("heads", [1, 16, 128])
 def test_attention_repeats_itself(
     device: torch.device, heads: int, width: tuple[int, int], tokens: int
