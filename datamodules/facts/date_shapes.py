@@ -7,11 +7,12 @@ these training sees that a date is copied as it stands. None is written as one t
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 
 import numpy as np
 
 from ic.datamodules.facts.key_shapes import HELD_OUT_SHAPES
-from ic.datamodules.facts.splits import pick, split_of
+from ic.datamodules.facts.splits import draw_of_split, pick
 
 MONTHS = "January February March April May June July August September October November December"
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
@@ -71,14 +72,25 @@ def shaped_parts(rng: np.random.Generator, split: str) -> str:
 def _shaped(
     rng: np.random.Generator, split: str, orders: tuple[str, ...], *, in_numbers: bool
 ) -> str:
-    while True:
-        order = pick(rng, orders)
-        frame = pick(rng, _FRAMES) if "d" in order else "{}"
-        pattern, day = _draw_pattern(rng, order, in_numbers), draw_day(rng)
-        text = write_day(frame.replace("{}", pattern), day)
-        is_held_out = any(shape.search(text) for shape in _HELD_OUT)
-        if split_of(write_day(pattern, day)) == split and not is_held_out:
-            return text
+    make = partial(_draw_date, orders=orders, in_numbers=in_numbers)
+    text, _ = draw_of_split(rng, split, make, _bare_date)
+    return text
+
+
+def _draw_date(
+    rng: np.random.Generator, orders: tuple[str, ...], in_numbers: bool
+) -> tuple[str, str]:
+    """A date, and the same without what stands around it."""
+    order = pick(rng, orders)
+    frame = pick(rng, _FRAMES) if "d" in order else "{}"
+    pattern, day = _draw_pattern(rng, order, in_numbers), draw_day(rng)
+    return write_day(frame.replace("{}", pattern), day), write_day(pattern, day)
+
+
+def _bare_date(drawn: tuple[str, str]) -> str | None:
+    """What decides the split of a date; None if it is written as one that is held out."""
+    text, bare = drawn
+    return None if any(shape.search(text) for shape in _HELD_OUT) else bare
 
 
 def _draw_pattern(rng: np.random.Generator, order: str, in_numbers: bool) -> str:

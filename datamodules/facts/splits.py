@@ -40,11 +40,22 @@ def pick(rng: np.random.Generator, items: Sequence[_Item]) -> _Item:
 
 
 def draw_of_split(
-    rng: np.random.Generator, split: str, make: Callable[[np.random.Generator], str]
-) -> str:
-    """What `make` draws first that belongs to the split."""
+    rng: np.random.Generator,
+    split: str,
+    make: Callable[[np.random.Generator], _Item],
+    hashed: Callable[[_Item], str | None] = str,
+) -> _Item:
+    """What `make` draws first that belongs to the split.
+
+    Args:
+        hashed: the text of what was drawn that decides; None if it may belong to no split.
+
+    Raises:
+        ValueError: nothing of very many draws belongs to the split.
+    """
     for _ in range(_MOST_DRAWS):
-        text = make(rng)
-        if split_of(text) == split:
-            return text
+        item = make(rng)
+        text = hashed(item)
+        if text is not None and split_of(text) == split:
+            return item
     raise ValueError(f"{make} makes nothing that belongs to split={split!r}")

@@ -8,6 +8,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from ic.datamodules.facts import date_shapes
 from ic.datamodules.facts.key_shapes import HELD_OUT_SHAPES, held_out_shape
 from ic.datamodules.facts.keys import draw_key, key_kinds
 
@@ -112,3 +113,10 @@ def test_a_weekday_is_that_of_its_date() -> None:
         weekday, day, month, year = key.replace(",", "").split()
         number = datetime.strptime(f"{day} {month} {year}", "%d %B %Y").weekday()
         assert WEEKDAYS[number] == weekday
+
+
+def test_dates_that_are_all_held_out_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a search without an end."""
+    monkeypatch.setattr(date_shapes, "_HELD_OUT", (re.compile(""),))
+    with pytest.raises(ValueError, match=r"_draw_date.* makes nothing that belongs to split='te"):
+        date_shapes.shaped_date(np.random.default_rng(0), "test")
