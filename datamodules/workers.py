@@ -72,10 +72,15 @@ class WorkerLoader(DataLoader):
                 else:
                     yield batch
         finally:
-            if failed is not None or any(worker.exitcode for worker in workers):
+            if failed is not None or _killed(workers):
                 _end_workers(iterator)
             del iterator
         raise DataWorkerError(_explain(failed, self.patience_s))
+
+
+def _killed(workers: Collection[BaseProcess]) -> list[BaseProcess]:
+    """Those that ended with another code than 0, as one that is killed does."""
+    return [worker for worker in workers if worker.exitcode not in (None, 0)]
 
 
 def _end_workers(iterator: Any) -> None:
@@ -101,9 +106,8 @@ def _next_in_time(iterator: Iterator[Any], workers: Collection[BaseProcess], lim
     def look(signum: int, frame: FrameType | None) -> None:
         nonlocal waited_s
         waited_s += every_s
-        dead = [worker.pid for worker in workers if worker.exitcode not in (None, 0)]
-        if dead:
-            raise RuntimeError(f"DataLoader worker (pid {dead[0]}) exited unexpectedly")
+        if killed := _killed(workers):
+            raise RuntimeError(f"DataLoader worker (pid {killed[0].pid}) exited unexpectedly")
         if waited_s >= limit_s:
             raise RuntimeError("DataLoader timed out")
         signal.setitimer(signal.ITIMER_REAL, every_s)  # once each time: it must not raise twice
