@@ -63,7 +63,7 @@ test: $(VENV)/.dev  ## run the tests on two processes, but for those of the targ
 kernels: $(VENV)/.dev  ## run the kernels in Triton's interpreter, and on a GPU where there is one (ten minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not compile" tests/kernels
 
-slow: $(VENV)/.dev  ## train, kill, heal, plan, sweep and measure whole runs (an hour)
+slow: $(VENV)/.dev  ## train, kill, heal, plan, sweep and measure whole runs (35 minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not hosts and not slurm"
 
 upstream: $(VENV)/.dev  ## run transformers' own test classes on our models and tokenizer
