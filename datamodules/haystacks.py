@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -93,9 +94,9 @@ class Haystack:
         prose = self._prose[split]
         while True:
             if kind == "text" and prose is not None:
-                found = list(prose.sentences(rng, _TOKENS_AT_ONCE))
-                # The first begins within a sentence.
-                tokens = found[min(1, len(found) - 1)].tolist()
+                # The first begins within a sentence, and may be the only one.
+                *_, found = islice(prose.sentences(rng, _TOKENS_AT_ONCE), 2)
+                tokens = found.tolist()
                 text = self._decode(tokens, clean_up_tokenization_spaces=False)
                 yield str(text).strip()
             else:

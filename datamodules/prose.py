@@ -89,7 +89,9 @@ class Prose:
         excess = -length
         for begin, end in self.spans(rng, length):
             first, last = np.searchsorted(self.store.sentences, (begin, end), side="right")
-            cuts = [begin, *self.store.sentences[first:last].tolist(), end]
+            # A book has thousands of sentences, of which a few may be enough.
+            enough = np.searchsorted(self.store.sentences, begin - excess) + 1
+            cuts = [begin, *self.store.sentences[first : min(last, enough)].tolist(), end]
             for start, stop in pairwise(cuts):
                 if excess < 0:
                     pieces.append((start, stop))
