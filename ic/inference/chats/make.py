@@ -78,9 +78,10 @@ def _fill(
                 console.print(f"{there}; {number} {told}", markup=False)
 
         writer = ChatWriter(loaded, turns, options, on_token)
+        known = {normalised(_first_question(chat)) for chat in record.chats}
         while not record.is_complete and record.begun < most:
-            known = {normalised(_first_question(chat)) for chat in record.chats}
             chats, dropped = writer.batch(record.num_batches, options.batch_size, known)
+            known.update(normalised(_first_question(chat)) for chat in chats)
             record.add(chats, options.batch_size, dropped)
             progress.update(done, completed=min(len(record.chats), options.count))
 
