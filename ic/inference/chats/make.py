@@ -6,10 +6,11 @@ import time
 from collections import Counter
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ic.errors import RunFailedError
 from ic.inference.chats.options import MakeChatsOptions
+from ic.inference.chats.pace import Pace
 from ic.inference.chats.record import ChatRecord, Messages
 from ic.inference.chats.user_turns import UserTurns, check_chat, shortest_chat
 from ic.inference.chats.writer import ChatWriter, normalised
@@ -62,8 +63,11 @@ def _fill(
     """Write batches until there are enough, or too many were begun."""
     loaded = opened.load()
     most = options.most_attempts * options.count
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        done = progress.add_task("conversations", total=options.count, completed=len(record.chats))
+    # rich's own column of the time left forgets what was done half a minute ago: the last batch.
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        pace = Pace(record, options.count)
+        done = progress.add_task(str(pace), total=options.count, completed=len(record.chats))
         at_hand = progress.add_task("", total=None)
 
         said_s = time.monotonic()
@@ -71,11 +75,11 @@ def _fill(
         def on_token(who: str, number: int, limit: int) -> None:
             nonlocal said_s
             told = f"tokens of the {who}s, {limit} at most"
+            progress.update(done, description=str(pace))
             progress.update(at_hand, description=told, completed=number, total=limit)
             if not console.is_terminal and time.monotonic() - said_s >= _EVERY_S:
                 said_s = time.monotonic()
-                there = f"{len(record.chats)} of {options.count} conversations"
-                console.print(f"{there}; {number} {told}", markup=False)
+                console.print(f"{pace}; {number} {told}", markup=False)
 
         writer = ChatWriter(loaded, turns, options, on_token)
         known = {normalised(_first_question(chat)) for chat in record.chats}
@@ -83,7 +87,9 @@ def _fill(
             chats, dropped = writer.batch(record.num_batches, options.batch_size, known)
             known.update(normalised(_first_question(chat)) for chat in chats)
             record.add(chats, options.batch_size, dropped)
-            progress.update(done, completed=min(len(record.chats), options.count))
+            pace.batch_done()
+            completed = min(len(record.chats), options.count)
+            progress.update(done, description=str(pace), completed=completed)
 
 
 def _first_question(chat: Messages) -> str:
