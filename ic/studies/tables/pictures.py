@@ -20,8 +20,10 @@ from ic.studies.tables.retrieval import KINDS, STAGES, alignment_rows
 
 Rows = list[dict[str, Any]]
 # What of a suite's row is drawn.
+_ANSWERS = ("task", "length_tokens", "depth", "n", "correct")
 _DRAWN = {
-    "passkey": ("task", "length_tokens", "depth", "n", "correct"),
+    "passkey": _ANSWERS,
+    "niah": _ANSWERS,
     "perplexity": (
         *("task", "length_tokens", "position", "from_token", "to_token", "n"),
         *("perplexity", "nll_low_95", "nll_high_95"),
@@ -36,7 +38,7 @@ class Picture:
     Attributes:
         rows: makes what is drawn: rows of results files.
         trained_length: longest context in tokens that was trained, to be marked.
-        suite: a heatmap of passkey answers, or perplexity by position.
+        suite: a heatmap of passkey or needle answers, or perplexity by position.
     """
 
     file: str
@@ -78,6 +80,18 @@ def _one_panel() -> Rows:
     return [row | {"task": "both tasks"} for row in _answers("infinitecontext_1b-passkey.json")]
 
 
+def _needles() -> Rows:
+    """The converted model's answers in unseen books, a panel for each way of asking."""
+    shown = {"own_words": "asked as it was stated", "other_words": "asked in other words"}
+    files = ("4k-32k", "64k", "128k", "128k-other_words")
+    return [
+        row | {"task": shown[row["task"]]}
+        for file in files
+        for row in load(f"smollm2_mla-h200-98k-niah-{file}.json")["rows"]
+        if row["task"] in shown
+    ]
+
+
 PICTURES = (
     Picture(
         "infinitecontext_1b-passkey.png",
@@ -102,8 +116,15 @@ PICTURES = (
     Picture(
         "smollm2_mla-perplexity.png",
         "SmolLM2-135M as MLA: perplexity by position",
-        lambda: load("smollm2_mla-h100-98k-perplexity.json")["rows"],
+        lambda: load("smollm2_mla-h200-98k-perplexity.json")["rows"],
         trained_length=98304,
         suite="perplexity",
+    ),
+    Picture(
+        "smollm2_mla-niah.png",
+        "SmolLM2-135M as MLA: facts in unseen books, unseen words and kinds of keys",
+        _needles,
+        trained_length=98304,
+        suite="niah",
     ),
 )
