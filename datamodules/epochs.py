@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from ic.datamodules.batch import Batch, without
 from ic.datamodules.conversations import source_files
+from ic.datamodules.epoch_length import EpochLength
 from ic.datamodules.file_contents import refuse_shared_files
 from ic.datamodules.options import EpochDataOptions
 from ic.datamodules.workers import WorkerLoader, make_loader
@@ -27,7 +28,13 @@ from ic.parallel.replica import data_replica, length_multiple
 
 
 class Generated(Protocol):
-    """Micro-batches that are generated in between, and take no rows."""
+    """Micro-batches that are generated in between, and take no rows.
+
+    Attributes:
+        fraction: their share of all micro-batches.
+    """
+
+    fraction: float
 
     def takes(self, step: int) -> bool:
         """Whether this micro-batch is one of them."""
@@ -104,6 +111,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
     Settings are `train_files`, `val_files` and `test_files`.
 
     Attributes:
+        example_name: what an example is called, in the singular.
         file_example: name of a file, for the error that there is none.
         other_data_error: the error that a checkpoint was trained on other data.
 
@@ -111,6 +119,7 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         ValueError: bad data, named by its row, before training starts.
     """
 
+    example_name: ClassVar[str]
     file_example: ClassVar[str]
     other_data_error: ClassVar[str]
 
@@ -125,6 +134,10 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
     @abstractmethod
     def _read(self, setting: str) -> list[Example]:
         """The examples of a setting's files."""
+
+    @abstractmethod
+    def _sizes(self) -> tuple[int, int]:
+        """Numbers of examples of training as the files hold them, and of their tokens."""
 
     @abstractmethod
     def _rows(self, setting: str, order: list[int]) -> list[Row]:
@@ -148,6 +161,11 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         return None
 
     @property
+    def packed(self) -> bool:
+        """Whether a row holds as many examples as there is room for."""
+        return False
+
+    @property
     def context_length(self) -> int:
         return self.config.context_length
 
@@ -169,6 +187,26 @@ class EpochDataModule(LightningDataModule, ABC, Generic[Config, Example, Row]):
         self._refuse_shared_files(["val_files", "test_files"] if stage == "fit" else [wanted])
         for setting in ("train_files", "val_files") if stage == "fit" else (wanted,):
             self.examples(setting)
+        if stage == "fit" and self.trainer is not None:
+            length, max_steps = self.epoch_length(), self.trainer.max_steps
+            say = rank_zero_warn if length.too_often(max_steps) else rank_zero_info
+            say(length.describe("data.train_files", max_steps))
+
+    def epoch_length(self) -> EpochLength:
+        """Of training by the trainer, or in one process that does not accumulate."""
+        num_examples, num_tokens = self._sizes()
+        _, world = self._rank_and_world
+        micro_batches = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        generated = 0.0 if self.generated is None else self.generated.fraction
+        return EpochLength(
+            self.example_name,
+            num_examples,
+            num_tokens,
+            len(self._rows_of_epoch(0)),
+            self.context_length if self.packed else None,
+            self.config.rows_per_batch * world * micro_batches * (1 - generated),
+            exact=not generated,
+        )
 
     def _refuse_no_files(self, setting: str) -> None:
         if not getattr(self.config, setting):

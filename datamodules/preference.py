@@ -155,6 +155,7 @@ def _rows_of_pairs(pairs: list[TokenizedPair]) -> list[list[_Part]]:
 class PreferenceDataModule(EpochDataModule[PreferenceDataOptions, TokenizedPair, int]):
     """Preference pairs, each a row of `EpochDataModule`."""
 
+    example_name = "pair"
     file_example = "pairs.jsonl"
     other_data_error = (
         "data.train_files: the checkpoint was trained on other pairs; give the same files, "
@@ -196,6 +197,12 @@ class PreferenceDataModule(EpochDataModule[PreferenceDataOptions, TokenizedPair,
         if not kept and getattr(self.config, setting):
             raise ValueError(f"data.{setting}: no pairs to use")
         return kept
+
+    def _sizes(self) -> tuple[int, int]:
+        pairs = self.examples("train_files")
+        # A prompt counts once, as it stands in the file, whether rows share it or not.
+        tokens = (len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        return len(pairs), sum(tokens)
 
     def _rows(self, setting: str, order: list[int]) -> list[int]:
         return order

@@ -110,6 +110,7 @@ def collate_conversations(
 class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[int]]):
     """Conversations, one or more a row of `EpochDataModule`."""
 
+    example_name = "conversation"
     file_example = "chats.jsonl"
     other_data_error = (
         "data: the checkpoint was trained on other conversations, or on rows of another "
@@ -120,6 +121,10 @@ class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[
     @cached_property
     def generated(self) -> NeedleRows | None:
         return NeedleRows(self.config, self.tokenizer) if self.config.needle_fraction else None
+
+    @property
+    def packed(self) -> bool:
+        return self.config.packing
 
     def check_files(self) -> None:
         super().check_files()
@@ -162,8 +167,13 @@ class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[
             raise ValueError(f"data.{setting}: no conversations to use")
         return kept
 
+    def _sizes(self) -> tuple[int, int]:
+        conversations = self.examples("train_files")
+        # One that was split is still one.
+        return len({each.where for each in conversations}), sum(map(len, conversations))
+
     def _rows(self, setting: str, order: list[int]) -> list[list[int]]:
-        if not self.config.packing:
+        if not self.packed:
             return [[index] for index in order]
         conversations = self.examples(setting)
         lengths = [len(conversations[index]) for index in order]
@@ -175,7 +185,7 @@ class SFTDataModule(EpochDataModule[SFTDataOptions, TokenizedConversation, list[
         return collate_conversations(
             [[conversations[index] for index in row] for row in rows],
             int(self.tokenizer.pad_token_id or 0),
-            self.config.context_length if self.config.packing else None,
+            self.config.context_length if self.packed else None,
             self.length_multiple,
         )
 
