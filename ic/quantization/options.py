@@ -9,7 +9,8 @@ from ic.datamodules.options import FORMATS
 from ic.errors import check_choice
 from ic.model.options import CACHE_DTYPES
 
-SCHEMES = ("fp8", "int8", "int4")
+NONE = "none"
+SCHEMES = ("fp8", "int8", "int4", NONE)
 GROUP_SIZES = (128, 64, 32)  # that the servers' kernels take
 GPTQ = "gptq"
 ROUNDINGS = ("nearest", GPTQ)
@@ -25,15 +26,18 @@ class QuantizeOptions:
         source: the model: a run, a checkpoint, an export, a Hugging Face folder or a GGUF file with
             Multi-head Latent Attention, in float32, bfloat16 or float16.
         output: folder to make: an export in compressed-tensors' form with `quantization.json`.
-        scheme: fp8 (e4m3 weights and inputs), int8 (the same in int8) or int4 (weights alone).
+        scheme: fp8 (e4m3 weights and inputs), int8 (the same in int8), int4 (weights alone), or
+            none, which leaves the weights in their precision and is for `cache` alone.
         cache: what the latent cache holds when the folder is loaded: fp8, int8, or auto for the
             model's own precision.
         group_size: of int4, inputs that share a scale: 128, 64 or 32; null is the largest of them
             that divides the inputs of every layer.
         rounding: nearest, or gptq for int4, which makes up for the errors of each input by the
             inputs behind it, as `calibration` tells how they go together.
-        calibration: files of text for gptq: paths or globs of text, JSON Lines or parquet,
-            compressed or not.
+        calibration: files of text: paths or globs of text, JSON Lines or parquet, compressed or
+            not. gptq needs them; with cache=int8 they tell which numbers of a row are large, and
+            these are made smaller where the model multiplies them back, which changes nothing but
+            what rounding loses.
         calibration_rows: sequences that are taken from it, of different documents where it has
             them.
         calibration_tokens: tokens of each.
@@ -75,9 +79,16 @@ class QuantizeOptions:
         for name, least in (("calibration_rows", 1), ("calibration_tokens", 2)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.rounding == GPTQ and self.scheme in ("fp8", "int8"):
+        if self.scheme == NONE and self.cache == "auto":
             raise ValueError(
-                f"rounding=gptq: goes with scheme=int4, and {self.scheme} is rounded to nearest; "
+                "scheme=none: leaves the weights as they are, and cache=auto the cache; set "
+                "cache=int8 or fp8, or another scheme"
+            )
+        if self.scheme == NONE and self.keep:
+            raise ValueError(f"keep={self.keep}: scheme=none quantises no layer; leave it out")
+        if self.rounding == GPTQ and self.scheme not in ("???", "int4"):
+            raise ValueError(
+                f"rounding=gptq: goes with scheme=int4, and not with scheme={self.scheme}; "
                 "leave it out"
             )
         if self.rounding == GPTQ and not self.calibration:
@@ -85,15 +96,15 @@ class QuantizeOptions:
                 "calibration=[]: rounding=gptq measures a layer's inputs on text such as the model "
                 "will read: name files, or leave rounding out"
             )
-        if self.rounding != GPTQ and self.calibration:
+        if self.calibration and self.rounding != GPTQ and self.cache != "int8":
             raise ValueError(
-                f"calibration={self.calibration}: rounding={self.rounding} reads none; set "
-                "rounding=gptq with scheme=int4, or leave it out"
+                f"calibration={self.calibration}: rounding={self.rounding} and cache={self.cache} "
+                "read none; set rounding=gptq with scheme=int4, or cache=int8, or leave it out"
             )
-        if self.group_size is not None and self.scheme in ("fp8", "int8"):
+        if self.group_size is not None and self.scheme not in ("???", "int4"):
             raise ValueError(
-                f"group_size={self.group_size}: scheme={self.scheme} has a scale for each output, "
-                "and no groups; leave it out"
+                f"group_size={self.group_size}: goes with scheme=int4, and scheme={self.scheme} "
+                "has no groups; leave it out"
             )
         if self.group_size is not None and self.group_size not in GROUP_SIZES:
             raise ValueError(

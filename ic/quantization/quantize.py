@@ -33,8 +33,9 @@ from ic.inference.options import InferenceOptions
 from ic.inference.transformers_model import is_ours
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.quantised_linear import WeightScheme
+from ic.quantization.balance import BalancedWeights, RowFactors, row_factors
 from ic.quantization.gptq import input_moments
-from ic.quantization.options import GROUP_SIZES, PARITY, QuantizeOptions
+from ic.quantization.options import GPTQ, GROUP_SIZES, NONE, PARITY, QuantizeOptions
 from ic.quantization.schemes import ABSORBED, HEAD, library_scheme, quantization_config
 from ic.quantization.weights import QuantisedWeights
 
@@ -60,6 +61,19 @@ class Prepared:
     kept: list[str]
     tokenizer: PreTrainedTokenizerBase | None
     weights: Weights
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a text tells.
+
+    Attributes:
+        moments: of the inputs of the layers, for rounding by GPTQ; None rounds to nearest.
+        factors: that bring the numbers of a cached row to like size; None leaves them.
+    """
+
+    moments: dict[str, Tensor] | None = None
+    factors: dict[str, RowFactors] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,22 +111,17 @@ def prepare(options: QuantizeOptions) -> Prepared:
         )
     if not source.is_gguf:
         _check_unquantised(source)
-    library_scheme(WeightScheme(options.scheme, GROUP_SIZES[0] if _grouped(options) else None))
+    if options.scheme != NONE:
+        library_scheme(WeightScheme(options.scheme, GROUP_SIZES[0] if _grouped(options) else None))
     config, weights, own_tokenizer = open_weights(source, options.tokenizer is None)
-    layers = linear_layers(config)
-    kept = [HEAD, f"re:.*{ABSORBED}$", *_patterns(options.keep, layers)]
-    quantised = {name: inputs for name, inputs in layers.items() if not _is_kept(name, kept)}
-    if not quantised:
-        raise UsageError(f"keep={options.keep}: leaves no layer to quantise")
-    _check_fused(options.keep, layers, quantised)
-    group_size = _group_size(options, quantised) if _grouped(options) else None
+    schemes, kept = _schemes(options, linear_layers(config))
     config.set_cache_dtype(options.cache)
-    scheme = WeightScheme(options.scheme, group_size)
-    config.quantization_config = quantization_config(scheme, kept)
+    for scheme in list(schemes.values())[:1]:
+        config.quantization_config = quantization_config(scheme, kept)
     tokenizer = own_tokenizer
     if options.tokenizer is not None:
         tokenizer = build_tokenizer(options.tokenizer)
-    return Prepared(source, config, dict.fromkeys(quantised, scheme), kept, tokenizer, weights)
+    return Prepared(source, config, schemes, kept, tokenizer, weights)
 
 
 def calibrate(
@@ -121,11 +130,11 @@ def calibrate(
     rows_MT: Tensor,
     accelerator: str,
     on_row: Callable[[int], None] = lambda _: None,
-) -> dict[str, Tensor]:
-    """What the inputs of the layers are like on a text, for rounding by GPTQ.
+) -> Calibration:
+    """What the inputs of the layers and the rows of the cache are like on a text.
 
     Args:
-        rows_MT: token ids of the text.
+        rows_MT: token ids of the text, read once for each of the two that is asked.
         accelerator: where it is read, and the rounding computed: auto, cpu or gpu.
         on_row: told of each row that was read.
 
@@ -135,7 +144,12 @@ def calibrate(
     given = InferenceOptions(
         checkpoint=str(prepared.source.path), tokenizer=options.tokenizer, accelerator=accelerator
     )
-    return input_moments(load_source(given).model, rows_MT, prepared.schemes, on_row)
+    model = load_source(given).model
+    factors = row_factors(model, rows_MT, on_row) if options.cache == "int8" else None
+    moments = None
+    if options.rounding == GPTQ:
+        moments = input_moments(model, rows_MT, prepared.schemes, on_row)
+    return Calibration(moments, factors)
 
 
 @torch.no_grad()
@@ -144,19 +158,22 @@ def quantize(
     options: QuantizeOptions,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
     *,
-    moments: Mapping[str, Tensor] | None = None,
+    calibration: Calibration | None = None,
 ) -> Quantised:
     """Read the weights, round and pack them, and write the folder whole or not at all.
 
     Args:
         on_bytes: told the bytes written so far and in all.
-        moments: what `calibrate` found, for rounding by GPTQ.
+        calibration: what `calibrate` found.
 
     Raises:
         CheckpointError: weights that cannot be read, or a folder that cannot be written.
     """
     start, source = time.perf_counter(), prepared.source
-    weights = QuantisedWeights(prepared.weights, prepared.schemes, moments)
+    known, weights_before = calibration or Calibration(), prepared.weights
+    if known.factors is not None:
+        weights_before = BalancedWeights(weights_before, known.factors, prepared.config)
+    weights = QuantisedWeights(weights_before, prepared.schemes, known.moments)
     before, after = (
         sum(tensor.nbytes for tensor in each.sizes.values()) for each in (prepared.weights, weights)
     )
@@ -167,10 +184,11 @@ def quantize(
         else:
             prepared.tokenizer.save_pretrained(folder)
         about = {
-            "scheme": asdict(next(iter(prepared.schemes.values()))),
+            "scheme": next((asdict(scheme) for scheme in prepared.schemes.values()), None),
             "rounding": options.rounding,
-            **({} if moments is None else _calibration(options)),
+            **({} if calibration is None else _calibration(options)),
             "cache": options.cache,
+            "cache_is_balanced": known.factors is not None,
             "kept": prepared.kept,
             "bytes_before": before,
             "bytes_after": after,
@@ -205,6 +223,25 @@ def linear_layers(config: MLAConfig) -> dict[str, int]:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear)
     }
+
+
+def _schemes(
+    options: QuantizeOptions, layers: Mapping[str, int]
+) -> tuple[dict[str, WeightScheme], list[str]]:
+    """The layers that are quantised, each with the scheme, and the patterns of those that stay.
+
+    Raises:
+        UsageError: no layer is left, or groups that do not divide.
+    """
+    if options.scheme == NONE:
+        return {}, []
+    kept = [HEAD, f"re:.*{ABSORBED}$", *_patterns(options.keep, layers)]
+    quantised = {name: inputs for name, inputs in layers.items() if not _is_kept(name, kept)}
+    if not quantised:
+        raise UsageError(f"keep={options.keep}: leaves no layer to quantise")
+    _check_fused(options.keep, layers, quantised)
+    group_size = _group_size(options, quantised) if _grouped(options) else None
+    return dict.fromkeys(quantised, WeightScheme(options.scheme, group_size)), kept
 
 
 def _grouped(options: QuantizeOptions) -> bool:

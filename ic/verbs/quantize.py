@@ -22,7 +22,7 @@ class Config(QuantizeOptions):
     """The verb `quantize`: a model's weights in eight or four bits, and what they cost.
 
     Attributes:
-        accelerator: of gptq and the report: auto (a GPU if there is one), cpu or gpu.
+        accelerator: of calibration and the report: auto (a GPU if there is one), cpu or gpu.
         attention, norm, rope: backends of the report, as of `parity`.
         parity: what is measured of the source and the result, as by the verb `parity`, into the
             folder `parity` of the output. null measures nothing.
@@ -95,10 +95,10 @@ def run(config: Config) -> int:
     positions = prepared.config.max_position_embeddings
     parity = config.parity_config()
     rows_MT = None
-    if parity is not None or config.rounding == GPTQ:
+    if parity is not None or config.calibration:
         tokenizer = prepared.tokenizer or load_tokenizer(prepared.source.path)
         check_report(parity, positions, tokenizer)
-    if config.rounding == GPTQ:
+    if config.calibration:
         texts = open_texts(config)
         if config.calibration_tokens > positions:
             raise UsageError(
@@ -107,10 +107,11 @@ def run(config: Config) -> int:
             )
         rows_MT = read_rows(texts, tokenizer, config)
     announce(prepared.source)
-    moments = None
+    calibration = None
     if rows_MT is not None:
-        with steps("calibration", "rows", len(rows_MT)) as on_row:
-            moments = calibrate(prepared, config, rows_MT, config.accelerator, on_row)
+        passes = (config.cache == "int8") + (config.rounding == GPTQ)
+        with steps("calibration", "rows", passes * len(rows_MT)) as on_row:
+            calibration = calibrate(prepared, config, rows_MT, config.accelerator, on_row)
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("weights", total=None, visible=False)
@@ -118,7 +119,7 @@ def run(config: Config) -> int:
             prepared,
             config,
             lambda done, total: progress.update(task, completed=done, total=total, visible=True),
-            moments=moments,
+            calibration=calibration,
         )
     console, output = Console(), Path(config.output)
     for line in _summary(quantised, config):
@@ -135,7 +136,21 @@ def run(config: Config) -> int:
 
 def _summary(quantised: Quantised, config: Config) -> list[str]:
     """What was made, in bytes and errors, and which layer lost most."""
+    lines = [*_weights_summary(quantised, config)]
+    if config.cache != "auto":
+        balanced = ", of rows whose numbers were brought to like size" if _balances(config) else ""
+        lines.append(f"the cache holds {config.cache}{balanced}")
+    return [*lines, f"in {quantised.seconds:.0f} s: {config.output}"]
+
+
+def _balances(config: Config) -> bool:
+    return config.cache == "int8" and bool(config.calibration)
+
+
+def _weights_summary(quantised: Quantised, config: Config) -> list[str]:
     rows, before, after = quantised.rows, quantised.bytes_before, quantised.bytes_after
+    if not rows:
+        return [f"{before / 1e6:,.1f} MB of weights, in the precision that they had"]
     worst = max(rows, key=lambda row: row["relative_error"])
     mean = sum(row["relative_error"] for row in rows) / len(rows)
     return [
@@ -143,5 +158,4 @@ def _summary(quantised: Quantised, config: Config) -> list[str]:
         f"{after / 1e6:,.1f} MB ({after / before:.0%})",
         f"relative error of a layer's weight: {mean:.2%} on average, most in {worst['layer']} with "
         f"{worst['relative_error']:.2%}",
-        f"in {quantised.seconds:.0f} s: {config.output}",
     ]

@@ -154,9 +154,9 @@ def test_refusals(
     Path("short.txt").write_text("too short")
     capsys.readouterr()
     cases: list[tuple[list[str], str]] = [
-        (["scheme=fp4"], "scheme='fp4': did you mean fp8? choose one of fp8, int8, int4"),
+        (["scheme=fp4"], "scheme='fp4': did you mean fp8? choose one of fp8, int8, int4, none"),
         (["cache=int4"], "cache='int4'"),
-        (["group_size=64"], "group_size=64: scheme=fp8 has a scale for each output"),
+        (["group_size=64"], "group_size=64: goes with scheme=int4"),
         (["scheme=int4", "group_size=48"], "group_size=48: choose one of 128, 64, 32"),
         (["scheme=int4", "group_size=128"], "has 64 inputs, which groups of 128 do not divide"),
         (["scheme=int4"], "o_proj has 48 inputs, which groups of 128 or 64 or 32 do not divide"),

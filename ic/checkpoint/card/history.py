@@ -46,7 +46,8 @@ _OF_A_CONVERSION = (
     "versions",
 )
 _OF_A_QUANTISATION = (
-    *("scheme", "rounding", "calibration", "cache", "kept", "bytes_before", "bytes_after"),
+    *("scheme", "rounding", "calibration", "cache", "cache_is_balanced"),
+    *("kept", "bytes_before", "bytes_after"),
     *("seconds", "commit", "date", "device", "versions"),
 )
 Stage = dict[str, Any]
@@ -107,7 +108,9 @@ def quantisation_stage(folder: Path) -> Stage:
         "command": published_command(str(found.get("command"))),
         "files": {"calibration": files} if (files := found.get("calibration_files")) else {},
         "layers": len(errors),
-        "relative_error": {"mean": sum(errors) / len(errors), "most": max(errors)},
+        "relative_error": {"mean": sum(errors) / len(errors), "most": max(errors)}
+        if errors
+        else None,
     }
 
 

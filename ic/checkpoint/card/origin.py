@@ -26,6 +26,8 @@ def _title(stage: Stage) -> str:
         case "conversion":
             return f"Conversion of {stage['name']} to MLA"
         case "quantisation":
+            if stage["scheme"] is None:
+                return f"Quantisation of the cache of {stage['name']} to {stage['cache']}"
             return f"Quantisation of {stage['name']} to {stage['scheme']['name']}"
         case "missing":
             return f"{stage['name']}, which was not there when this card was written"
@@ -117,6 +119,18 @@ def _conversion(stage: Stage) -> list[str]:
 
 
 def _quantisation(stage: Stage) -> list[str]:
+    return [
+        *_quantised_weights(stage),
+        *_calibration(stage),
+        f"command: {code(stage['command'])}",
+        f"hardware: {stage['device']}, {stage['seconds']} s",
+        f"commit {stage['commit']}, {stage['date']}, {versions_text(stage['versions'])}",
+    ]
+
+
+def _quantised_weights(stage: Stage) -> list[str]:
+    if stage["scheme"] is None:
+        return [f"the weights in the precision that they had; its cache holds {stage['cache']}"]
     before, after, error = stage["bytes_before"], stage["bytes_after"], stage["relative_error"]
     group = stage["scheme"]["group_size"]
     scales = "each output" if group is None else f"each output and {group} inputs"
@@ -128,10 +142,6 @@ def _quantisation(stage: Stage) -> list[str]:
         f"({after / before:.0%})",
         f"error of a layer's weight, relative: {error['mean']:.2%} on average, {error['most']:.2%} "
         "at most",
-        *_calibration(stage),
-        f"command: {code(stage['command'])}",
-        f"hardware: {stage['device']}, {stage['seconds']} s",
-        f"commit {stage['commit']}, {stage['date']}, {versions_text(stage['versions'])}",
     ]
 
 
@@ -139,7 +149,12 @@ def _calibration(stage: Stage) -> list[str]:
     if not (read := stage["calibration"]):
         return []
     files = _file_list(stage["files"]["calibration"])
-    return [f"rounded by GPTQ on {read['rows']} rows of {read['tokens']:,} tokens of {files}"]
+    done = ["rounded by GPTQ"] if stage["rounding"] == "gptq" else []
+    # A folder that was made before this could be asked does not say.
+    if stage["cache_is_balanced"]:
+        done.append("numbers of a cached row brought to like size, by powers of two")
+    rows = f"on {read['rows']} rows of {read['tokens']:,} tokens of {files}"
+    return [f"{' and '.join(done)} {rows}"]
 
 
 def length_text(count: int | None) -> str:
