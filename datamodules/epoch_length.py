@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # More is a warning. Some twenty readings of 1,320 conversations cost a model of this project half
 # as much again in perplexity on books as it had before, and nobody had seen that they were twenty.
-MOST_READS = 5
+MOST_READS = 10
 
 
 @dataclass(frozen=True)

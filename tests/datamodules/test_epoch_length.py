@@ -95,8 +95,8 @@ PADDED = "data.train_files: 5 conversations, 100 tokens: "
         ({}, {"max_steps": -1}, PACKED + "an epoch is 2 steps"),
         (
             {},
-            {"max_steps": 10},  # five times, the most that is no warning
-            PACKED + "an epoch is 2 steps; trainer.max_steps=10 reads them 5 times",
+            {"max_steps": 20},  # ten times, the most that is no warning
+            PACKED + "an epoch is 2 steps; trainer.max_steps=20 reads them 10 times",
         ),
         (
             {},
@@ -156,14 +156,14 @@ def test_pairs(
     assert said(preference(share_prompt=False), -1) == ([f"{start}3 steps"], [])
 
 
-def test_more_than_five_readings_are_a_warning(
+def test_more_than_ten_readings_are_a_warning(
     sft: Callable[..., SFTDataModule],
     preference: Callable[..., PreferenceDataModule],
     said: Callable[..., tuple[list[str], list[str]]],
 ) -> None:
-    often = "an epoch is 2 steps; trainer.max_steps=11 reads them 5.5 times"
+    often = "an epoch is 2 steps; trainer.max_steps=22 reads them 11 times"
     advice = "or a lower trainer.max_steps"
-    assert said(sft(), 11) == ([], [f"{PACKED}{often}: give more conversations, {advice}"])
+    assert said(sft(), 22) == ([], [f"{PACKED}{often}: give more conversations, {advice}"])
     lines, warned = said(preference(), 3000)
     assert not lines
     assert warned[0].endswith(f"reads them 1,000 times: give more pairs, {advice}")

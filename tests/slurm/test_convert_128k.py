@@ -24,8 +24,8 @@ SMALL = (
 )
 HEAL = f"{SMALL} model.compile=false distillation.compile=false data.num_streams=1"
 LONG = (
-    f"{SMALL} data.context_length=512 data.tokens_per_batch=512 data.max_position=2048 "
-    "data.least_document_tokens=600 data.val_batches=1"
+    f"{SMALL} model.compile=false data.context_length=512 data.tokens_per_batch=512 "
+    "data.max_position=2048 data.least_document_tokens=600 data.val_batches=1"
 )
 # Random weights end no turn.
 CHATS = (

@@ -79,13 +79,27 @@ def rows_of(file: str) -> list[dict]:
     return json.loads((RESULTS / file).read_text())["rows"]
 
 
+OWN_32K = ("own_words", 32768)
+
+
 def test_headline() -> None:
-    """Seven rows, each figure against its file."""
+    """Eight rows, each figure against its file."""
     lines = headline_table().splitlines()
-    assert len(lines) == 2 + 7
-    retrieval, training, healed, cache, decode, served, demo = lines[2:]
+    assert len(lines) == 2 + 8
+    needles, healed, retrieval, training, cache, decode, served, demo = lines[2:]
     for line in lines[2:]:
-        assert (RESULTS / line.split("`")[-2]).is_file()
+        files = [part for part in line.split("`") if part.endswith(".json")]
+        assert files
+        assert all((RESULTS / file).is_file() for file in files)
+
+    half, whole = "smollm2_mla-h200-98k-niah-4k-32k.json", "smollm2_mla-h200-98k-niah-128k.json"
+    assert half in needles
+    assert whole in needles
+    rows = [row for row in rows_of(half) if (row["task"], row["length_tokens"]) == OWN_32K]
+    assert len(rows) == 5
+    assert f"{sum(row['correct'] for row in rows)}/60 at 32k, " in needles
+    rows = [row for row in rows_of(whole) if row["task"] == OWN_32K[0]]
+    assert f", {sum(row['correct'] for row in rows)}/60 at 128k |" in needles
 
     long = [
         row

@@ -1,4 +1,4 @@
-"""Seven figures that say what this project does, for a reader who has a minute."""
+"""Eight figures that say what this project does, for a reader who has a minute."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ _SURE = 131072
 
 def headline_table() -> str:
     """What was measured, the figure, and the results file that it stands in."""
-    lines = [_retrieval(), _training(), _healed(), _cache(), _decoding(), _serving(), _demo()]
+    lines = [
+        _needles(),
+        _healed(),
+        _retrieval(),
+        _training(),
+        _cache(),
+        _decoding(),
+        _serving(),
+        _demo(),
+    ]
     return "\n".join(markdown(["measured", "result", "file"], lines, left=3))
 
 
@@ -67,6 +76,22 @@ def _healed() -> list[str]:
         "authors",
         f"{', '.join(found)}; paired 95 % intervals",
         f"`{file}`",
+    ]
+
+
+def _needles() -> list[str]:
+    files = [f"smollm2_mla-h200-98k-niah-{part}.json" for part in ("4k-32k", "64k", "128k")]
+    found = []
+    for file in files:
+        rows = load(file)["rows"]
+        own = [row for row in rows if row["task"] == "own_words"]
+        lengths = sorted({row["length_tokens"] for row in own})
+        found += [f"{_pooled(own, length)} at {tokens(length)}" for length in lengths]
+    return [
+        "Facts that SmolLM2-135M as MLA finds in unseen books, in words, forms and kinds of keys "
+        "that training never had, asked as they were stated",
+        ", ".join(found),
+        ", ".join(f"`{file}`" for file in files),
     ]
 
 

@@ -84,11 +84,9 @@ def _needles() -> Rows:
     """The converted model's answers in unseen books, a panel for each way of asking."""
     shown = {"own_words": "asked as it was stated", "other_words": "asked in other words"}
     files = ("4k-32k", "64k", "128k", "128k-other_words")
+    rows = [r for f in files for r in load(f"smollm2_mla-h200-98k-niah-{f}.json")["rows"]]
     return [
-        row | {"task": shown[row["task"]]}
-        for file in files
-        for row in load(f"smollm2_mla-h200-98k-niah-{file}.json")["rows"]
-        if row["task"] in shown
+        row | {"task": name} for task, name in shown.items() for row in rows if row["task"] == task
     ]
 
 
