@@ -94,7 +94,7 @@ def test_refusals(
     given = ["calibration=[short.txt]", "rounding=gptq"]
     for overrides, message in (
         (["scheme=int4", "rounding=gptq"], "calibration=[]: rounding=gptq measures"),
-        (["scheme=int4", "calibration=[a.txt]"], "rounding=nearest reads none; set rounding=gptq"),
+        (["scheme=int4", "calibration=[a.txt]"], "rounding=nearest and cache=auto read none; set"),
         (["scheme=int8", *given], "rounding=gptq: goes with scheme=int4"),
         (["scheme=int4", "calibration=[no.txt]", "rounding=gptq"], "calibration"),
         (["scheme=int4", *given], "calibration: the files hold 5 tokens"),
