@@ -56,7 +56,7 @@ train() {
 # Rows of 96k fit 80 GB without gradient checkpointing.
 extend() {
   train "$1" "$2" experiment=long_128k "data.train_files=[$long]" \
-    model.gradient_checkpointing=false data.max_position=163840 model.compile=true "${@:3}"
+    model.gradient_checkpointing=false data.max_position=163840 "${@:3}"
 }
 compare() {
   ic PARITY parity "original=$original" "converted=$out/$1/0" "output=$out/$1/parity" \
@@ -74,7 +74,7 @@ stages() {
   compare heal
   extend long_8k LONG_8K "model.init_from=$out/heal/0" data.context_length=32768 \
     data.tokens_per_batch=32768 'callbacks.context_length.stages=[[0,8192],[900,32768]]' \
-    trainer.max_steps=1330
+    trainer.max_steps=1330 model.compile=true
   extend long_96k LONG_96K "model.init_from=$out/long_8k/0" data.context_length=98304 \
     data.tokens_per_batch=98304 data.least_document_tokens=65536 \
     'callbacks.context_length.stages=[[0,98304]]' optimizer.lr=3e-4 optimizer.warmup_steps=5 \
