@@ -34,10 +34,10 @@ class QuantizeOptions:
             that divides the inputs of every layer.
         rounding: nearest, or gptq for int4, which makes up for the errors of each input by the
             inputs behind it, as `calibration` tells how they go together.
-        calibration: files of text: paths or globs of text, JSON Lines or parquet, compressed or
-            not. gptq needs them; with cache=int8 they tell which numbers of a row are large, and
-            these are made smaller where the model multiplies them back, which changes nothing but
-            what rounding loses.
+        calibration: text for rounding=gptq, and for cache=int8 to bring the numbers of a row to
+            like size: paths or globs of text, JSON Lines or parquet, compressed or not. gptq needs
+            it. With cache=int8 the largest numbers are made smaller and multiplied back where they
+            are read, which changes nothing but what rounding loses.
         calibration_rows: sequences that are taken from it, of different documents where it has
             them.
         calibration_tokens: tokens of each.

@@ -137,14 +137,13 @@ def run(config: Config) -> int:
 def _summary(quantised: Quantised, config: Config) -> list[str]:
     """What was made, in bytes and errors, and which layer lost most."""
     lines = [*_weights_summary(quantised, config)]
-    if config.cache != "auto":
-        balanced = ", of rows whose numbers were brought to like size" if _balances(config) else ""
-        lines.append(f"the cache holds {config.cache}{balanced}")
+    if config.cache == "int8" and config.calibration:
+        lines.append("the cache holds int8, of rows whose numbers were brought to like size")
+    elif config.cache == "int8":
+        lines.append("the cache holds int8; with calibration=[FILES] its rows would lose less")
+    elif config.cache != "auto":
+        lines.append(f"the cache holds {config.cache}")
     return [*lines, f"in {quantised.seconds:.0f} s: {config.output}"]
-
-
-def _balances(config: Config) -> bool:
-    return config.cache == "int8" and bool(config.calibration)
 
 
 def _weights_summary(quantised: Quantised, config: Config) -> list[str]:

@@ -109,6 +109,9 @@ def test_int8_loses_less_than_e4m3(
     said = capsys.readouterr().out
     assert "of weights, in the precision that they had" in said
     assert "the cache holds int8, of rows whose numbers were brought to like size" in said
+    assert ic(*base, "scheme=none", "output=out/plain") == 0
+    hint = "the cache holds int8; with calibration=[FILES] its rows would lose less"
+    assert hint in capsys.readouterr().out
     exact = logits(load(source))
 
     def error(folder: Path | str, cache: str) -> float:
