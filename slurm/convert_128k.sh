@@ -78,7 +78,7 @@ stages() {
   extend long_96k LONG_96K "model.init_from=$out/long_8k/0" data.context_length=98304 \
     data.tokens_per_batch=98304 data.least_document_tokens=65536 \
     'callbacks.context_length.stages=[[0,98304]]' optimizer.lr=3e-4 optimizer.warmup_steps=5 \
-    trainer.max_steps=60
+    trainer.max_steps=47
   if [[ $last == sft ]]; then
     # Its rows skip further than the converted model, with which it is checked, has positions.
     train sft SFT experiment=sft_converted "model.init_from=$out/long_96k/0" \

@@ -5,7 +5,7 @@ hundred times as large as the latent beside it, as converted models have it, lea
 or three codes. What is taken from a number there can be given to what it is multiplied by: a
 rotary pair of the key to the same pair of the queries, a dimension of the latent to the inputs of
 `kv_b_proj`. The factors are powers of two, so that the model computes what it did, bit for bit,
-while no number leaves the range of its type.
+in float32 and bfloat16. float16 has too little range for that.
 
 The exchange is that of SmoothQuant (arXiv 2211.10438), between the two sides of a product that is
 never computed apart.
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ic.checkpoint.weights import Weights
+from ic.errors import UsageError
 from ic.model import MLAConfig
 from ic.model.attention import MLAAttention
 
@@ -54,6 +55,9 @@ def row_factors(
     Args:
         rows_MT: token ids.
         on_row: told of each row that was read.
+
+    Raises:
+        UsageError: rows that are not finite.
     """
     squares: dict[str, Tensor] = {}
 
@@ -77,10 +81,33 @@ def row_factors(
     finally:
         for hook in hooks:
             hook.remove()
+    for name, total in squares.items():
+        if not total.isfinite().all():
+            raise UsageError(
+                f"{name} computes numbers that are NaN or infinite: the source is damaged"
+            )
     return {
         name: _factors((total / len(rows_MT)).cpu(), layers[name].config)
         for name, total in squares.items()
     }
+
+
+def check_balance(config: MLAConfig, weights: Weights) -> None:
+    """Refuse a model whose numbers cannot change their size.
+
+    Raises:
+        UsageError: float16 weights, or norms that give keys their size.
+    """
+    if any(tensor.dtype == torch.float16 for tensor in weights.sizes.values()):
+        raise UsageError(
+            "cache=int8 calibration: float16 has too little range to bring numbers to like size; "
+            "`export dtype=bfloat16` first, or leave calibration out"
+        )
+    if config.qk_norm_dim is not None:
+        raise UsageError(
+            "cache=int8 calibration: this model's norms of queries and keys (qk_norm_dim) give its "
+            "rotary keys their size already; leave calibration out"
+        )
 
 
 class BalancedWeights:
@@ -130,8 +157,6 @@ def _outputs_times(tensor: Tensor, factor_N: Tensor) -> Tensor:
 
 def _factors(square_C: Tensor, config: MLAConfig) -> RowFactors:
     latent_R, rotary_P = square_C.split([config.kv_lora_rank, config.qk_rope_head_dim])
-    if config.qk_norm_dim is not None:  # the key's norm, behind the projection, gives it its size
-        return RowFactors(_power_of_two(latent_R), torch.ones_like(rotary_P))
     # Side by side, or a piece of each half: one factor a pair, as the rotation mixes the two.
     if config.rope_interleave:
         alike_P = rotary_P.view(-1, 2).mean(1).repeat_interleave(2)
@@ -141,6 +166,7 @@ def _factors(square_C: Tensor, config: MLAConfig) -> RowFactors:
 
 
 def _power_of_two(square: Tensor) -> Tensor:
-    """The power of two next to the root, in ratios."""
+    """The power of two next to the root, in ratios; one where all are zero."""
     root = square.sqrt()
-    return torch.exp2(root.clamp_min(float(root.max()) / _MOST).clamp_min(1e-30).log2().round())
+    most = float(root.max())
+    return torch.exp2(root.clamp_min(most / _MOST).log2().round()) if most else root + 1

@@ -37,7 +37,8 @@ class QuantizeOptions:
         calibration: text for rounding=gptq, and for cache=int8 to bring the numbers of a row to
             like size: paths or globs of text, JSON Lines or parquet, compressed or not. gptq needs
             it. With cache=int8 the largest numbers are made smaller and multiplied back where they
-            are read, which changes nothing but what rounding loses.
+            are read, which changes nothing but what rounding loses. float16 is
+            refused.
         calibration_rows: sequences that are taken from it, of different documents where it has
             them.
         calibration_tokens: tokens of each.

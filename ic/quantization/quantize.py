@@ -33,7 +33,7 @@ from ic.inference.options import InferenceOptions
 from ic.inference.transformers_model import is_ours
 from ic.model import MLAConfig, MLAForCausalLM
 from ic.model.quantised_linear import WeightScheme
-from ic.quantization.balance import BalancedWeights, RowFactors, row_factors
+from ic.quantization.balance import BalancedWeights, RowFactors, check_balance, row_factors
 from ic.quantization.gptq import input_moments
 from ic.quantization.options import GPTQ, GROUP_SIZES, NONE, PARITY, QuantizeOptions
 from ic.quantization.schemes import ABSORBED, HEAD, library_scheme, quantization_config
@@ -99,8 +99,8 @@ def prepare(options: QuantizeOptions) -> Prepared:
 
     Raises:
         ValueError: compressed-tensors is missing; another architecture, weights that are quantised
-            already, groups that do not divide, layers that there are not, an output that may not
-            be taken.
+            already or whose rows cannot be balanced, groups that do not divide, layers that there
+            are not, an output that may not be taken.
     """
     source = find_source(options.source)
     check_output(source.path, Path(options.output), options.overwrite)
@@ -115,6 +115,8 @@ def prepare(options: QuantizeOptions) -> Prepared:
         library_scheme(WeightScheme(options.scheme, GROUP_SIZES[0] if _grouped(options) else None))
     config, weights, own_tokenizer = open_weights(source, options.tokenizer is None)
     schemes, kept = _schemes(options, linear_layers(config))
+    if options.cache == "int8" and options.calibration:
+        check_balance(config, weights)
     config.set_cache_dtype(options.cache)
     for scheme in list(schemes.values())[:1]:
         config.quantization_config = quantization_config(scheme, kept)

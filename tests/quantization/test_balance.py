@@ -14,6 +14,7 @@ from ic.inference.loading import load_source
 from ic.inference.options import InferenceOptions
 from ic.model import MLAForCausalLM
 from ic.model.byte_tokenizer import ByteTokenizer
+from ic.quantization.balance import row_factors
 
 TEXT = "The sea was calm, and the old keeper lit his lamp. "
 IDS = torch.tensor([list((TEXT * 4).encode())])
@@ -71,7 +72,6 @@ def uneven(make_model: Callable[..., MLAForCausalLM], tmp_path: Path) -> Callabl
         {"q_lora_rank": None, "query_bias": True, "attention_bias": True},
         {"rope_interleave": False, "latent_norm": False},
         {"nope_layers": [0], "length_temperature": "ssmax"},
-        {"qk_norm_dim": 8},
     ],
     ids=str,
 )
@@ -84,20 +84,33 @@ def test_the_same_model_bit_for_bit_in_rows_of_like_size(
     plain, balanced = load(source), load("out")
     assert logits(balanced).equal(logits(plain))
 
-    # A norm of the keys gives them their size, behind the projection.
-    changed = 32 if "qk_norm_dim" in changes else 40
-
     def spread(model: MLAForCausalLM) -> list[float]:
         """Of the numbers of a row the largest root mean square by the smallest."""
         with torch.no_grad():
             cache = model(IDS, use_cache=True).past_key_values
-        rows = [layer.latents()[0, :, :changed].float() for layer in cache.layers]
-        sizes = [row.square().mean(0).sqrt() for row in rows]
+        sizes = [r.latents()[0].float().square().mean(0).sqrt() for r in cache.layers]
         return [float(size.max() / size.min()) for size in sizes]
 
     assert max(spread(balanced)) < 6
-    if changed == 40:
-        assert min(spread(plain)) > 40
+    assert min(spread(plain)) > 40
+
+
+def test_what_is_never_used_stays(make_model: Callable[..., MLAForCausalLM]) -> None:
+    """Rotary keys that are zero, and a latent that hardly moves: factors of a size that bfloat16
+    and training bear.
+    """
+    model = make_model()
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        attention.kv_a_proj_with_mqa.weight[32:] = 0
+        attention.kv_a_layernorm.weight[0] = 1e-12
+    found = row_factors(model, torch.arange(3, 43)[None])["model.layers.0.self_attn"]
+    assert found.rotary_P.tolist() == [1.0] * 8
+    assert found.latent_R.min() >= found.latent_R.max() / 512
+    with torch.no_grad():
+        attention.kv_a_layernorm.weight[1] = torch.nan
+    with pytest.raises(ValueError, match="self_attn computes numbers that are NaN"):
+        row_factors(model, torch.arange(3, 43)[None])
 
 
 def test_int8_loses_less_than_e4m3(
@@ -127,6 +140,8 @@ def test_int8_loses_less_than_e4m3(
     assert (record["scheme"], record["cache_is_balanced"]) == (None, True)
     page = Path("out/rows/README.md").read_text()
     assert "Quantisation of the cache of" in page
+    assert "compressed-tensors" not in page
+    assert "weights are rounded" not in page
     assert (
         "numbers of a cached row brought to like size, by powers of two on 4 rows of 200 tokens of "
         "text.txt" in page
@@ -147,7 +162,7 @@ def test_int8_loses_less_than_e4m3(
         (["scheme=none", "cache=int8", "rounding=gptq"], "rounding=gptq: goes with scheme=int4"),
     ],
 )
-def test_refusals(
+def test_refusals_of_options(
     ic: Callable[..., int],
     uneven: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
@@ -155,5 +170,31 @@ def test_refusals(
     message: str,
 ) -> None:
     assert ic("quantize", f"source={uneven()}", "output=out", "parity=null", *overrides) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qk_norm_dim": 8}, "norms of queries and keys (qk_norm_dim) give its rotary keys"),
+        ({"dtype": "float16"}, "float16 has too little range to bring numbers to like size"),
+    ],
+    ids=str,
+)
+def test_refusals_of_models(
+    ic: Callable[..., int],
+    uneven: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    dims = {name: value for name, value in changes.items() if name != "dtype"}
+    source = uneven(**dims)
+    if "dtype" in changes:
+        assert ic("export", f"checkpoint={source}", "output=half", "dtype=float16") == 0
+        source = Path("half")
+    given = ("quantize", f"source={source}", "output=out", "parity=null", "scheme=none")
+    assert ic(*given, "cache=int8", *ASKED) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not Path("out").exists()

@@ -130,7 +130,10 @@ def _quantisation(stage: Stage) -> list[str]:
 
 def _quantised_weights(stage: Stage) -> list[str]:
     if stage["scheme"] is None:
-        return [f"the weights in the precision that they had; its cache holds {stage['cache']}"]
+        return [
+            f"the weights in the precision that they had; its cache holds {stage['cache']} in this "
+            "package, and what they choose in servers"
+        ]
     before, after, error = stage["bytes_before"], stage["bytes_after"], stage["relative_error"]
     group = stage["scheme"]["group_size"]
     scales = "each output" if group is None else f"each output and {group} inputs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ic.checkpoint.card.figures import longest_measured
@@ -138,7 +138,7 @@ def _limits(facts: Facts) -> list[str]:
                 f"The weights it began with were quantised ({', '.join(types)}): it can be no "
                 "better than that copy of the original."
             )
-    if any(stage["kind"] == "quantisation" for stage in stages):
+    if any(map(_is_rounded, stages)):
         limits.append(
             "Its weights are rounded: figures of the weights that they were made from are not its."
         )
@@ -154,6 +154,11 @@ def _limits(facts: Facts) -> list[str]:
     return ["## Limits", "", *(f"- {limit}" for limit in limits)]
 
 
+def _is_rounded(stage: Mapping[str, Any]) -> bool:
+    """Whether weights became codes, and not the cache alone."""
+    return stage["kind"] == "quantisation" and stage["scheme"] is not None
+
+
 def _unmeasured(facts: Facts) -> list[str]:
     names = {suite["suite"] for suite in facts["suites"]}
     return [
@@ -167,7 +172,7 @@ def _unmeasured(facts: Facts) -> list[str]:
 
 def _loading(facts: Facts) -> list[str]:
     shape, name = facts["shape"], facts["name"]
-    if any(stage["kind"] == "quantisation" for stage in facts["stages"]):
+    if any(map(_is_rounded, facts["stages"])):
         return _loading_codes(facts)
     ours = "import ic.model  # knows the {}\n"
     if shape["extensions"]:

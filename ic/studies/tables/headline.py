@@ -72,8 +72,8 @@ def _healed() -> list[str]:
                 f"{row['perplexity_original']:.1f}, {low:+.1f} to {high:+.1f} %)"
             )
     return [
-        f"Perplexity of SmolLM2-135M as MLA with {share:g} of its cache, healed, on books by other "
-        "authors",
+        f"Perplexity of SmolLM2-135M as MLA with {share:g} of its cache, healed, before it reads "
+        "on (another student), on books by other authors",
         f"{', '.join(found)}; paired 95 % intervals",
         f"`{file}`",
     ]
